@@ -1,0 +1,173 @@
+"""`best_config.yaml`: what tuning found, in a form that training reads and a person understands."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+import yaml
+from pydantic import Field
+
+from autotune.config import ThroughputConfig
+from autotune.errors import BadInputError
+from autotune.files import read_yaml, write_atomically
+from autotune.machine import Machine
+from autotune.validation import validate
+
+SCHEMA_VERSION = 1
+
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_FORBID_UNKNOWN_KEYS = {"extra": "forbid"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Performance:
+    """What one configuration reached in confirmation.
+
+    `samples_per_s_low` and `_high` bound, with 95 % confidence, what one more run will reach.
+    Shares are 0 to 1; `cpu_utilisation` is against the usable cores.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _FORBID_UNKNOWN_KEYS
+
+    samples_per_s: _Positive
+    samples_per_s_low: _Positive
+    samples_per_s_high: _Positive
+    seconds_per_step: _Positive
+    seconds_per_optimizer_step: _Positive
+    cpu_utilisation: _Share
+    data_wait_share: _Share
+    peak_memory_bytes: Annotated[int, Field(ge=0)]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BaselinePerformance(Performance):
+    """The same for the settings that training had before, and those settings."""
+
+    config: ThroughputConfig
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Speedup:
+    """Throughput of the chosen settings ÷ the baseline's, with its 95 % interval."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _FORBID_UNKNOWN_KEYS
+
+    ratio: _Positive
+    low: _Positive
+    high: _Positive
+    significant: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MachineRecord:
+    """The machine that the settings were tuned on."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _FORBID_UNKNOWN_KEYS
+
+    fingerprint: str
+    cpu: str
+    usable_cores: Annotated[int, Field(ge=1)]
+    memory_bytes: Annotated[int, Field(ge=0)]
+    system: str
+    hostname: str
+
+    @classmethod
+    def of(cls, machine: Machine) -> MachineRecord:
+        """The record of `machine`."""
+        return cls(fingerprint=machine.fingerprint, **dataclasses.asdict(machine))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StudyRecord:
+    """Where the figures come from, so that they can be looked up and measured again."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _FORBID_UNKNOWN_KEYS
+
+    storage: str
+    name: str
+    trial_numbers: tuple[int, ...]
+    command: str
+    date: str
+    versions: dict[str, str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BestConfig:
+    """The whole file."""
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _FORBID_UNKNOWN_KEYS
+
+    config: ThroughputConfig
+    expected: Performance
+    baseline: BaselinePerformance
+    speedup: Speedup
+    machine: MachineRecord
+    study: StudyRecord
+    schema_version: int = SCHEMA_VERSION
+
+
+_COMMENTS = {
+    "schema_version": "",
+    "config": "The settings. autotune.load_config reads these.",
+    "expected": "What training with them should reach; low and high bound one more run (95 %).",
+    "baseline": "What the settings before reached, measured in turn with them.",
+    "speedup": "expected ÷ baseline. Not significant: the baseline's settings are kept.",
+    "machine": "Where this was measured; loading it on another machine gives a warning.",
+    "study": "Where the figures come from.",
+}
+
+
+def write_best_config(path: Path, best: BestConfig) -> None:
+    """Write the file atomically, with comments.
+
+    Raises:
+        BadInputError: The place cannot be written; the file that was there stays.
+    """
+    data = dataclasses.asdict(best)
+    speedup = best.speedup
+    verdict = (
+        f"{speedup.ratio:.2f} times the baseline's throughput "
+        f"({speedup.low:.2f} to {speedup.high:.2f})"
+        if speedup.significant
+        else "no significant gain over the baseline"
+    )
+    parts = [f"# Written by autotune: {verdict}.\n# Tune again: {best.study.command}\n"]
+    for key, comment in _COMMENTS.items():
+        heading = f"\n# {comment}\n" if comment else ""
+        parts.append(heading + _dump({key: _plain(data[key])}))
+    write_atomically(path, "".join(parts))
+
+
+def read_best_config(path: Path) -> BestConfig:
+    """The file's content, every key checked.
+
+    Raises:
+        BadInputError: The file is not there, no YAML, of another schema, or breaks a rule; the
+            message names the key, its value and what is allowed.
+    """
+    data = read_yaml(path)
+    version = data.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise BadInputError(
+            f"{path}: schema_version must be {SCHEMA_VERSION}, not {version!r}: "
+            "run `autotune run` again to write the file anew"
+        )
+    return validate(BestConfig, data, source=str(path))
+
+
+def _dump(data: dict[str, Any]) -> str:
+    return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100))
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    """Plain YAML types; floats to six digits, which is far beyond what was measured."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    return value

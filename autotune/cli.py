@@ -1,0 +1,303 @@
+"""The command line: `autotune run` and `autotune show`.
+
+Exit codes: 0 done, also when nothing is gained; 1 the command failed or no configuration worked;
+2 options, values, files or programs that cannot be used; 130 interrupted, with what was measured
+kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+import optuna
+from rich.console import Console
+
+from autotune.best_config import write_best_config
+from autotune.channel import Listener
+from autotune.errors import AutotuneError, BadInputError, CommandError
+from autotune.files import check_writable
+from autotune.machine import this_machine
+from autotune.report.console import (
+    ConsoleObserver,
+    SilentObserver,
+    print_result,
+    result_as_dict,
+    say,
+    study_table,
+)
+from autotune.search.answer import Result, best_so_far, stored_result
+from autotune.search.definition import (
+    SamplerName,
+    StudyDefinition,
+    default_study_file,
+    define_for_command,
+    parse_duration,
+    read_definition,
+)
+from autotune.search.plan import try_out
+from autotune.search.storage import DEFAULT_STORAGE, lock_storage, open_study, storage_url
+from autotune.search.tuner import Tuner
+from autotune.trials.groups import ProcessGroups
+from autotune.trials.runner import Runner
+from autotune.trials.trial import TrialFailedError
+
+EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main() -> None:
+    """Run the command line; never ends in a traceback for an expected error."""
+    with _interruptible():
+        try:
+            code = cli(standalone_mode=False)
+        except click.exceptions.Abort:
+            code = EXIT_INTERRUPTED
+        except click.ClickException as error:
+            error.show()
+            code = error.exit_code
+        except BadInputError as error:
+            code = _fail(str(error), EXIT_BAD_INPUT)
+        except AutotuneError as error:
+            code = _fail(str(error), EXIT_FAILED)
+        except KeyboardInterrupt:
+            code = _fail("interrupted", EXIT_INTERRUPTED)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="autotune")
+def cli() -> None:
+    """Find the settings with which a PyTorch training loop runs fastest on this machine."""
+
+
+def _axis(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, list[int]]:
+    axes: dict[str, list[int]] = {}
+    for text in values:
+        name, separator, numbers = text.partition("=")
+        try:
+            axes[name.strip().replace("-", "_")] = [
+                _axis_value(part) for part in numbers.split(",")
+            ]
+        except ValueError:
+            separator = ""
+        if not separator:
+            raise click.BadParameter(f"must look like batch_size=2,4,8, not {text!r}")
+    return axes
+
+
+def _axis_value(text: str) -> int | bool:
+    return {"true": True, "false": False}[text] if text in ("true", "false") else int(text)
+
+
+@cli.command(context_settings={"ignore_unknown_options": False})
+@click.option("--study", "study_file", type=click.Path(path_type=Path), help="Study file (YAML).")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("best_config.yaml"),
+    show_default=True,
+    help="Where the settings are written.",
+)
+@click.option("--budget", help="Time for everything, such as 90s, 3m, 1h.  [default: 5m]")
+@click.option("--max-trials", type=click.IntRange(min=1), help="Most configurations to visit.")
+@click.option("--sampler", type=click.Choice([name.value for name in SamplerName]))
+@click.option("--start-mode", type=click.Choice(["auto", "fork", "fresh"]))
+@click.option("--storage", help="SQLite file or database URL.  [default: studies/autotune.db]")
+@click.option(
+    "--axis",
+    "axes",
+    multiple=True,
+    callback=_axis,
+    metavar="NAME=VALUES",
+    help="Values of one axis: --axis batch_size=2,4,8. Repeatable.",
+)
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of the sampler.")
+@click.option("--fresh", is_flag=True, help="Start a new study instead of going on with the last.")
+@click.option("--dry-run", is_flag=True, help="Show machine, space and estimated time; no search.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def run(
+    *,
+    study_file: Path | None,
+    out: Path,
+    storage: str | None,
+    fresh: bool,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    command: tuple[str, ...],
+    **options: Any,  # noqa: ANN401
+) -> None:
+    """Tune COMMAND, a training loop that calls autotune.load_config and autotune.steps.
+
+    Without COMMAND, the study that pyproject.toml names in [tool.autotune] is run. A study goes on
+    where it was stopped.
+    """
+    definition = _define(study_file, command, _overrides(options))
+    program = definition.runnable_command
+    console = Console(stderr=as_json, quiet=quiet and not as_json, highlight=False)
+    say(console, f"machine: {this_machine()}")
+    say(console, f"command: {definition.command_line}")
+    if dry_run:
+        _dry_run(console, definition, program)
+        return
+    check_writable(out)
+    url = storage_url(storage or DEFAULT_STORAGE)
+    with contextlib.closing(_Lock(url)):
+        result = _run(console, definition, program, url=url, fresh=fresh, quiet=quiet)
+    write_best_config(out, result.best)
+    if as_json:
+        click.echo(json.dumps(result_as_dict(result), indent=2))
+    print_result(console, result, str(out))
+
+
+@cli.command()
+@click.argument("study", required=False)
+@click.option("--storage", default=str(DEFAULT_STORAGE), show_default=True)
+@click.option("--csv", "form", flag_value="csv", help="Print comma-separated values.")
+@click.option("--json", "form", flag_value="json", help="Print a JSON list of trials.")
+def show(study: str | None, storage: str, form: str | None) -> None:
+    """Print STUDY (by default the latest one in the storage) as a table, a row per trial."""
+    from autotune.report.frame import load_study
+
+    frame = load_study(storage, study)
+    if form == "csv":
+        click.echo(frame.drop(columns="block_s").to_csv(index=False), nl=False)
+    elif form == "json":
+        click.echo(frame.to_json(orient="records", indent=2))
+    else:
+        console = Console(highlight=False)
+        console.print(study_table(frame), soft_wrap=not console.is_terminal)
+
+
+def _define(
+    study_file: Path | None, command: tuple[str, ...], overrides: dict[str, Any]
+) -> StudyDefinition:
+    if command and study_file is None:
+        return define_for_command(command, overrides)
+    study_file = study_file or default_study_file(Path.cwd())
+    if study_file is None:
+        raise BadInputError(
+            "nothing to tune: give a command (`autotune run -- python train.py`), a --study file, "
+            "or name one in pyproject.toml under [tool.autotune] study"
+        )
+    if command:
+        overrides["command"] = list(command)
+    return read_definition(study_file, overrides)
+
+
+def _overrides(options: dict[str, Any]) -> dict[str, Any]:
+    """What the command line says, in the definition's own names; what it leaves out is absent."""
+    given = {name: value for name, value in options.items() if value not in (None, {}, "auto")}
+    if "budget" in given:
+        given["budget_s"] = parse_duration(given.pop("budget"), source="--budget")
+    if options["start_mode"] == "auto":
+        given["start_mode"] = None
+    return given
+
+
+class _Lock:
+    """Keeps other runs away from a storage."""
+
+    def __init__(self, url: str) -> None:
+        self._file = lock_storage(url)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def _run(
+    console: Console,
+    definition: StudyDefinition,
+    program: tuple[str, ...],
+    *,
+    url: str,
+    fresh: bool,
+    quiet: bool,
+) -> Result:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    store = open_study(url, definition.name, fresh=fresh)
+    earlier = stored_result(store, definition)
+    if earlier is not None:
+        say(console, f"study {store.name} is complete: nothing was measured again (--fresh does)")
+        return earlier
+    say(console, f"study: {store.name} in {url}, at most {definition.budget_s:.0f} s")
+    observer = ConsoleObserver(console)
+    try:
+        with _runner(definition, program) as runner, observer:
+            tuner = Tuner(
+                definition,
+                storage=url,
+                store=store,
+                runner=runner,
+                observer=SilentObserver() if quiet else observer,
+            )
+            return tuner.run()
+    except KeyboardInterrupt:
+        best = best_so_far(store.records())
+        kept = f"; best so far: {best}" if best else ""
+        raise KeyboardInterrupt(
+            f"interrupted{kept}. Everything measured is kept: the same command goes on"
+        ) from None
+
+
+@contextlib.contextmanager
+def _runner(definition: StudyDefinition, program: tuple[str, ...]) -> Iterator[Runner]:
+    groups = ProcessGroups()
+    try:
+        with (
+            Listener() as listener,
+            Runner(
+                program,
+                groups=groups,
+                listener=listener,
+                start_mode=definition.start_mode,
+                start_deadline_s=definition.start_deadline_s,
+            ) as runner,
+        ):
+            yield runner
+    finally:
+        groups.close()
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM and a closed terminal end a run as Ctrl-C does."""
+
+    def interrupt(_: int, __: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
+    yield
+
+
+def _dry_run(console: Console, definition: StudyDefinition, program: tuple[str, ...]) -> None:
+    with _runner(definition, program) as runner:
+        try:
+            plan, estimate = try_out(definition, runner)
+        except TrialFailedError as error:
+            raise CommandError(error.explain("the command")) from error
+    say(console, f"baseline: {plan.baseline.summary}")
+    for name, values in plan.space.axes.items():
+        say(console, f"axis {name}: {', '.join(map(str, values))}")
+    say(console, f"space: {len(plan.configurations)} configurations")
+    say(
+        console,
+        f"estimated time: {estimate.low_s:.0f} to {estimate.high_s:.0f} s, bounded by the "
+        f"budget of {definition.budget_s:.0f} s",
+    )
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"error: {message}" if code != EXIT_INTERRUPTED else message, err=True)
+    return code

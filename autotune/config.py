@@ -1,0 +1,196 @@
+"""The settings that are tuned: their rules, and what they mean to a DataLoader and to threads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from autotune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader, Dataset
+
+# torch.utils.data.DataLoader's own default where there are workers.
+DEFAULT_PREFETCH_FACTOR = 2
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ThroughputConfig:
+    """The settings that decide how fast a training loop runs, and nothing about what it learns.
+
+    Attributes:
+        batch_size: Samples per micro-step, that is per batch that the loader delivers.
+        gradient_accumulation_steps: Micro-steps per optimizer step.
+        num_workers: Loader processes; 0 loads in the training process.
+        prefetch_factor: Batches that each worker prepares ahead; None without workers.
+        persistent_workers: Whether workers outlive an epoch; None means wherever there are any.
+        pin_memory: Whether batches are copied to page-locked memory (for GPUs).
+        num_threads: Threads within an operation (intra-op); None leaves torch's default.
+        num_interop_threads: Threads across operations; None leaves torch's default.
+
+    Raises:
+        ConfigError: A value is outside its range, or two contradict each other.
+    """
+
+    # Read by pydantic where a file is validated; unknown keys are errors.
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    batch_size: int
+    gradient_accumulation_steps: int = 1
+    num_workers: int = 0
+    prefetch_factor: int | None = None
+    persistent_workers: bool | None = None
+    pin_memory: bool = False
+    num_threads: int | None = None
+    num_interop_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, minimum in _MINIMA.items():
+            _check_integer(name, getattr(self, name), minimum, optional=name in _OPTIONAL)
+        for name in ("persistent_workers", "pin_memory"):
+            value = getattr(self, name)
+            if not isinstance(value, bool) and not (name in _OPTIONAL and value is None):
+                raise ConfigError(f"{name} must be true or false, not {value!r}")
+        if self.num_workers == 0:
+            if self.prefetch_factor is not None:
+                raise ConfigError(
+                    f"prefetch_factor must be null when num_workers is 0, not "
+                    f"{self.prefetch_factor}: without workers nothing is prefetched"
+                )
+            if self.persistent_workers:
+                raise ConfigError("persistent_workers must be false when num_workers is 0")
+        elif self.prefetch_factor is None:
+            object.__setattr__(self, "prefetch_factor", DEFAULT_PREFETCH_FACTOR)
+        if self.persistent_workers is None:
+            object.__setattr__(self, "persistent_workers", self.num_workers > 0)
+
+    @property
+    def effective_batch_size(self) -> int:
+        """Samples per optimizer step."""
+        return self.batch_size * self.gradient_accumulation_steps
+
+    @property
+    def num_prefetched(self) -> int:
+        """Batches that the loader holds ready when the step is slower than the loader."""
+        return self.num_workers * (self.prefetch_factor or 0)
+
+    @property
+    def summary(self) -> str:
+        """The settings on one line, for people."""
+        accumulation = self.gradient_accumulation_steps
+        parts = [f"batch {self.batch_size}" + (f" x {accumulation}" if accumulation > 1 else "")]
+        prefetch = f" x prefetch {self.prefetch_factor}" if self.num_workers else ""
+        parts.append(f"workers {self.num_workers}{prefetch}")
+        if self.num_threads is not None:
+            parts.append(f"threads {self.num_threads}")
+        if self.num_interop_threads is not None:
+            parts.append(f"inter-op threads {self.num_interop_threads}")
+        if self.pin_memory:
+            parts.append("pinned memory")
+        return ", ".join(parts)
+
+    def with_effective_batch_size(self, effective_batch_size: int) -> ThroughputConfig:
+        """The same settings with accumulation that makes up `effective_batch_size` samples.
+
+        Raises:
+            ConfigError: The batch size does not divide it.
+        """
+        _check_integer("effective_batch_size", effective_batch_size, 1)
+        steps, rest = divmod(effective_batch_size, self.batch_size)
+        if rest or not steps:
+            raise ConfigError(
+                f"batch_size must divide effective_batch_size ({effective_batch_size}), and "
+                f"{self.batch_size} does not: choose one of its divisors"
+            )
+        return dataclasses.replace(self, gradient_accumulation_steps=steps)
+
+    def dataloader_kwargs(self) -> dict[str, Any]:
+        """Keyword arguments for `torch.utils.data.DataLoader`, legal in every combination."""
+        kwargs: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "num_workers": self.num_workers,
+            "pin_memory": self.pin_memory,
+        }
+        # DataLoader refuses these two where there are no workers.
+        if self.num_workers:
+            kwargs["prefetch_factor"] = self.prefetch_factor
+            kwargs["persistent_workers"] = self.persistent_workers
+        return kwargs
+
+    def dataloader(self, dataset: Dataset[Any], **kwargs: Any) -> DataLoader[Any]:  # noqa: ANN401
+        """A DataLoader over `dataset` with these settings.
+
+        Args:
+            dataset: A map-style or iterable dataset.
+            **kwargs: Whatever else the DataLoader takes (`shuffle`, `collate_fn`, `sampler`, …).
+
+        Raises:
+            ConfigError: An argument is one that these settings decide.
+        """
+        from torch.utils.data import DataLoader
+
+        tuned = self.dataloader_kwargs()
+        taken = sorted(set(tuned) & set(kwargs))
+        if taken:
+            raise ConfigError(
+                f"{', '.join(taken)} is decided by the configuration: leave it out of dataloader()"
+            )
+        return DataLoader(dataset, **tuned, **kwargs)
+
+    def apply_threads(self) -> None:
+        """Set the thread counts of torch and of the BLAS and OpenMP pools of this process.
+
+        Counts that are None stay as they are. `load_config` calls this, so that a measured trial
+        and the training that follows it run alike.
+
+        Raises:
+            ConfigError: The inter-op count came too late: torch accepts it only before its first
+                parallel work.
+        """
+        if self.num_threads is None and self.num_interop_threads is None:
+            return
+        import torch
+
+        if self.num_threads is not None:
+            from threadpoolctl import threadpool_limits
+
+            threadpool_limits(limits=self.num_threads)
+            torch.set_num_threads(self.num_threads)
+        interop = self.num_interop_threads
+        if interop is not None and torch.get_num_interop_threads() != interop:
+            try:
+                torch.set_num_interop_threads(interop)
+            except RuntimeError as error:
+                raise ConfigError(
+                    f"num_interop_threads = {interop} must be set before torch's first parallel "
+                    f"work: call autotune.load_config earlier ({error})"
+                ) from error
+
+    def to_dict(self) -> dict[str, int | bool | None]:
+        """The settings as plain values, for files and messages."""
+        return dataclasses.asdict(self)
+
+
+_MINIMA: Mapping[str, int] = {
+    "batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "num_workers": 0,
+    "prefetch_factor": 1,
+    "num_threads": 1,
+    "num_interop_threads": 1,
+}
+_OPTIONAL = frozenset(
+    ("prefetch_factor", "persistent_workers", "num_threads", "num_interop_threads")
+)
+
+
+def _check_integer(name: str, value: object, minimum: int, *, optional: bool = False) -> None:
+    if optional and value is None:
+        return
+    # bool is an int to Python, and never a count to a person.
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        alternative = " or null" if optional else ""
+        raise ConfigError(
+            f"{name} must be a whole number of at least {minimum}{alternative}, not {value!r}"
+        )

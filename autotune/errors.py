@@ -1,0 +1,25 @@
+"""The exceptions that autotune raises on purpose."""
+
+
+class AutotuneError(Exception):
+    """Base of every expected error; its message can be shown to a user as it is."""
+
+
+class BadInputError(AutotuneError):
+    """An option, a value, a file or a program that cannot be used (exit code 2)."""
+
+
+class ConfigError(BadInputError):
+    """Settings that break a rule, in code or in a file."""
+
+
+class CommandError(AutotuneError):
+    """The user's command failed, or never called autotune (exit code 1)."""
+
+
+class NothingWorkedError(AutotuneError):
+    """No configuration could be measured (exit code 1)."""
+
+
+class MachineMismatchWarning(UserWarning):
+    """The settings in use were tuned on a machine that differs from this one."""

@@ -1,0 +1,220 @@
+"""What a person sees: progress while a run goes on, the answer, and a study as a table."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pandas as pd
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from autotune.best_config import Performance
+from autotune.search.answer import Result
+from autotune.search.progress import Progress
+
+_SHOWN = (
+    "number",
+    "phase",
+    "state",
+    "start_mode",
+    "batch_size",
+    "gradient_accumulation_steps",
+    "num_workers",
+    "prefetch_factor",
+    "num_threads",
+    "samples_per_s",
+    "seconds_per_step",
+    "cpu_utilisation",
+    "data_wait_share",
+    "peak_memory_bytes",
+    "start_up_s",
+    "duration_s",
+    "cause",
+)
+
+
+def say(console: Console, line: str) -> None:
+    """Print a line as it is: no markup, no wrapping, so that paths and commands can be copied."""
+    console.print(Text(line), soft_wrap=True)
+
+
+class ConsoleObserver:
+    """Shows progress: one live line on a terminal, a plain line now and then elsewhere.
+
+    It draws only when it is told something, which is never while a block is timed.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = (
+            Live(console=console, auto_refresh=False, transient=True)
+            if console.is_terminal
+            else None
+        )
+        self._last_best = 0.0
+        self._num_lines = 0
+
+    def __enter__(self) -> ConsoleObserver:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def note(self, text: str) -> None:
+        """Print a line that stays."""
+        say(self._console, text)
+
+    def update(self, progress: Progress) -> None:
+        """Show how far the run is."""
+        line = _progress_line(progress)
+        if self._live is not None:
+            self._live.update(Text(line), refresh=True)
+        elif progress.best > 1.02 * self._last_best or self._num_lines % 10 == 0:
+            say(self._console, line)
+        self._num_lines += 1
+        self._last_best = max(self._last_best, progress.best)
+
+
+class SilentObserver:
+    """Shows nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+    def update(self, progress: Progress) -> None:
+        """Nothing."""
+
+
+def _progress_line(progress: Progress) -> str:
+    settled = progress.num_measured + progress.num_ruled_out
+    minutes, seconds = divmod(round(progress.left_s), 60)
+    ratio = progress.best / progress.baseline if progress.baseline else 0.0
+    return (
+        f"{progress.phase.value}: {settled}/{progress.num_configurations} settled "
+        f"({progress.num_measured} measured) | best {progress.best:.4g} {progress.unit}/s = "
+        f"{ratio:.2f}x baseline ({progress.best_config.summary}) | "
+        f"at most {minutes}:{seconds:02d} left"
+    )
+
+
+def print_result(console: Console, result: Result, out: str) -> None:
+    """The answer: baseline and chosen settings side by side, the speed-up, and how it was found."""
+    best = result.best
+    table = Table(
+        title="baseline and chosen settings, each in fresh processes", title_justify="left"
+    )
+    for heading in ("", "baseline", "chosen"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for label, before, after in _comparison(best.baseline, best.expected):
+        table.add_row(label, before, after)
+    say(console, f"baseline: {best.baseline.config.summary}")
+    say(console, f"chosen:   {best.config.summary}")
+    console.print(table)
+    speedup = best.speedup
+    interval = f"{speedup.ratio:.2f}x (95 % interval {speedup.low:.2f} to {speedup.high:.2f})"
+    if speedup.significant:
+        say(console, f"speed-up: {interval}")
+    else:
+        console.print(
+            Text(
+                f"no significant gain: the best other configuration reached {interval} of the "
+                "baseline's throughput; the baseline's settings are kept"
+            )
+        )
+    say(console, _how(result))
+    for line in _warnings(result):
+        say(console, line)
+    say(console, f"written to {out}")
+
+
+def result_as_dict(result: Result) -> dict[str, object]:
+    """The result as plain values, for `--json`."""
+    return dataclasses.asdict(result)
+
+
+def study_table(frame: pd.DataFrame) -> Table:
+    """A study as a table for a terminal."""
+    table = Table(title=f"study {frame.attrs['study']}", title_justify="left")
+    headings = {
+        "gradient_accumulation_steps": "accumulation",
+        "peak_memory_bytes": "memory MiB",
+        "prefetch_factor": "prefetch",
+    }
+    for column in _SHOWN:
+        numeric = pd.api.types.is_numeric_dtype(frame[column])
+        heading = headings.get(column, column).replace("_", " ")
+        table.add_column(heading, justify="right" if numeric else "left")
+    for row in frame[list(_SHOWN)].to_dict("records"):
+        table.add_row(*(_cell(str(name), value) for name, value in row.items()))
+    return table
+
+
+def _comparison(before: Performance, after: Performance) -> list[tuple[str, str, str]]:
+    def share(value: float) -> str:
+        return f"{100 * value:.0f} %"
+
+    def mebibytes(p: Performance) -> str:
+        return f"{p.peak_memory_bytes / 2**20:.0f}"
+
+    def rate(p: Performance) -> str:
+        return f"{p.samples_per_s:.4g} ({p.samples_per_s_low:.4g} to {p.samples_per_s_high:.4g})"
+
+    return [
+        ("samples/s (95 % of runs)", rate(before), rate(after)),
+        ("seconds per step", f"{before.seconds_per_step:.4g}", f"{after.seconds_per_step:.4g}"),
+        (
+            "seconds per optimizer step",
+            f"{before.seconds_per_optimizer_step:.4g}",
+            f"{after.seconds_per_optimizer_step:.4g}",
+        ),
+        ("CPU utilisation", share(before.cpu_utilisation), share(after.cpu_utilisation)),
+        ("waiting for data", share(before.data_wait_share), share(after.data_wait_share)),
+        ("peak memory, MiB", mebibytes(before), mebibytes(after)),
+    ]
+
+
+def _how(result: Result) -> str:
+    ruled_out = (
+        f", {result.num_ruled_out} ruled out because no number of workers can bring enough"
+        if result.num_ruled_out
+        else ""
+    )
+    left = result.num_configurations - result.num_measured - result.num_ruled_out
+    not_reached = f", {left} not reached in the time given" if left else ""
+    failed = f"; {result.num_failed} trials failed" if result.num_failed else ""
+    return (
+        f"measured {result.num_measured} of {result.num_configurations} configurations"
+        f"{ruled_out}{not_reached}{failed}"
+    )
+
+
+def _warnings(result: Result) -> list[str]:
+    lines = []
+    best = result.best
+    if best.config.effective_batch_size != best.baseline.config.effective_batch_size:
+        lines.append(
+            f"note: an update now takes {best.config.effective_batch_size} samples instead of "
+            f"{best.baseline.config.effective_batch_size}: the learning rate may need another "
+            "look; name effective_batch_size in load_config to keep it fixed"
+        )
+    if result.num_disturbed:
+        lines.append(
+            f"note: other processes used the cores during {result.num_disturbed} measurements; "
+            "these were measured again where there was time"
+        )
+    return lines
+
+
+def _cell(name: str, value: object) -> str:
+    if value is None or value is pd.NA or value != value:
+        return ""
+    if name == "peak_memory_bytes" and isinstance(value, int):
+        return f"{value / 2**20:.0f}"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value)

@@ -1,0 +1,85 @@
+"""A study as a pandas table."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pandas as pd
+
+from autotune.measurement import Measurement
+from autotune.search.storage import TrialRecord, find_study, read_records, storage_url
+
+
+def load_study(path_or_url: str | os.PathLike[str], name: str | None = None) -> pd.DataFrame:
+    """The trials of a study, a row each, in the order in which they ran.
+
+    Works on any machine, on finished studies, interrupted ones, and ones that are being written.
+
+    Args:
+        path_or_url: The SQLite file of a storage, or the URL of any storage of Optuna's.
+        name: The study; the one that was made last where it is not given.
+
+    Returns:
+        Columns: `number`, `state` (`complete`, `failed` or `running`), `phase`, `start_mode`,
+        every setting, every figure of `autotune.measurement.Measurement` (units in their names;
+        shares and utilisation are 0 to 1), `start_up_s`, `duration_s`, `round_number` of the
+        confirmation, `cause` and `message` of a failure, `unit` that `units_per_s` counts, and
+        `block_s`: the durations of the blocks. What a trial lacks is missing (NaN, NA or None).
+        `frame.attrs` holds the study's facts: command, machine, baseline, versions, result.
+
+    Raises:
+        BadInputError: There is no such storage or study.
+    """
+    url = storage_url(path_or_url if isinstance(path_or_url, str) else Path(path_or_url))
+    study = find_study(url, name)
+    frame = pd.DataFrame([_row(record) for record in read_records(study)], columns=_columns())
+    counts = ("batch_size", "gradient_accumulation_steps", "num_workers", "prefetch_factor")
+    optional = ("num_threads", "num_interop_threads", "round_number", "peak_memory_bytes")
+    steps = ("num_steps", "num_disturbed")
+    frame = frame.astype({column: "Int64" for column in (*counts, *optional, *steps)})
+    frame.attrs.update(study.user_attrs, study=study.study_name, storage=url)
+    return frame
+
+
+def _row(record: TrialRecord) -> dict[str, object]:
+    measurement, failure = record.measurement, record.failure
+    figures = dataclasses.asdict(measurement) if measurement else {}
+    state = "complete" if measurement else "failed" if failure else "running"
+    blocks = [block for sample in record.samples for block in sample.blocks]
+    return {
+        "number": record.number,
+        "state": state,
+        "phase": record.phase.value,
+        "start_mode": record.start_mode.value if record.start_mode else None,
+        **record.config.to_dict(),
+        **figures,
+        "start_up_s": record.start_up_s,
+        "duration_s": record.duration_s,
+        "round_number": record.round_number,
+        "cause": failure.cause.value if failure else None,
+        "message": failure.message if failure else None,
+        "unit": record.unit,
+        "block_s": [block.duration_s for block in blocks],
+    }
+
+
+def _columns() -> list[str]:
+    settings = [
+        "batch_size",
+        "gradient_accumulation_steps",
+        "num_workers",
+        "prefetch_factor",
+        "persistent_workers",
+        "pin_memory",
+        "num_threads",
+        "num_interop_threads",
+    ]
+    figures = [field.name for field in dataclasses.fields(Measurement)]
+    return [
+        *("number", "state", "phase", "start_mode"),
+        *settings,
+        *figures,
+        *("start_up_s", "duration_s", "round_number", "cause", "message", "unit", "block_s"),
+    ]

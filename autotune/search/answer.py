@@ -1,0 +1,139 @@
+"""The answer of a run: what is written to `best_config.yaml`, and how it was found."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from autotune.best_config import (
+    BaselinePerformance,
+    BestConfig,
+    MachineRecord,
+    Performance,
+    Speedup,
+    StudyRecord,
+)
+from autotune.config import ThroughputConfig
+from autotune.machine import this_machine
+from autotune.measurement import StartMode
+from autotune.search.confirmation import Choice, Interval
+from autotune.search.definition import StudyDefinition
+from autotune.search.knowledge import Knowledge
+from autotune.search.storage import StudyStore, TrialRecord
+from autotune.validation import validate
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """The outcome of a run.
+
+    Attributes:
+        best: What is written to `best_config.yaml`.
+        num_configurations: Configurations in the space.
+        num_measured: Of these, measured.
+        num_ruled_out: Of these, settled by a bound.
+        num_failed: Trials that failed.
+        num_disturbed: Blocks during which other processes used the cores.
+        start_mode: How searching trials were started.
+        fresh_reason: Why not by forking, None if they were.
+        complete: Whether nothing was left to search.
+    """
+
+    best: BestConfig
+    num_configurations: int
+    num_measured: int
+    num_ruled_out: int
+    num_failed: int
+    num_disturbed: int
+    start_mode: StartMode
+    fresh_reason: str | None
+    complete: bool
+
+
+def make_best_config(
+    choice: Choice,
+    runs: Mapping[ThroughputConfig, Sequence[TrialRecord]],
+    *,
+    baseline: ThroughputConfig,
+    definition: StudyDefinition,
+    storage: str,
+    store: StudyStore,
+) -> BestConfig:
+    """The content of `best_config.yaml`; the baseline's settings where there is no gain.
+
+    Args:
+        choice: The outcome of the confirmation.
+        runs: The confirming runs behind it, by configuration.
+        baseline: Which configuration is the baseline.
+        definition: What was asked for.
+        storage: URL of the storage.
+        store: The study.
+    """
+    ratio = choice.speedup
+    chosen = choice.best if ratio.significant else baseline
+    return BestConfig(
+        config=chosen,
+        expected=_performance(runs[chosen], choice.rates[chosen]),
+        baseline=BaselinePerformance(
+            **dataclasses.asdict(_performance(runs[baseline], choice.rates[baseline])),
+            config=baseline,
+        ),
+        speedup=Speedup(
+            ratio=ratio.ratio, low=ratio.low, high=ratio.high, significant=ratio.significant
+        ),
+        machine=MachineRecord.of(this_machine()),
+        study=StudyRecord(
+            storage=storage,
+            name=store.name,
+            trial_numbers=tuple(
+                record.number for config in (baseline, choice.best) for record in runs[config]
+            ),
+            command=f"autotune run -- {definition.command_line}",
+            date=datetime.now().astimezone().isoformat(timespec="seconds"),
+            versions=store.facts["versions"],
+        ),
+    )
+
+
+def stored_result(store: StudyStore, definition: StudyDefinition) -> Result | None:
+    """The result of an earlier run that left nothing to do, None where something is left."""
+    facts = store.facts
+    result = facts.get("result")
+    axes = facts.get("axes", {})
+    same_axes = all(list(axes.get(k, ())) == sorted(set(v)) for k, v in definition.axes.items())
+    same = facts.get("command") == list(definition.command) and same_axes
+    same_machine = this_machine().fingerprint in facts.get("machine", "")
+    if not result or not same or not same_machine or not result["complete"]:
+        return None
+    return validate(Result, result, source=f"study {store.name}")
+
+
+def best_so_far(records: Sequence[TrialRecord]) -> str | None:
+    """The fastest configuration of an unfinished run on one line, None before there is one."""
+    measured = Knowledge.of(records).measured
+    best = max(measured, key=lambda config: measured[config], default=None)
+    if best is None or not measured[best]:
+        return None
+    return f"{best.summary} ({measured[best]:.4g}/s, not confirmed)"
+
+
+def _performance(records: Sequence[TrialRecord], rate: Interval) -> Performance:
+    """The figures of some runs of one configuration, averaged; times follow from the mean rate."""
+    found = [record.measurement for record in records if record.measurement is not None]
+    count = len(found)
+    # Where the script counts units, the interval is of these: per sample the ratio is the same.
+    mean_units_per_s = sum(m.units_per_s for m in found) / count
+    samples_per_unit = sum(m.samples_per_s for m in found) / count / mean_units_per_s
+    samples_per_s = rate.mean * samples_per_unit
+    config = records[0].config
+    return Performance(
+        samples_per_s=samples_per_s,
+        samples_per_s_low=rate.low * samples_per_unit,
+        samples_per_s_high=rate.high * samples_per_unit,
+        seconds_per_step=config.batch_size / samples_per_s,
+        seconds_per_optimizer_step=config.effective_batch_size / samples_per_s,
+        cpu_utilisation=sum(m.cpu_utilisation for m in found) / count,
+        data_wait_share=sum(m.data_wait_share for m in found) / count,
+        peak_memory_bytes=max(m.peak_memory_bytes for m in found),
+    )

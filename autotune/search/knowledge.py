@@ -1,0 +1,99 @@
+"""What the trials so far say of configurations that have not run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+from autotune.config import ThroughputConfig
+from autotune.measurement import FailureCause
+from autotune.search.confirmation import INDIFFERENCE, cost_key
+from autotune.search.storage import Phase, TrialRecord
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Knowledge:
+    """The short trials of a study, as a view on the whole space.
+
+    Attributes:
+        measured: Units per second of the configurations visited; 0 for those that failed.
+        without_workers: Of visited ones without workers, what they could reach if loading took no
+            time at all.
+        out_of_memory: Configurations that ran out of memory.
+    """
+
+    measured: Mapping[ThroughputConfig, float]
+    without_workers: Mapping[ThroughputConfig, float]
+    out_of_memory: tuple[ThroughputConfig, ...]
+
+    @classmethod
+    def of(cls, records: Iterable[TrialRecord]) -> Knowledge:
+        """What short trials of the search, forked or fresh, have shown."""
+        measured: dict[ThroughputConfig, float] = {}
+        without_workers: dict[ThroughputConfig, float] = {}
+        out_of_memory: list[ThroughputConfig] = []
+        for record in records:
+            failure, measurement = record.failure, record.measurement
+            if record.phase not in (Phase.SEARCH, Phase.PROBE):
+                continue
+            if measurement is not None:
+                measured[record.config] = measurement.units_per_s
+                if record.config.num_workers == 0:
+                    step_share = max(1.0 - measurement.data_wait_share, 1e-6)
+                    without_workers[record.config] = measurement.units_per_s / step_share
+            elif failure is not None and failure.cause is not FailureCause.INTERRUPTED:
+                measured[record.config] = 0.0
+                if failure.cause is FailureCause.OUT_OF_MEMORY:
+                    out_of_memory.append(record.config)
+        return cls(
+            MappingProxyType(measured), MappingProxyType(without_workers), tuple(out_of_memory)
+        )
+
+    @property
+    def incumbent(self) -> float:
+        """Units per second of the fastest configuration visited; 0 before there is one."""
+        return max(self.measured.values(), default=0.0)
+
+    def bound(self, config: ThroughputConfig) -> float:
+        """Units per second that `config` cannot exceed, as far as is known.
+
+        Without workers the loop waits for loading and then computes. Workers can hide the waiting
+        and nothing else: rate ≤ 1 / compute time.
+        """
+        return self.without_workers.get(_without_workers(config), math.inf)
+
+    def rules_out(self, config: ThroughputConfig) -> bool:
+        """Whether `config` needs no visit.
+
+        It cannot beat the best by enough to matter, or needs more than one that ran out of memory.
+        """
+        if any(_is_heavier(config, failed) for failed in self.out_of_memory):
+            return True
+        return config.num_workers > 0 and self.bound(config) < self.incumbent * (1 + INDIFFERENCE)
+
+    def finalists(self, baseline: ThroughputConfig, number: int) -> tuple[ThroughputConfig, ...]:
+        """The fastest configurations beside the baseline, cheapest first among equals.
+
+        Those more than 15 % behind the fastest are left out: short trials are not that wrong.
+        """
+        others = {
+            config: rate for config, rate in self.measured.items() if rate and config != baseline
+        }
+        top = max(others.values(), default=0.0)
+        close = [config for config, rate in others.items() if rate >= 0.85 * top]
+        return tuple(sorted(close, key=lambda config: (-others[config], cost_key(config)))[:number])
+
+
+def _without_workers(config: ThroughputConfig) -> ThroughputConfig:
+    return dataclasses.replace(config, num_workers=0, prefetch_factor=None, persistent_workers=None)
+
+
+def _is_heavier(config: ThroughputConfig, other: ThroughputConfig) -> bool:
+    """Whether `config` needs at least as much memory as `other` in every way."""
+    return (
+        config.batch_size >= other.batch_size
+        and config.num_workers >= other.num_workers
+        and config.num_prefetched >= other.num_prefetched
+    )

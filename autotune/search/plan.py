@@ -1,0 +1,83 @@
+"""What is going to be searched, and roughly how long that takes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from autotune.config import ThroughputConfig
+from autotune.machine import this_machine
+from autotune.measurement import StartMode
+from autotune.search.definition import StudyDefinition
+from autotune.search.visits import WARM_UP, run_through
+from autotune.space import Space, default_axes
+from autotune.trials.runner import Introduction, Runner
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is going to be searched, known once the command has introduced itself."""
+
+    baseline: ThroughputConfig
+    space: Space
+    configurations: tuple[ThroughputConfig, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Seconds that a run will take if most of the space is ruled out, and if none of it is."""
+
+    low_s: float
+    high_s: float
+
+
+def make_plan(definition: StudyDefinition, introduction: Introduction) -> Plan:
+    """The baseline and the space for a command on this machine.
+
+    Raises:
+        BadInputError: An axis does not fit what the script asks for.
+    """
+    baseline = introduction.default
+    if baseline.num_threads is None:
+        # Named, so that a trial that was forked with one thread can set it.
+        baseline = dataclasses.replace(baseline, num_threads=introduction.default_num_threads)
+    effective = introduction.effective_batch_size
+    axes = default_axes(
+        usable_cores=this_machine().usable_cores,
+        baseline=baseline,
+        effective_batch_size=effective,
+    )
+    space = Space(axes={**axes, **definition.axes}, effective_batch_size=effective)
+    return Plan(baseline=baseline, space=space, configurations=space.configurations(baseline))
+
+
+def try_out(definition: StudyDefinition, runner: Runner) -> tuple[Plan, Estimate]:
+    """Start the command once, time a few of its steps, and estimate the whole run from these.
+
+    Steps of other batch sizes are taken to cost as much per sample as the baseline's.
+
+    Raises:
+        TrialFailedError: The command does not get as far as a few steps.
+    """
+    with runner.start(None, StartMode.FRESH) as trial:
+        assert runner.introduction is not None
+        plan = make_plan(definition, runner.introduction)
+        outcome = run_through(trial, definition)
+    sample_s = 1.0 / outcome.measurement.samples_per_s
+
+    def visit_s(config: ThroughputConfig, num_blocks: int) -> float:
+        step_s = config.batch_size * sample_s
+        warm_up_s = max(WARM_UP.min_s, WARM_UP.min_steps * step_s)
+        start_s = 0.2 if runner.mode is StartMode.FORK else outcome.start_up_s
+        return start_s + warm_up_s + num_blocks * max(definition.block_s, step_s)
+
+    optimizer_step_s = outcome.measurement.seconds_per_optimizer_step
+    run_s = outcome.start_up_s + max(definition.confirm_s, optimizer_step_s)
+    fixed_s = run_s * (1 + definition.confirm_rounds * (1 + definition.num_finalists))
+    without_workers = [config for config in plan.configurations if config.num_workers == 0]
+    return plan, Estimate(
+        low_s=min(definition.budget_s, fixed_s + sum(visit_s(c, 1) for c in without_workers)),
+        high_s=min(
+            definition.budget_s,
+            fixed_s + sum(visit_s(c, definition.max_blocks) for c in plan.configurations),
+        ),
+    )

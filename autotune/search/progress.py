@@ -1,0 +1,46 @@
+"""What a run tells of itself while it goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+from autotune.config import ThroughputConfig
+from autotune.search.storage import Phase
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a run is, for display.
+
+    Attributes:
+        num_configurations: Configurations in the space.
+        num_measured: Of these, measured (failed ones included).
+        num_ruled_out: Of these, settled without a visit.
+        baseline: Units per second of the baseline.
+        best: Units per second of the fastest so far.
+        best_config: The fastest so far.
+        left_s: Seconds that the run may still take.
+        phase: What is going on.
+        unit: What is counted.
+    """
+
+    num_configurations: int
+    num_measured: int
+    num_ruled_out: int
+    baseline: float
+    best: float
+    best_config: ThroughputConfig
+    left_s: float
+    phase: Phase
+    unit: str
+
+
+class Observer(Protocol):
+    """Is told what happens, between measurements only."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+
+    def update(self, progress: Progress) -> None:
+        """A trial has ended."""

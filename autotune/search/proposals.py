@@ -1,0 +1,151 @@
+"""What to measure next: the grid in a sensible order, or one of Optuna's samplers."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import optuna
+
+from autotune.config import ThroughputConfig
+from autotune.search.definition import SamplerName
+
+# A sampler that keeps proposing what has run is passed over after so many tries.
+_MAX_REPEATS = 30
+
+
+class Proposer(Protocol):
+    """Chooses among configurations that have not run."""
+
+    def propose(
+        self,
+        candidates: Sequence[ThroughputConfig],
+        measured: Mapping[ThroughputConfig, float],
+        bound: Callable[[ThroughputConfig], float],
+    ) -> ThroughputConfig:
+        """The next configuration.
+
+        Args:
+            candidates: What may run; at least one.
+            measured: Units per second of those that ran; 0 for those that failed.
+            bound: What a configuration can reach at most, in units per second.
+        """
+
+
+class GridProposer:
+    """Everything, in the order that settles most soonest.
+
+    Configurations without workers come first: each tells the cost of the step and of the loading
+    at once, and so bounds all those that differ from it in workers only.
+    """
+
+    def propose(
+        self,
+        candidates: Sequence[ThroughputConfig],
+        measured: Mapping[ThroughputConfig, float],
+        bound: Callable[[ThroughputConfig], float],
+    ) -> ThroughputConfig:
+        """The next configuration; see `Proposer`."""
+
+        def order(config: ThroughputConfig) -> tuple[float, ...]:
+            if config.num_workers == 0:
+                return (0, -(config.num_threads or 0), -config.batch_size)
+            return (1, -bound(config), config.num_workers, config.num_prefetched)
+
+        return min(candidates, key=order)
+
+
+class SamplerProposer:
+    """One of Optuna's samplers, on the ranks of the axes' values, in a study of its own.
+
+    Ranks keep the order of the values and their even spacing, whatever the values are. The study
+    is kept in memory: it sees also the proposals that were turned down because they had run.
+    """
+
+    def __init__(
+        self,
+        sampler: optuna.samplers.BaseSampler,
+        axes: Mapping[str, Sequence[int | bool]],
+        seed: int,
+    ) -> None:
+        self._axes = axes
+        self._random = random.Random(seed)
+        self._study = optuna.create_study(direction="maximize", sampler=sampler)
+        self._known: set[ThroughputConfig] = set()
+
+    def propose(
+        self,
+        candidates: Sequence[ThroughputConfig],
+        measured: Mapping[ThroughputConfig, float],
+        bound: Callable[[ThroughputConfig], float],
+    ) -> ThroughputConfig:
+        """The next configuration; see `Proposer`."""
+        self._learn(measured)
+        by_ranks = {self._ranks(config): config for config in candidates}
+        for _ in range(_MAX_REPEATS):
+            trial = self._study.ask()
+            ranks = {
+                name: trial.suggest_int(name, 0, len(values) - 1)
+                for name, values in self._axes.items()
+                if name != "prefetch_factor"
+            }
+            # Without workers there is nothing to prefetch.
+            workers = self._axes.get("num_workers")
+            if "prefetch_factor" in self._axes and (
+                workers is None or workers[ranks["num_workers"]] > 0
+            ):
+                highest = len(self._axes["prefetch_factor"]) - 1
+                ranks["prefetch_factor"] = trial.suggest_int("prefetch_factor", 0, highest)
+            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            chosen = by_ranks.get(frozenset(ranks.items()))
+            if chosen is not None:
+                return chosen
+        return self._random.choice(list(candidates))
+
+    def _learn(self, measured: Mapping[ThroughputConfig, float]) -> None:
+        for config, units_per_s in measured.items():
+            ranks = self._ranks(config)
+            if config in self._known or ranks is None:
+                continue
+            self._known.add(config)
+            params = dict(ranks)
+            distributions: dict[str, optuna.distributions.BaseDistribution] = {
+                name: optuna.distributions.IntDistribution(0, len(self._axes[name]) - 1)
+                for name in params
+            }
+            self._study.add_trial(
+                optuna.trial.create_trial(
+                    params=params, distributions=distributions, value=units_per_s
+                )
+            )
+
+    def _ranks(self, config: ThroughputConfig) -> frozenset[tuple[str, int]] | None:
+        """The rank of each setting on its axis; None where a value is not on it."""
+        settings = config.to_dict()
+        ranks = []
+        for name, values in self._axes.items():
+            value = settings[name]
+            if value is None:
+                continue
+            if value not in values:
+                return None
+            ranks.append((name, list(values).index(value)))
+        return frozenset(ranks)
+
+
+def make_proposer(
+    name: SamplerName, axes: Mapping[str, Sequence[int | bool]], seed: int
+) -> Proposer:
+    """The proposer called `name`."""
+    if name is SamplerName.GRID:
+        return GridProposer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        samplers: dict[SamplerName, Callable[[], optuna.samplers.BaseSampler]] = {
+            SamplerName.RANDOM: lambda: optuna.samplers.RandomSampler(seed=seed),
+            SamplerName.TPE: lambda: optuna.samplers.TPESampler(seed=seed),
+            SamplerName.GP: lambda: optuna.samplers.GPSampler(seed=seed),
+        }
+        return SamplerProposer(samplers[name](), axes, seed)

@@ -1,0 +1,138 @@
+"""The space that is searched: an axis for each setting, and the legal combinations of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from autotune.config import ThroughputConfig
+from autotune.errors import BadInputError, ConfigError
+
+AXIS_NAMES = (
+    "batch_size",
+    "num_workers",
+    "prefetch_factor",
+    "num_threads",
+    "num_interop_threads",
+    "pin_memory",
+)
+# Beyond this many divisors, the default batch axis takes those closest to powers of two apart.
+_MAX_BATCH_SIZES = 8
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """The values of each axis, ascending and without repeats.
+
+    Attributes:
+        axes: For each of some `AXIS_NAMES`, its values. An axis that is missing stays as it is in
+            the baseline (for `prefetch_factor`: at the DataLoader's default).
+        effective_batch_size: Samples per optimizer step that every configuration must keep.
+
+    Raises:
+        BadInputError: An axis is unknown, empty, or holds a value that no configuration can have.
+    """
+
+    axes: Mapping[str, tuple[int | bool, ...]]
+    effective_batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, values in self.axes.items():
+            check_axis(name, values)
+        self._check_divisors()
+        ordered = {
+            name: tuple(sorted(set(self.axes[name]))) for name in AXIS_NAMES if name in self.axes
+        }
+        object.__setattr__(self, "axes", ordered)
+
+    def configurations(self, baseline: ThroughputConfig) -> tuple[ThroughputConfig, ...]:
+        """Every legal combination, once. Axes that the space lacks are the baseline's."""
+        names = [name for name in self.axes if name != "prefetch_factor"]
+        found: dict[ThroughputConfig, None] = {}
+        for values in itertools.product(*(self.axes[name] for name in names)):
+            settings: dict[str, Any] = dict(zip(names, values, strict=True))
+            num_workers = settings.get("num_workers", baseline.num_workers)
+            # Without workers there is nothing to prefetch: one configuration, not one for each.
+            prefetch = self.axes.get("prefetch_factor", (None,)) if num_workers else (None,)
+            for prefetch_factor in prefetch:
+                config = dataclasses.replace(
+                    baseline,
+                    **settings,
+                    prefetch_factor=prefetch_factor,
+                    persistent_workers=None,
+                )
+                found[self._accumulating(config)] = None
+        return tuple(found)
+
+    def _accumulating(self, config: ThroughputConfig) -> ThroughputConfig:
+        if self.effective_batch_size is None:
+            return config
+        return config.with_effective_batch_size(self.effective_batch_size)
+
+    def _check_divisors(self) -> None:
+        effective = self.effective_batch_size
+        if effective is None:
+            return
+        wrong = [size for size in self.axes.get("batch_size", ()) if effective % size]
+        if wrong:
+            raise BadInputError(
+                f"axis batch_size: must hold divisors of the effective batch size {effective} that "
+                f"the script asks for, and {', '.join(map(str, wrong))} is none: remove it"
+            )
+
+
+def check_axis(name: str, values: Iterable[object]) -> None:
+    """Check one axis by itself.
+
+    Raises:
+        BadInputError: It is unknown, empty, or holds a value that its setting cannot have.
+    """
+    if name not in AXIS_NAMES:
+        raise BadInputError(f"axis {name}: unknown; known are {', '.join(AXIS_NAMES)}")
+    values = tuple(values)
+    if not values:
+        raise BadInputError(f"axis {name}: needs at least one value")
+    for value in values:
+        settings = {"batch_size": 1, "num_workers": int(name == "prefetch_factor"), name: value}
+        try:
+            if value is None:
+                raise ConfigError(f"{name} must have a value, not null")
+            ThroughputConfig(**settings)  # type: ignore[arg-type]
+        except ConfigError as error:
+            raise BadInputError(f"axis {name}: {error}") from error
+
+
+def default_axes(
+    *, usable_cores: int, baseline: ThroughputConfig, effective_batch_size: int | None
+) -> dict[str, tuple[int | bool, ...]]:
+    """The axes to search where the user names none.
+
+    Batch sizes are the divisors of the effective batch, or half to sixteen times the baseline's.
+    Workers go to twice the cores (loading may wait rather than compute), threads to the cores.
+    """
+    if effective_batch_size is None:
+        size = baseline.batch_size
+        batch_sizes = {max(1, size // 2), *(size * 2**power for power in range(5))}
+    else:
+        divisors = [n for n in range(1, effective_batch_size + 1) if effective_batch_size % n == 0]
+        batch_sizes = _thinned(divisors) | {baseline.batch_size}
+    powers = [2**power for power in range(8)]
+    workers = [0, *(n for n in powers if n <= 2 * usable_cores)]
+    threads = [n for n in range(1, usable_cores + 1) if usable_cores <= 4 or n in powers]
+    return {
+        "batch_size": tuple(sorted(batch_sizes)),
+        "num_workers": tuple(workers),
+        "prefetch_factor": (2, 4),
+        "num_threads": tuple(sorted({*threads, usable_cores})),
+    }
+
+
+def _thinned(divisors: list[int]) -> set[int]:
+    """At most `_MAX_BATCH_SIZES` divisors, spread evenly in their order, the largest kept."""
+    count = len(divisors)
+    if count <= _MAX_BATCH_SIZES:
+        return set(divisors)
+    last = _MAX_BATCH_SIZES - 1
+    return {divisors[round(index * (count - 1) / last)] for index in range(_MAX_BATCH_SIZES)}

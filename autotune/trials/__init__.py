@@ -1,0 +1,1 @@
+"""Trials, as the coordinator sees them: started, asked for blocks, watched, and ended."""

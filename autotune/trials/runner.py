@@ -1,0 +1,338 @@
+"""Starts trials of a user's command: forked from a host where that is safe, afresh otherwise."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar, Self
+
+from autotune.channel import CHANNEL_VARIABLE, Channel, ChannelClosedError, Listener
+from autotune.config import ThroughputConfig
+from autotune.errors import BadInputError
+from autotune.machine import usable_cores
+from autotune.measurement import Failure, FailureCause, StartMode
+from autotune.trials.groups import ProcessGroups
+from autotune.trials.trial import (
+    Trial,
+    TrialFailedError,
+    TrialOrigin,
+    describe_exit,
+    read_tail,
+)
+from autotune.validation import validate
+
+# A host has one thread in every native pool, so that no pool exists when it forks: GNU OpenMP
+# hangs in a child whose parent ran a parallel region. Each trial sets its own counts.
+SINGLE_THREADED = {
+    name: "1"
+    for name in (
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "NUMEXPR_NUM_THREADS",
+        "VECLIB_MAXIMUM_THREADS",
+    )
+}
+# A killed process is reaped within milliseconds unless it hangs in the kernel.
+_REAP_DEADLINE_S = 5.0
+# How long a fork may take to connect; it takes milliseconds.
+_FORK_DEADLINE_S = 30.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Introduction:
+    """What a started command says of itself when it calls `load_config`.
+
+    Attributes:
+        pid: The process that called.
+        rank: Its rank where several start together (torchrun), else 0.
+        world_size: How many start together.
+        default: The script's own settings: the baseline.
+        effective_batch_size: Samples per optimizer step that the script asks for.
+        default_num_threads: Intra-op threads that torch chose here by itself.
+        fork_obstacle: Why the process cannot be forked, None if it can.
+        versions: Of Python and of torch.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "ignore"}
+
+    pid: int
+    rank: int
+    world_size: int
+    default: ThroughputConfig
+    effective_batch_size: int | None
+    default_num_threads: int | None
+    fork_obstacle: str | None
+    versions: dict[str, str]
+
+
+@dataclasses.dataclass(slots=True)
+class _Host:
+    """A started command whose process has called `load_config` and waits there."""
+
+    process: subprocess.Popen[bytes]
+    channel: Channel
+    followers: list[Channel]
+    introduction: Introduction
+    output: Path
+    requested_at_s: float
+
+
+class Runner:
+    """Starts trials of one command, one at a time, and ends whatever is left when it closes.
+
+    Args:
+        command: Program and arguments, as the user would type them.
+        groups: Takes charge of every process group that is started.
+        listener: Where the processes connect.
+        start_mode: FRESH never forks; FORK and None (automatic) fork where it is safe.
+        start_deadline_s: Longest time from a start to `load_config`, and from there to the first
+            batch.
+    """
+
+    def __init__(
+        self,
+        command: tuple[str, ...],
+        *,
+        groups: ProcessGroups,
+        listener: Listener,
+        start_mode: StartMode | None,
+        start_deadline_s: float,
+    ) -> None:
+        self.fresh_reason = "asked for" if start_mode is StartMode.FRESH else None
+        self.introduction: Introduction | None = None
+        self._command = command
+        self._groups = groups
+        self._listener = listener
+        self._start_deadline_s = start_deadline_s
+        self._fork_host: _Host | None = None
+        self._num_started = 0
+        self._usable_cores = usable_cores()
+
+    @property
+    def mode(self) -> StartMode:
+        """How `start` starts trials unless it is told otherwise."""
+        return StartMode.FRESH if self.fresh_reason else StartMode.FORK
+
+    def give_up_forking(self, reason: str) -> None:
+        """Start every further trial afresh, for a reason that is shown."""
+        self.fresh_reason = reason
+        self.close()
+
+    def start(self, config: ThroughputConfig | None, mode: StartMode) -> Trial:
+        """A trial of `config` that waits in its loop; None stands for the script's own default.
+
+        Where FORK is asked for and turns out to be unsafe, the trial is started afresh, as all
+        after it; `fresh_reason` then says why.
+
+        Raises:
+            TrialFailedError: The command ended or took too long before it got there.
+            BadInputError: The program cannot be started at all.
+        """
+        if mode is StartMode.FORK and self._bring_up_fork_host():
+            trial = self._start_forked(config)
+        else:
+            trial = self._start_fresh(config)
+        try:
+            trial.wait_until_ready(self._start_deadline_s)
+        except BaseException:
+            trial.close()
+            raise
+        return trial
+
+    def close(self) -> None:
+        """End the host, if there is one."""
+        if self._fork_host is not None:
+            host, self._fork_host = self._fork_host, None
+            self._end_host(host, 0.0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _start_fresh(self, config: ThroughputConfig | None) -> Trial:
+        host = self._start_host({})
+        self.introduction = host.introduction
+        chosen = config or host.introduction.default
+        for channel in (host.channel, *host.followers):
+            channel.send(type="run", config=chosen.to_dict())
+        origin = TrialOrigin(
+            root_pid=host.process.pid,
+            requested_at_s=host.requested_at_s,
+            output=host.output,
+            end=lambda grace_s: self._end_host(host, grace_s),
+        )
+        return Trial(host.channel, chosen, origin, StartMode.FRESH, self._usable_cores)
+
+    def _bring_up_fork_host(self) -> bool:
+        """Whether a host is there that can be forked; starts one where none is."""
+        if self._fork_host is None and self.fresh_reason is None:
+            self._fork_host = self._start_host(SINGLE_THREADED)
+            obstacle = self._fork_host.introduction.fork_obstacle
+            if obstacle is not None:
+                self.give_up_forking(obstacle)
+        return self._fork_host is not None
+
+    def _start_forked(self, config: ThroughputConfig | None) -> Trial:
+        host = self._fork_host
+        assert host is not None
+        chosen = config or host.introduction.default
+        output = self._new_output()
+        requested_at_s = time.monotonic()
+        try:
+            host.channel.send(type="fork", config=chosen.to_dict(), output=str(output))
+            pid = int(host.channel.receive()["pid"])
+        except (ChannelClosedError, KeyError, ValueError) as error:
+            self._raise_host_gone(host, error)
+        self._groups.add(pid)
+        channel = self._accept_until(requested_at_s + _FORK_DEADLINE_S, None)
+        if channel is None or not channel.poll(_FORK_DEADLINE_S):
+            self._end_fork(host, pid, 0.0)
+            failure = Failure(cause=FailureCause.TIMED_OUT, message="a forked trial did not start")
+            raise TrialFailedError(failure)
+        channel.receive()
+        origin = TrialOrigin(
+            root_pid=pid,
+            requested_at_s=requested_at_s,
+            output=output,
+            end=lambda grace_s: self._end_fork(host, pid, grace_s),
+        )
+        return Trial(channel, chosen, origin, StartMode.FORK, self._usable_cores)
+
+    def _raise_host_gone(self, host: _Host, error: Exception) -> None:
+        """The host died between two trials; the next start brings up another one."""
+        self._fork_host = None
+        exit_code = self._end_host(host, 0.0)
+        raise TrialFailedError(describe_exit(exit_code, read_tail(host.output))) from error
+
+    def _start_host(self, environment: Mapping[str, str]) -> _Host:
+        """Start the command, and wait until each of its ranks has introduced itself."""
+        output = self._new_output()
+        requested_at_s = time.monotonic()
+        with output.open("wb") as file:
+            try:
+                process = subprocess.Popen(
+                    self._command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    env={**os.environ, **environment, CHANNEL_VARIABLE: self._listener.path},
+                )
+            except OSError as error:
+                raise BadInputError(
+                    f"command: {self._command[0]} cannot be started: {error.strerror}"
+                ) from error
+        self._groups.add(process.pid)
+        try:
+            channels = self._introductions(process, requested_at_s, output)
+        except BaseException:
+            self._end_process(process, 0.0)
+            raise
+        (channel, introduction), *followers = channels
+        return _Host(
+            process=process,
+            channel=channel,
+            followers=[follower for follower, _ in followers],
+            introduction=introduction,
+            output=output,
+            requested_at_s=requested_at_s,
+        )
+
+    def _introductions(
+        self, process: subprocess.Popen[bytes], requested_at_s: float, output: Path
+    ) -> list[tuple[Channel, Introduction]]:
+        """The channels of all ranks of a started command, by rank."""
+        found: list[tuple[Channel, Introduction]] = []
+        deadline_s = requested_at_s + self._start_deadline_s
+        while not found or len(found) < found[0][1].world_size:
+            channel = self._accept_until(deadline_s, process)
+            if channel is None:
+                raise TrialFailedError(self._describe_silence(process, output))
+            introduction = validate(Introduction, channel.receive(), source="the command")
+            found.append((channel, introduction))
+        return sorted(found, key=lambda pair: pair[1].rank)
+
+    def _describe_silence(self, process: subprocess.Popen[bytes], output: Path) -> Failure:
+        exit_code = process.poll()
+        if exit_code is None:
+            return Failure(
+                cause=FailureCause.TIMED_OUT,
+                message=f"the command did not call autotune.load_config within "
+                f"{self._start_deadline_s:.0f} s",
+                output=read_tail(output),
+            )
+        if exit_code == 0:
+            return Failure(
+                cause=FailureCause.NEVER_CALLED,
+                message="the command ended without calling autotune.load_config: add the two "
+                "calls to its training loop (see the README)",
+                output=read_tail(output),
+            )
+        return describe_exit(exit_code, read_tail(output))
+
+    def _accept_until(
+        self, deadline_s: float, process: subprocess.Popen[bytes] | None
+    ) -> Channel | None:
+        """The next connection; None at the deadline, or when `process` has ended."""
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            # While a process starts, its end must be noticed too: look ten times a second.
+            channel = self._listener.accept(min(left_s, 0.1))
+            if channel is not None:
+                return channel
+            if process is not None and process.poll() is not None:
+                return self._listener.accept(0.0)
+        return None
+
+    def _end_host(self, host: _Host, grace_s: float) -> int | None:
+        for channel in (host.channel, *host.followers):
+            channel.close()
+        return self._end_process(host.process, grace_s)
+
+    def _end_process(self, process: subprocess.Popen[bytes], grace_s: float) -> int | None:
+        exit_code = _wait(process, grace_s)
+        self._groups.end(process.pid)
+        if exit_code is None:
+            exit_code = _wait(process, _REAP_DEADLINE_S)
+        self._groups.forget(process.pid)
+        return exit_code
+
+    def _end_fork(self, host: _Host, pid: int, grace_s: float) -> int | None:
+        """End a forked trial. Its host is its parent, and the only one who can reap it."""
+        exit_code = self._reap(host, pid, grace_s) if grace_s else None
+        self._groups.end(pid)
+        if exit_code is None:
+            exit_code = self._reap(host, pid, _REAP_DEADLINE_S)
+        self._groups.forget(pid)
+        return exit_code
+
+    def _reap(self, host: _Host, pid: int, limit_s: float) -> int | None:
+        try:
+            host.channel.send(type="reap", pid=pid, limit_s=limit_s)
+            answer = host.channel.receive().get("exit_code")
+        except ChannelClosedError:
+            return None
+        return answer if isinstance(answer, int) else None
+
+    def _new_output(self) -> Path:
+        self._num_started += 1
+        return self._listener.directory / f"output-{self._num_started}.txt"
+
+
+def _wait(process: subprocess.Popen[bytes], limit_s: float) -> int | None:
+    try:
+        return process.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        return None

@@ -1,0 +1,157 @@
+"""Checkpoints: everything that training needs to go on exactly where it was."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mm_rec.errors import CheckpointError, OutputError
+
+FORMAT = 1
+FILE_NAME = "checkpoint.pt"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """Where training stands.
+
+    Attributes:
+        step: Optimizer steps done.
+        epoch: Passes over the data done.
+        sample: Samples of the current pass that are done.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    sample: int = 0
+
+    def after_step(self, num_samples: int) -> Position:
+        """Return the position one optimizer step of `num_samples` later."""
+        return Position(step=self.step + 1, epoch=self.epoch, sample=self.sample + num_samples)
+
+    def next_epoch(self) -> Position:
+        """Return the position at the start of the next pass."""
+        return Position(step=self.step, epoch=self.epoch + 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Attributes:
+        position: Where training stood.
+        options: The options of the run, as plain values.
+        data_key: Names the data, split and tokenizer.
+        effective_batch_size: Samples per optimizer step.
+        model: State of the model.
+        optimizer: State of the optimizer.
+        rng_state: State of torch's random numbers.
+        tokenizer: Kind, vocabulary size and characters, to read the model's output with.
+    """
+
+    position: Position
+    options: dict[str, Any]
+    data_key: str
+    effective_batch_size: int
+    model: Mapping[str, Tensor]
+    optimizer: dict[str, Any]
+    rng_state: Tensor
+    tokenizer: dict[str, Any]
+
+    def save(self, path: Path) -> None:
+        """Write the file whole or not at all, replacing the one before.
+
+        Raises:
+            OutputError: The file cannot be written.
+        """
+        position = self.position
+        content = {
+            "format": FORMAT,
+            "position": {
+                "step": position.step,
+                "epoch": position.epoch,
+                "sample": position.sample,
+            },
+            "options": self.options,
+            "data_key": self.data_key,
+            "effective_batch_size": self.effective_batch_size,
+            "model": dict(self.model),
+            "optimizer": self.optimizer,
+            "rng_state": self.rng_state,
+            "tokenizer": self.tokenizer,
+        }
+        try:
+            _save_atomically(content, path)
+        except (OSError, RuntimeError) as error:
+            # torch reports a full disk as a RuntimeError.
+            raise OutputError(f"cannot write the checkpoint {path}: {error}") from error
+
+    def restore(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Put model, optimizer and random numbers where they were.
+
+        The weight decay stays as it is set in `optimizer`: like the schedule it is an option.
+
+        Raises:
+            CheckpointError: The states do not fit the model or the optimizer.
+        """
+        weight_decays = [group["weight_decay"] for group in optimizer.param_groups]
+        try:
+            model.load_state_dict(self.model)
+            optimizer.load_state_dict(self.optimizer)
+            for group, weight_decay in zip(optimizer.param_groups, weight_decays, strict=True):
+                group["weight_decay"] = weight_decay
+            torch.set_rng_state(self.rng_state)
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"the checkpoint does not fit this model: {reason}") from error
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint; `path` may be the directory of a run.
+
+    Raises:
+        CheckpointError: There is none, or it is not one of this format.
+    """
+    file = path / FILE_NAME if path.is_dir() else path
+    if not file.exists():
+        raise CheckpointError(f"--resume {path}: there is no checkpoint {file}")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        if content["format"] != FORMAT:
+            raise CheckpointError(
+                f"{file} has the checkpoint format {content['format']}, this version reads "
+                f"{FORMAT}: train anew or use the version that wrote it"
+            )
+        fields = {name: value for name, value in content.items() if name != "format"}
+        return Checkpoint(**fields | {"position": Position(**content["position"])})
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{file} is not a readable checkpoint ({_kind(error)})") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{file} is not a checkpoint of mm_rec ({_kind(error)})") from error
+
+
+def _kind(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _save_atomically(content: dict[str, Any], path: Path) -> None:
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            # Without it a power cut could leave the new name on an empty file.
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

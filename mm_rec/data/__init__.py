@@ -1,0 +1,20 @@
+"""Text corpora, tokenizers, windows over them, and the order in which they are visited."""
+
+from mm_rec.data.corpus import CorpusFiles, read_corpus
+from mm_rec.data.prepare import PreparedData, prepare
+from mm_rec.data.sampler import WindowOrder
+from mm_rec.data.tokenizers import ByteTokenizer, CharTokenizer, Tokenizer
+from mm_rec.data.windows import StreamedWindows, WindowDataset
+
+__all__ = [
+    "ByteTokenizer",
+    "CharTokenizer",
+    "CorpusFiles",
+    "PreparedData",
+    "StreamedWindows",
+    "Tokenizer",
+    "WindowDataset",
+    "WindowOrder",
+    "prepare",
+    "read_corpus",
+]
