@@ -134,7 +134,8 @@ def write_best_config(path: Path, best: BestConfig) -> None:
         if speedup.significant
         else "no significant gain over the baseline"
     )
-    parts = [f"# Written by autotune: {verdict}.\n# Tune again: {best.study.command}\n"]
+    command = " ".join(best.study.command.split())
+    parts = [f"# Written by autotune: {verdict}.\n# Tune again: {command}\n"]
     for key, comment in _COMMENTS.items():
         heading = f"\n# {comment}\n" if comment else ""
         parts.append(heading + _dump({key: _plain(data[key])}))

@@ -146,10 +146,13 @@ def _serve(channel: Channel, path: str) -> tuple[Channel, ThroughputConfig]:
 
 
 def _reap(pid: int, limit_s: float) -> int | None:
-    """The exit code of a forked trial (negative for a signal); None if it still runs."""
+    """The exit code of a forked trial (negative for a signal); None if it is not known (yet)."""
     deadline_s = time.monotonic() + limit_s
     while True:
-        ended, status = os.waitpid(pid, os.WNOHANG)
+        try:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            return None
         if ended:
             return os.waitstatus_to_exitcode(status)
         if time.monotonic() > deadline_s:

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from autotune.config import ThroughputConfig
@@ -282,16 +283,16 @@ def _is_unwinding(frame: Any) -> bool:  # noqa: ANN401
     """Whether an exception is on its way out through the frames that were iterating.
 
     A loop that breaks and a loop whose body raises both close the generator that fed it. Only in
-    the second case does an exception exist whose traceback stands at the current line of one of
-    these frames; it must go on, so that its traceback is seen.
+    the second case is there a traceback that stands at the current line of one of these frames;
+    the exception must go on, so that it is seen. (Python 3.11 attaches the traceback to the
+    exception only where it is caught, hence the search for the traceback itself.)
     """
     lines = set()
     while frame is not None:
         lines.add((id(frame), frame.f_lineno))
         frame = frame.f_back
-    for candidate in gc.get_objects():
-        if isinstance(candidate, BaseException) and not isinstance(candidate, GeneratorExit):
-            trace = candidate.__traceback__
-            if trace is not None and (id(trace.tb_frame), trace.tb_lineno) in lines:
-                return True
-    return False
+    return any(
+        (id(candidate.tb_frame), candidate.tb_lineno) in lines
+        for candidate in gc.get_objects()
+        if isinstance(candidate, TracebackType)
+    )

@@ -120,11 +120,10 @@ def print_result(console: Console, result: Result, out: str) -> None:
     if speedup.significant:
         say(console, f"speed-up: {interval}")
     else:
-        console.print(
-            Text(
-                f"no significant gain: the best other configuration reached {interval} of the "
-                "baseline's throughput; the baseline's settings are kept"
-            )
+        say(
+            console,
+            f"no significant gain: the best other configuration reached {interval} of the "
+            "baseline's throughput; the baseline's settings are kept",
         )
     say(console, _how(result))
     for line in _warnings(result):

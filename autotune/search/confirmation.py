@@ -148,9 +148,11 @@ def _predict(
 def _spread(
     residuals: Sequence[float], freedom: int, *, num_comparisons: int
 ) -> tuple[float, float]:
-    """Standard deviation of the residuals with the prior added, and Student's quantile for it."""
+    """Standard deviation behind the residuals, and Student's quantile for it."""
     total = sum(residual**2 for residual in residuals)
-    freedom_with_prior = freedom + _PRIOR_FREEDOM
-    sd = math.sqrt((total + _PRIOR_FREEDOM * _PRIOR_LOG_SD**2) / freedom_with_prior)
+    # A spread that is larger than the prior's was seen, and is not talked down.
+    if total < freedom * _PRIOR_LOG_SD**2 or not freedom:
+        total += _PRIOR_FREEDOM * _PRIOR_LOG_SD**2
+        freedom += _PRIOR_FREEDOM
     tail = (1 - _CONFIDENCE) / 2 / num_comparisons
-    return sd, float(stdtrit(freedom_with_prior, 1 - tail))
+    return math.sqrt(total / freedom), float(stdtrit(freedom, 1 - tail))

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, Self
+from typing import ClassVar, NoReturn, Self
 
 from autotune.channel import CHANNEL_VARIABLE, Channel, ChannelClosedError, Listener
 from autotune.config import ThroughputConfig
@@ -211,10 +211,10 @@ class Runner:
         )
         return Trial(channel, chosen, origin, StartMode.FORK, self._usable_cores)
 
-    def _raise_host_gone(self, host: _Host, error: Exception) -> None:
+    def _raise_host_gone(self, host: _Host, error: Exception) -> NoReturn:
         """The host died between two trials; the next start brings up another one."""
         self._fork_host = None
-        exit_code = self._end_host(host, 0.0)
+        exit_code = self._end_host(host, _REAP_DEADLINE_S)
         raise TrialFailedError(describe_exit(exit_code, read_tail(host.output))) from error
 
     def _start_host(self, environment: Mapping[str, str]) -> _Host:

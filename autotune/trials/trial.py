@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from autotune.channel import Channel, ChannelClosedError, Message
 from autotune.config import ThroughputConfig
@@ -120,15 +120,9 @@ class Trial:
             self.start_up_s = blocks[0].first_batch_at_s - self._origin.requested_at_s
         return Sample(blocks=blocks, usage=usage, usable_cores=self._usable_cores)
 
-    def close(self, grace_s: float = 0.0) -> int | None:
-        """End the trial, its workers included; gives its exit code where that is known."""
-        if self._ended:
-            return None
-        self._ended = True
-        self._channel.close()
-        exit_code = self._origin.end(grace_s)
-        self._origin.output.unlink(missing_ok=True)
-        return exit_code
+    def close(self) -> None:
+        """End the trial, its workers included."""
+        self._end(0.0)
 
     def __enter__(self) -> Self:
         return self
@@ -141,24 +135,33 @@ class Trial:
     ) -> None:
         self.close()
 
+    def _end(self, grace_s: float) -> tuple[int | None, str]:
+        """End the trial once; gives its exit code where that is known, and its last output."""
+        if self._ended:
+            return None, ""
+        self._ended = True
+        self._channel.close()
+        exit_code = self._origin.end(grace_s)
+        output = read_tail(self._origin.output)
+        self._origin.output.unlink(missing_ok=True)
+        return exit_code, output
+
     def _expect(self, kind: str, deadline_s: float, task: str) -> Message:
         if not self._channel.poll(deadline_s):
-            failure = Failure(
-                cause=FailureCause.TIMED_OUT,
-                message=f"the trial did not {task} within {deadline_s:.0f} s",
-                output=read_tail(self._origin.output),
+            _, output = self._end(0.0)
+            message = f"the trial did not {task} within {deadline_s:.0f} s"
+            raise TrialFailedError(
+                Failure(cause=FailureCause.TIMED_OUT, message=message, output=output)
             )
-            self.close()
-            raise TrialFailedError(failure)
         try:
-            message = self._channel.receive()
+            answer = self._channel.receive()
         except ChannelClosedError:
             self._raise_ended()
-        if message.get("type") == kind:
-            return message
-        return self._raise_reported(message)
+        if answer.get("type") == kind:
+            return answer
+        self._raise_reported(answer)
 
-    def _raise_reported(self, message: Message) -> Message:
+    def _raise_reported(self, message: Message) -> NoReturn:
         """The trial said itself what went wrong."""
         if "cause" in message:
             cause = FailureCause(message["cause"])
@@ -170,15 +173,12 @@ class Trial:
             text = f"{name}: {first_line}" if first_line else name
             # The traceback is printed after the report; the connection ends when it is.
             self._channel.poll(_TRACEBACK_DEADLINE_S)
-        output = read_tail(self._origin.output)
-        self.close()
+        _, output = self._end(0.0)
         raise TrialFailedError(Failure(cause=cause, message=text, output=output))
 
-    def _raise_ended(self) -> Message:
-        """The trial is gone without a word."""
-        exit_code = self._origin.end(_TRACEBACK_DEADLINE_S)
-        output = read_tail(self._origin.output)
-        self.close()
+    def _raise_ended(self) -> NoReturn:
+        """The trial is gone without a word: its exit code tells what there is to tell."""
+        exit_code, output = self._end(_TRACEBACK_DEADLINE_S)
         raise TrialFailedError(describe_exit(exit_code, output))
 
 

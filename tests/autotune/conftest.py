@@ -1,0 +1,136 @@
+"""Small training scripts, run for real."""
+
+import sys
+import textwrap
+import time
+
+import psutil
+import pytest
+
+SCRIPT = """
+import sys, time, os
+import torch
+import autotune
+
+class Data(torch.utils.data.Dataset):
+    def __len__(self):
+        return {length}
+    def __getitem__(self, index):
+        {item}
+        return torch.tensor([float(index)])
+
+def tokens(batch):
+    return 10 * len(batch)
+
+def main():
+    default = autotune.ThroughputConfig(batch_size=4)
+    data = Data()
+    {before}
+    config = autotune.load_config("best_config.yaml", default=default{load})
+    loader = config.dataloader(data, drop_last=True)
+    taken = 0
+    for epoch in range({epochs}):
+        for batch in autotune.steps(loader{units}):
+            {step}
+            taken += 1
+    print("epilogue", config.batch_size, taken)
+    open("epilogue", "w").close()
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+# The same without torch: starts ten times sooner, for whatever does not depend on it.
+LIGHT_SCRIPT = """
+import os, sys, time
+import autotune
+
+class Loader:
+    def __len__(self):
+        return {length}
+    def __iter__(self):
+        for _ in range(len(self)):
+            {item}
+            yield [0.0]
+
+def main():
+    default = autotune.ThroughputConfig(batch_size=4)
+    {before}
+    config = autotune.load_config("best_config.yaml", default=default{load})
+    taken = 0
+    for epoch in range({epochs}):
+        for batch in autotune.steps(Loader(){units}):
+            {step}
+            taken += 1
+    print("epilogue", config.batch_size, taken)
+    open("epilogue", "w").close()
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def script_text(
+    template,
+    *,
+    item="time.sleep(0.0005)",
+    step="time.sleep(0.001)",
+    before="pass",
+    length=4000,
+    epochs=1,
+    load="",
+    units="",
+):
+    """A training script of which some parts are given."""
+    return template.format(
+        item=item,
+        step=textwrap.indent(textwrap.dedent(step), " " * 12).strip(),
+        before=before,
+        length=length,
+        epochs=epochs,
+        load=load,
+        units=units,
+    )
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    """Writes a training script into an empty working directory; gives its command."""
+    monkeypatch.chdir(tmp_path)
+    return lambda **parts: _write(tmp_path, script_text(SCRIPT, **parts))
+
+
+@pytest.fixture
+def light_script(tmp_path, monkeypatch):
+    """The same for a script that does without torch, and so cannot have loader workers."""
+    monkeypatch.chdir(tmp_path)
+    return lambda **parts: _write(tmp_path, script_text(LIGHT_SCRIPT, **parts))
+
+
+def _write(directory, text):
+    path = directory / "train it.py"
+    path.write_text(text)
+    return (sys.executable, str(path))
+
+
+def processes_of(path):
+    """Live processes that have `path` in their command line."""
+    found = []
+    for process in psutil.process_iter(["cmdline", "status"]):
+        command = process.info["cmdline"] or []
+        if process.info["status"] != psutil.STATUS_ZOMBIE and any(
+            str(path) in part for part in command
+        ):
+            found.append(process)
+    return found
+
+
+def wait_until(condition, limit_s=10.0):
+    """Wait for a condition; says whether it came true."""
+    deadline_s = time.monotonic() + limit_s
+    while time.monotonic() < deadline_s:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return bool(condition())

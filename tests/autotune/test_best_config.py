@@ -1,0 +1,196 @@
+import warnings
+
+import pytest
+import yaml
+
+import autotune
+from autotune import BadInputError, ConfigError, MachineMismatchWarning, ThroughputConfig
+from autotune.best_config import (
+    BaselinePerformance,
+    BestConfig,
+    MachineRecord,
+    Speedup,
+    StudyRecord,
+    read_best_config,
+    write_best_config,
+)
+from autotune.machine import this_machine
+
+FIGURES = {
+    "samples_per_s": 20.123456789,
+    "samples_per_s_low": 19.0,
+    "samples_per_s_high": 21.0,
+    "seconds_per_step": 0.4,
+    "seconds_per_optimizer_step": 0.4,
+    "cpu_utilisation": 0.9,
+    "data_wait_share": 0.01,
+    "peak_memory_bytes": 2**30,
+}
+
+
+@pytest.fixture
+def best():
+    from autotune.best_config import Performance
+
+    return BestConfig(
+        config=ThroughputConfig(batch_size=8, gradient_accumulation_steps=2, num_threads=1),
+        expected=Performance(**FIGURES),
+        baseline=BaselinePerformance(**FIGURES, config=ThroughputConfig(batch_size=2)),
+        speedup=Speedup(ratio=2.0, low=1.8, high=2.2, significant=True),
+        machine=MachineRecord.of(this_machine()),
+        study=StudyRecord(
+            storage="sqlite:///x.db",
+            name="x",
+            trial_numbers=(1, 2),
+            command="autotune run -- python 'a\nb.py'",
+            date="2026-11-23T10:00:00+00:00",
+            versions={"torch": "2.13.0"},
+        ),
+    )
+
+
+@pytest.fixture
+def path(tmp_path, best):
+    path = tmp_path / "new" / "best_config.yaml"
+    write_best_config(path, best)
+    return path
+
+
+def change(path, keys, value):
+    data = yaml.safe_load(path.read_text())
+    *parents, last = keys.split(".")
+    inner = data
+    for key in parents:
+        inner = inner[key]
+    if value is KeyError:
+        del inner[last]
+    else:
+        inner[last] = value
+    path.write_text(yaml.safe_dump(data))
+
+
+def test_what_is_written_is_read_again(path, best):
+    found = read_best_config(path)
+    assert found.config == best.config
+    assert found.study == best.study
+    assert found.expected.samples_per_s == pytest.approx(20.1235)
+
+
+def test_the_file_has_the_documented_keys_and_comments(path):
+    data = yaml.safe_load(path.read_text())
+    assert list(data) == [
+        "schema_version",
+        "config",
+        "expected",
+        "baseline",
+        "speedup",
+        "machine",
+        "study",
+    ]
+    assert list(data["config"]) == [
+        "batch_size",
+        "gradient_accumulation_steps",
+        "num_workers",
+        "prefetch_factor",
+        "persistent_workers",
+        "pin_memory",
+        "num_threads",
+        "num_interop_threads",
+    ]
+    assert set(data["baseline"]) == {*FIGURES, "config"}
+    assert "# The settings." in path.read_text()
+
+
+def test_training_reads_the_settings_and_sets_the_threads(path):
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            config = autotune.load_config(path, default=ThroughputConfig(batch_size=2))
+        assert config.batch_size == 8
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_effective_batch_of_the_script_wins_over_the_file(path):
+    default = ThroughputConfig(batch_size=2)
+    found = autotune.load_config(path, default=default, effective_batch_size=64)
+    assert found.gradient_accumulation_steps == 8
+    with pytest.raises(ConfigError, match="batch_size must divide"):
+        autotune.load_config(path, default=default, effective_batch_size=20)
+
+
+def test_without_a_file_the_default_is_used(tmp_path):
+    default = ThroughputConfig(batch_size=2)
+    assert autotune.load_config(None, default=default) == default
+    assert autotune.load_config(tmp_path / "none.yaml", default=default) == default
+
+
+def test_another_machine_gives_a_warning(path):
+    change(path, "machine.fingerprint", "0123456789ab")
+    with pytest.warns(MachineMismatchWarning, match="tuned on another machine"):
+        autotune.load_config(path, default=ThroughputConfig(batch_size=2))
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        ("schema_version", 2, "schema_version must be 1, not 2"),
+        ("config.batch_size", "8", r"config.batch_size: .*valid integer, not '8'"),
+        ("config.batch_size", 0, "batch_size must be a whole number of at least 1, not 0"),
+        ("config.batch_sizes", 8, "config.batch_sizes is no known key"),
+        ("config", KeyError, "config is missing"),
+        ("expected.samples_per_s", -1, "expected.samples_per_s: .*greater than 0, not -1"),
+        ("expected.samples_per_s", float("nan"), "expected.samples_per_s"),
+        ("speedup.significant", "yes", "speedup.significant: .*valid boolean"),
+        ("study", [1], "study"),
+        ("extra", 1, "extra is no known key"),
+    ],
+)
+def test_an_edited_file_is_refused_with_key_value_and_rule(path, keys, value, message):
+    change(path, keys, value)
+    with pytest.raises(BadInputError, match=message) as caught:
+        read_best_config(path)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "must hold a mapping"),
+        ("- 1", "must hold a mapping"),
+        ("a: [1", "not valid YAML"),
+        ("a: 1\na: 2", "repeated key a"),
+        ("a: &x [1]\nb: *x", "aliases"),
+        ("a: !!python/object/apply:os.system ['true']", "not valid YAML"),
+        ("schema_version: 1", "is missing"),
+        ("x: " + "y" * 2_000_000, "larger than"),
+        ("a: " + "[" * 5000, "not valid YAML"),
+    ],
+)
+def test_what_is_no_settings_file_is_refused(tmp_path, text, message):
+    path = tmp_path / "best config\n.yaml"
+    path.write_text(text)
+    with pytest.raises(BadInputError, match=message):
+        read_best_config(path)
+
+
+def test_binary_files_and_directories_are_refused(tmp_path):
+    (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00")
+    for name in ("x.yaml", ".", "none.yaml"):
+        with pytest.raises(BadInputError, match="cannot be read"):
+            read_best_config(tmp_path / name)
+
+
+def test_a_failed_write_leaves_the_old_file(path, best, monkeypatch):
+    from pathlib import Path
+
+    old = path.read_text()
+    monkeypatch.setattr(Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    with pytest.raises(BadInputError, match="cannot be written: full"):
+        write_best_config(path, best)
+    assert path.read_text() == old
+    assert list(path.parent.iterdir()) == [path]

@@ -1,0 +1,88 @@
+import dataclasses
+
+import pytest
+import torch
+from torch.utils.data import TensorDataset
+
+import autotune
+from autotune import ConfigError, ThroughputConfig
+
+
+def test_settings_are_completed_as_the_dataloader_would():
+    config = ThroughputConfig(batch_size=4, num_workers=2)
+    assert (config.prefetch_factor, config.persistent_workers) == (2, True)
+    assert config.num_prefetched == 4
+    assert ThroughputConfig(batch_size=4).persistent_workers is False
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, not 0"),
+        ({"batch_size": 2.0}, "batch_size"),
+        ({"batch_size": True}, "batch_size"),
+        ({"num_workers": -1}, "num_workers"),
+        ({"num_workers": None}, "num_workers"),
+        ({"num_threads": 0}, "num_threads must be a whole number of at least 1 or null"),
+        ({"prefetch_factor": 2}, "prefetch_factor must be null when num_workers is 0"),
+        ({"num_workers": 1, "prefetch_factor": 0}, "prefetch_factor"),
+        ({"persistent_workers": True}, "persistent_workers must be false"),
+        ({"pin_memory": 1}, "pin_memory must be true or false"),
+        ({"pin_memory": None}, "pin_memory"),
+    ],
+)
+def test_a_broken_rule_names_setting_rule_and_value(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        ThroughputConfig(**{"batch_size": 1, **settings})
+
+
+def test_accumulation_makes_up_the_effective_batch():
+    config = ThroughputConfig(batch_size=4).with_effective_batch_size(32)
+    assert config.gradient_accumulation_steps == 8
+    assert config.effective_batch_size == 32
+    with pytest.raises(ConfigError, match="must divide effective_batch_size"):
+        ThroughputConfig(batch_size=5).with_effective_batch_size(32)
+    with pytest.raises(ConfigError, match="must divide"):
+        ThroughputConfig(batch_size=64).with_effective_batch_size(32)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_loader_gets_every_setting(num_workers):
+    config = ThroughputConfig(batch_size=3, num_workers=num_workers)
+    loader = config.dataloader(TensorDataset(torch.arange(7)), drop_last=True)
+    assert [len(batch) for (batch,) in loader] == [3, 3]
+    assert loader.num_workers == num_workers
+    assert loader.prefetch_factor == config.prefetch_factor
+    assert loader.persistent_workers == config.persistent_workers
+
+
+def test_the_loader_refuses_what_the_settings_decide():
+    with pytest.raises(ConfigError, match="batch_size is decided"):
+        ThroughputConfig(batch_size=3).dataloader(TensorDataset(torch.arange(7)), batch_size=2)
+
+
+def test_threads_are_set_and_none_leaves_them():
+    before = torch.get_num_threads()
+    try:
+        ThroughputConfig(batch_size=1, num_threads=1).apply_threads()
+        assert torch.get_num_threads() == 1
+        ThroughputConfig(batch_size=1).apply_threads()
+        assert torch.get_num_threads() == 1
+    finally:
+        ThroughputConfig(batch_size=1, num_threads=before).apply_threads()
+
+
+def test_settings_survive_a_round_trip_as_plain_values():
+    config = ThroughputConfig(batch_size=4, num_workers=2, num_threads=3)
+    assert ThroughputConfig(**config.to_dict()) == config
+    assert config.summary == "batch 4, workers 2 x prefetch 2, threads 3"
+    assert (
+        dataclasses.replace(
+            config, num_workers=0, prefetch_factor=None, persistent_workers=None
+        ).num_prefetched
+        == 0
+    )
+
+
+def test_the_public_names_are_there():
+    assert all(hasattr(autotune, name) for name in autotune.__all__)

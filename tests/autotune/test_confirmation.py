@@ -1,0 +1,69 @@
+import math
+import random
+
+import pytest
+
+from autotune.config import ThroughputConfig
+from autotune.search.confirmation import choose
+
+BASELINE = ThroughputConfig(batch_size=2, num_threads=2)
+CHEAP = ThroughputConfig(batch_size=8, num_threads=1)
+DEAR = ThroughputConfig(batch_size=8, num_threads=2, num_workers=4)
+
+
+def test_a_clear_gain_is_significant_and_inside_its_interval():
+    choice = choose({BASELINE: [10, 10.1, 9.9], CHEAP: [20, 20.3, 19.8]}, BASELINE)
+    assert choice.best == CHEAP
+    assert choice.speedup.significant
+    assert choice.speedup.low < 2.0 < choice.speedup.high
+    assert choice.rates[CHEAP].low < 20 < choice.rates[CHEAP].high
+
+
+def test_the_cheaper_of_two_equally_fast_is_chosen():
+    choice = choose({BASELINE: [10, 10], DEAR: [20.1, 20.1], CHEAP: [20, 20]}, BASELINE)
+    assert choice.best == CHEAP
+    assert choose({BASELINE: [10, 10], DEAR: [21, 21], CHEAP: [20, 20]}, BASELINE).best == DEAR
+
+
+def test_a_gain_that_is_too_small_to_matter_is_none():
+    same = choose({BASELINE: [10.0] * 20, CHEAP: [10.1] * 20}, BASELINE)
+    assert not same.speedup.significant
+
+
+def test_a_gain_inside_the_noise_is_none():
+    noisy = choose({BASELINE: [10, 13, 8], CHEAP: [12, 9, 14]}, BASELINE)
+    assert not noisy.speedup.significant
+    assert noisy.speedup.low < 1 < noisy.speedup.high
+
+
+def test_drift_that_hits_a_whole_round_cancels_in_the_ratio():
+    drift = [1.0, 0.5, 0.8]
+    rates = {BASELINE: [10 * d for d in drift], CHEAP: [15 * d for d in drift]}
+    choice = choose(rates, BASELINE)
+    assert choice.speedup.ratio == pytest.approx(1.5)
+    assert choice.speedup.significant
+    # What one more run will reach is another matter: the drift is real.
+    assert choice.rates[CHEAP].high / choice.rates[CHEAP].low > 2
+
+
+def test_a_single_round_claims_little():
+    choice = choose({BASELINE: [10], CHEAP: [11]}, BASELINE)
+    assert not choice.speedup.significant
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.04, 0.1])
+def test_equal_configurations_are_rarely_called_different(noise):
+    random_ = random.Random(1)
+    false_alarms = contained = 0
+    num_studies = 400
+    for _ in range(num_studies):
+        rates = {
+            config: [10 * math.exp(random_.gauss(0, noise)) for _ in range(3)]
+            for config in (BASELINE, CHEAP, DEAR)
+        }
+        choice = choose(rates, BASELINE)
+        false_alarms += choice.speedup.significant
+        again = 10 * math.exp(random_.gauss(0, noise))
+        contained += choice.rates[BASELINE].low <= again <= choice.rates[BASELINE].high
+    assert false_alarms <= 0.05 * num_studies
+    assert contained >= 0.93 * num_studies

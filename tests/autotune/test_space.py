@@ -1,0 +1,67 @@
+import pytest
+
+from autotune.config import ThroughputConfig
+from autotune.errors import BadInputError
+from autotune.space import Space, default_axes
+
+BASELINE = ThroughputConfig(batch_size=2, num_threads=2)
+
+
+def test_every_legal_combination_is_there_once():
+    axes = {"num_workers": (0, 1, 2), "prefetch_factor": (2, 4), "num_threads": (1, 2)}
+    configs = Space(axes=axes).configurations(BASELINE)
+    assert len(configs) == len(set(configs)) == (1 + 2 * 2) * 2
+    assert all(config.prefetch_factor is None for config in configs if config.num_workers == 0)
+    assert all(config.batch_size == 2 for config in configs)
+
+
+def test_order_and_repeats_of_values_do_not_matter():
+    assert Space(axes={"num_threads": (2, 1, 2)}) == Space(axes={"num_threads": (1, 2)})
+
+
+def test_the_effective_batch_is_kept_by_all():
+    space = Space(axes={"batch_size": (1, 2, 8)}, effective_batch_size=8)
+    assert {config.effective_batch_size for config in space.configurations(BASELINE)} == {8}
+    with pytest.raises(BadInputError, match="axis batch_size: must hold divisors of .* 8 .* 3"):
+        Space(axes={"batch_size": (1, 3)}, effective_batch_size=8)
+
+
+def test_an_axis_that_is_missing_stays_as_in_the_baseline():
+    baseline = ThroughputConfig(batch_size=2, num_workers=3, prefetch_factor=5)
+    (config,) = Space(axes={"batch_size": (7,)}).configurations(baseline)
+    assert (config.batch_size, config.num_workers) == (7, 3)
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"batchsize": (1,)}, "axis batchsize: unknown"),
+        ({"batch_size": ()}, "needs at least one value"),
+        ({"batch_size": (0,)}, "axis batch_size: batch_size must be"),
+        ({"num_threads": (None,)}, "axis num_threads"),
+        ({"prefetch_factor": (0,)}, "axis prefetch_factor"),
+        ({"pin_memory": (1,)}, "axis pin_memory"),
+    ],
+)
+def test_a_bad_axis_is_named(axes, message):
+    with pytest.raises(BadInputError, match=message):
+        Space(axes=axes)
+
+
+@pytest.mark.parametrize("usable_cores", [1, 2, 4, 6, 64])
+def test_default_axes_fit_the_machine(usable_cores):
+    axes = default_axes(usable_cores=usable_cores, baseline=BASELINE, effective_batch_size=None)
+    assert max(axes["num_threads"]) == usable_cores
+    assert max(axes["num_workers"]) <= max(2 * usable_cores, 1)
+    assert 0 in axes["num_workers"]
+    assert BASELINE.batch_size in axes["batch_size"]
+    assert Space(axes=axes).configurations(BASELINE)
+
+
+@pytest.mark.parametrize("effective", [1, 7, 32, 720])
+def test_default_batch_sizes_divide_the_effective_batch(effective):
+    baseline = ThroughputConfig(batch_size=1)
+    axes = default_axes(usable_cores=2, baseline=baseline, effective_batch_size=effective)
+    assert all(effective % size == 0 for size in axes["batch_size"])
+    assert {1, effective} <= set(axes["batch_size"])
+    assert len(axes["batch_size"]) <= 9

@@ -1,0 +1,267 @@
+"""Trials of real scripts in real processes."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from autotune.channel import Listener
+from autotune.config import ThroughputConfig
+from autotune.errors import BadInputError
+from autotune.measurement import FailureCause, StartMode, summarise
+from autotune.trials.groups import ProcessGroups
+from autotune.trials.runner import Runner
+from autotune.trials.trial import BlockRequest, TrialFailedError, classify_exception
+
+from .conftest import processes_of, wait_until
+
+BLOCK = BlockRequest(min_s=0.1, min_steps=2, lead_in_s=0.2)
+
+
+@pytest.fixture
+def start_runner():
+    """Makes runners; ends everything afterwards."""
+    groups = ProcessGroups()
+    opened = []
+
+    def make(command, *, start_mode=None, start_deadline_s=60.0):
+        listener = Listener().__enter__()
+        runner = Runner(
+            tuple(command),
+            groups=groups,
+            listener=listener,
+            start_mode=start_mode,
+            start_deadline_s=start_deadline_s,
+        )
+        opened.extend((listener, runner))
+        return runner
+
+    yield make
+    for item in reversed(opened):
+        item.__exit__(None, None, None)
+    groups.close()
+
+
+def test_a_fresh_trial_introduces_itself_and_is_measured(script, start_runner):
+    runner = start_runner(script(load=", effective_batch_size=8", units=", units=tokens"))
+    with runner.start(None, StartMode.FRESH) as trial:
+        sample = trial.measure(BLOCK, deadline_s=30)
+        root = psutil.Process(runner.introduction.pid)
+        assert root.is_running()
+    introduction = runner.introduction
+    assert introduction.default == ThroughputConfig(batch_size=4, gradient_accumulation_steps=2)
+    assert introduction.effective_batch_size == 8
+    assert introduction.default_num_threads >= 1
+    assert trial.unit == "tokens"
+    assert trial.start_up_s > 0.1
+    (block,) = sample.blocks
+    assert block.num_samples == 4 * block.num_steps
+    assert block.num_units == 40 * block.num_steps
+    assert 0.1 <= block.duration_s < 5
+    assert 0 < block.wait_s < block.duration_s
+    assert sample.usage.memory_bytes > 50 * 2**20
+    assert not root.is_running()
+
+
+def test_forked_trials_get_the_configuration_asked_for(script, start_runner):
+    runner = start_runner(script(step="print('threads', torch.get_num_threads(), flush=True)"))
+    for num_workers, num_threads in ((0, 1), (2, 2), (0, 2)):
+        config = ThroughputConfig(batch_size=3, num_workers=num_workers, num_threads=num_threads)
+        with runner.start(config, StartMode.FORK) as trial:
+            sample = trial.measure(BLOCK, deadline_s=30)
+            output = trial._origin.output.read_text()
+            processes = [psutil.Process(trial._origin.root_pid)]
+            processes += processes[0].children(recursive=True)
+        assert trial.mode is StartMode.FORK
+        assert sample.blocks[0].num_samples == 3 * sample.blocks[0].num_steps
+        assert f"threads {num_threads}\n" in output
+        assert len(processes) == 1 + num_workers
+        assert wait_until(lambda alive=processes: not any(p.is_running() for p in alive), 2.0)
+    assert runner.mode is StartMode.FORK
+    assert not Path("epilogue").exists()
+
+
+def test_blocks_are_multiples_and_come_without_a_pause(light_script, start_runner):
+    runner = start_runner(light_script())
+    with runner.start(None, StartMode.FORK) as trial:
+        request = BlockRequest(num_blocks=3, min_s=0.01, min_steps=2, multiple_of=7)
+        blocks = trial.measure(request, deadline_s=30).blocks
+    assert len(blocks) == 3
+    assert all(block.num_steps % 7 == 0 for block in blocks)
+
+
+def test_the_data_starts_again_when_an_epoch_ends(light_script, start_runner):
+    runner = start_runner(light_script(length=12))
+    with runner.start(None, StartMode.FORK) as trial:
+        sample = trial.measure(BlockRequest(min_s=0.0, min_steps=50), deadline_s=30)
+    assert sample.blocks[0].num_steps == 50
+
+
+def test_waiting_for_data_is_told_from_computing(light_script, start_runner):
+    runner = start_runner(light_script(item="time.sleep(0.002)", step="time.sleep(0.0001)"))
+    with runner.start(None, StartMode.FORK) as trial:
+        trial.measure(BLOCK, deadline_s=30)
+        found = summarise([trial.measure(BLOCK, deadline_s=30)], gradient_accumulation_steps=1)
+    assert found.data_wait_share > 0.8
+
+
+@pytest.mark.parametrize(
+    ("parts", "cause", "message"),
+    [
+        ({"step": "raise ValueError('bad\\nnews')"}, FailureCause.CRASHED, "ValueError: bad"),
+        ({"step": "raise MemoryError"}, FailureCause.OUT_OF_MEMORY, "MemoryError"),
+        ({"step": "sys.exit(3)"}, FailureCause.CRASHED, "exit code 3"),
+        ({"step": "os._exit(3)"}, FailureCause.CRASHED, "exit code 3"),
+        ({"step": "os.kill(os.getpid(), 9)"}, FailureCause.KILLED, "SIGKILL"),
+        ({"step": "os.kill(os.getpid(), 11)"}, FailureCause.KILLED, "SIGSEGV"),
+        ({"step": "if taken == 1: break"}, FailureCause.LOOP_ENDED, "after 2 steps"),
+        ({"length": 0}, FailureCause.NO_DATA, "delivered no batch"),
+        ({"step": "time.sleep(60)"}, FailureCause.TIMED_OUT, "within 1 s"),
+    ],
+)
+def test_a_failure_has_a_cause_and_leaves_nothing_running(
+    light_script, start_runner, parts, cause, message
+):
+    command = light_script(**parts)
+    runner = start_runner(command)
+    for mode in (StartMode.FORK, StartMode.FRESH):
+        with pytest.raises(TrialFailedError, match=message) as caught:
+            trial = runner.start(None, mode)
+            trial.measure(BLOCK, deadline_s=1)
+        assert caught.value.failure.cause is cause
+        # After the break, the script must not have gone on to what follows its loop.
+        assert not Path("epilogue").exists()
+    runner.close()
+    assert wait_until(lambda: not processes_of(command[1]), 2.0)
+
+
+def test_the_traceback_of_a_failure_is_kept(light_script, start_runner):
+    step = """
+        if taken == 1:
+            raise ValueError("bad news")
+    """
+    runner = start_runner(light_script(step=step))
+    with pytest.raises(TrialFailedError) as caught:
+        runner.start(None, StartMode.FORK).measure(BLOCK, deadline_s=10)
+    assert "Traceback" in caught.value.failure.output
+    assert "bad news" in caught.value.failure.output
+
+
+def test_a_host_survives_a_trial_that_fails(light_script, start_runner):
+    runner = start_runner(light_script(step="if config.batch_size == 5: os._exit(1)"))
+    with pytest.raises(TrialFailedError):
+        runner.start(ThroughputConfig(batch_size=5), StartMode.FORK).measure(BLOCK, deadline_s=10)
+    with runner.start(ThroughputConfig(batch_size=6), StartMode.FORK) as trial:
+        assert trial.measure(BLOCK, deadline_s=10).blocks
+
+
+def test_a_dead_host_is_replaced(light_script, start_runner):
+    runner = start_runner(light_script())
+    runner.start(None, StartMode.FORK).close()
+    os.kill(runner._fork_host.process.pid, signal.SIGKILL)
+    runner._fork_host.process.wait()
+    with pytest.raises(TrialFailedError, match="SIGKILL"):
+        runner.start(None, StartMode.FORK)
+    with runner.start(None, StartMode.FORK) as trial:
+        assert trial.measure(BLOCK, deadline_s=10).blocks
+
+
+def test_where_threads_run_trials_start_afresh_and_say_why(light_script, start_runner):
+    before = (
+        "import threading; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
+    )
+    runner = start_runner(light_script(before=before))
+    with runner.start(None, StartMode.FORK) as trial:
+        assert trial.measure(BLOCK, deadline_s=10).blocks
+    assert trial.mode is StartMode.FRESH
+    assert runner.fresh_reason == "2 threads run when load_config is called"
+
+
+@pytest.mark.parametrize(
+    ("code", "cause", "message"),
+    [
+        ("pass", FailureCause.NEVER_CALLED, "without calling autotune.load_config"),
+        ("import no_such_module", FailureCause.CRASHED, "exit code 1"),
+        ("import time; time.sleep(60)", FailureCause.TIMED_OUT, "did not call .* within 2 s"),
+        (
+            "import autotune; autotune.steps([1])",
+            FailureCause.CRASHED,
+            "exit code 1",
+        ),
+        (
+            "import autotune, time; C = autotune.ThroughputConfig(batch_size=1); "
+            "autotune.load_config(None, default=C); time.sleep(60)",
+            FailureCause.TIMED_OUT,
+            "did not call autotune.steps within 2 s",
+        ),
+    ],
+)
+def test_a_command_that_does_not_get_to_its_loop_is_explained(start_runner, code, cause, message):
+    runner = start_runner((sys.executable, "-c", code), start_deadline_s=2.0)
+    with pytest.raises(TrialFailedError, match=message) as caught:
+        runner.start(None, StartMode.FRESH)
+    assert caught.value.failure.cause is cause
+
+
+def test_a_program_that_is_not_there_is_bad_input(start_runner):
+    with pytest.raises(BadInputError, match="cannot be started"):
+        start_runner(("/no/such/program",)).start(None, StartMode.FRESH)
+
+
+def test_a_shell_script_can_be_measured(light_script, start_runner, tmp_path):
+    command = light_script()
+    shell = tmp_path / "train.sh"
+    shell.write_text(f"cd {tmp_path}\nexport X=1\n'{command[0]}' '{command[1]}'\nexit $?\n")
+    runner = start_runner(("/bin/sh", str(shell)))
+    for mode in (StartMode.FRESH, StartMode.FORK):
+        with runner.start(None, mode) as trial:
+            assert trial.measure(BLOCK, deadline_s=10).blocks
+    runner.close()
+    assert wait_until(lambda: not processes_of(command[1]), 2.0)
+
+
+def test_nothing_is_left_when_the_coordinator_is_killed(script, tmp_path):
+    command = script()
+    code = f"""
+import os, signal
+from autotune.channel import Listener
+from autotune.config import ThroughputConfig
+from autotune.measurement import StartMode
+from autotune.trials.groups import ProcessGroups
+from autotune.trials.runner import Runner
+with Listener() as listener:
+    runner = Runner({command!r}, groups=ProcessGroups(), listener=listener, start_mode=None,
+                    start_deadline_s=60)
+    trial = runner.start(ThroughputConfig(batch_size=2, num_workers=2), StartMode.FORK)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert wait_until(lambda: not processes_of(command[1]), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "detail", "cause"),
+    [
+        (
+            "RuntimeError",
+            "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate "
+            "memory: you tried to allocate",
+            FailureCause.OUT_OF_MEMORY,
+        ),
+        ("OutOfMemoryError", "CUDA out of memory.", FailureCause.OUT_OF_MEMORY),
+        (
+            "RuntimeError",
+            "DataLoader worker (pid 3) is killed by signal: Bus error. It is "
+            "possible that dataloader's workers are out of shared memory.",
+            FailureCause.OUT_OF_MEMORY,
+        ),
+        ("RuntimeError", "shape mismatch", FailureCause.CRASHED),
+    ],
+)
+def test_running_out_of_memory_is_told_from_other_errors(name, detail, cause):
+    assert classify_exception(name, detail) is cause
