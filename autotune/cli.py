@@ -22,16 +22,16 @@ from rich.console import Console
 
 from autotune.best_config import write_best_config
 from autotune.channel import Listener
-from autotune.errors import AutotuneError, BadInputError, CommandError
+from autotune.errors import AutotuneError, BadInputError, CommandError, InterruptedRunError
 from autotune.files import check_writable
 from autotune.machine import this_machine
 from autotune.report.console import (
     ConsoleObserver,
     SilentObserver,
     print_result,
+    print_study,
     result_as_dict,
     say,
-    study_table,
 )
 from autotune.search.answer import Result, best_so_far, stored_result
 from autotune.search.definition import (
@@ -57,8 +57,10 @@ def main() -> None:
     with _interruptible():
         try:
             code = cli(standalone_mode=False)
-        except click.exceptions.Abort:
-            code = EXIT_INTERRUPTED
+        except (click.exceptions.Abort, KeyboardInterrupt):
+            code = _fail("interrupted", EXIT_INTERRUPTED)
+        except InterruptedRunError as error:
+            code = _fail(str(error), EXIT_INTERRUPTED)
         except click.ClickException as error:
             error.show()
             code = error.exit_code
@@ -66,8 +68,6 @@ def main() -> None:
             code = _fail(str(error), EXIT_BAD_INPUT)
         except AutotuneError as error:
             code = _fail(str(error), EXIT_FAILED)
-        except KeyboardInterrupt:
-            code = _fail("interrupted", EXIT_INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -174,8 +174,7 @@ def show(study: str | None, storage: str, form: str | None) -> None:
     elif form == "json":
         click.echo(frame.to_json(orient="records", indent=2))
     else:
-        console = Console(highlight=False)
-        console.print(study_table(frame), soft_wrap=not console.is_terminal)
+        print_study(Console(highlight=False), frame)
 
 
 def _define(
@@ -243,9 +242,10 @@ def _run(
             )
             return tuner.run()
     except KeyboardInterrupt:
+        store.repair()
         best = best_so_far(store.records())
         kept = f"; best so far: {best}" if best else ""
-        raise KeyboardInterrupt(
+        raise InterruptedRunError(
             f"interrupted{kept}. Everything measured is kept: the same command goes on"
         ) from None
 

@@ -21,5 +21,9 @@ class NothingWorkedError(AutotuneError):
     """No configuration could be measured (exit code 1)."""
 
 
+class InterruptedRunError(AutotuneError):
+    """The user or the system ended a run; what was measured is kept (exit code 130)."""
+
+
 class MachineMismatchWarning(UserWarning):
     """The settings in use were tuned on a machine that differs from this one."""

@@ -133,7 +133,7 @@ class _MeasuredSteps(Generic[Batch]):
             while True:
                 yield batches.take()
         try:
-            self._trial.send(type="ready", unit=getattr(self._units, "__name__", None))
+            self._trial.send(type="ready", unit=_unit_name(self._units))
             while True:
                 request = self._trial.receive()
                 yield from self._lead_in(batches, request["lead_in_s"])
@@ -260,6 +260,14 @@ class _Batches(Generic[Batch]):
 
 
 _END: Any = object()
+
+
+def _unit_name(units: UnitCounter | None) -> str | None:
+    """A function's name names the unit; a lambda has none worth showing."""
+    if units is None:
+        return None
+    name = getattr(units, "__name__", "")
+    return name if name.isidentifier() else "units"
 
 
 def _num_samples(batch: object) -> int:

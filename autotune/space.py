@@ -110,7 +110,8 @@ def default_axes(
     """The axes to search where the user names none.
 
     Batch sizes are the divisors of the effective batch, or half to sixteen times the baseline's.
-    Workers go to twice the cores (loading may wait rather than compute), threads to the cores.
+    Workers go to twice the cores (loading may wait rather than compute), threads to the cores; a
+    baseline without a number of threads is a script without torch, and has none to tune.
     """
     if effective_batch_size is None:
         size = baseline.batch_size
@@ -121,12 +122,14 @@ def default_axes(
     powers = [2**power for power in range(8)]
     workers = [0, *(n for n in powers if n <= 2 * usable_cores)]
     threads = [n for n in range(1, usable_cores + 1) if usable_cores <= 4 or n in powers]
-    return {
+    axes: dict[str, tuple[int | bool, ...]] = {
         "batch_size": tuple(sorted(batch_sizes)),
         "num_workers": tuple(workers),
         "prefetch_factor": (2, 4),
-        "num_threads": tuple(sorted({*threads, usable_cores})),
     }
+    if baseline.num_threads is not None:
+        axes["num_threads"] = tuple(sorted({*threads, usable_cores}))
+    return axes
 
 
 def _thinned(divisors: list[int]) -> set[int]:

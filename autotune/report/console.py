@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Hashable, Mapping
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -11,28 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.best_config import Performance
+from autotune.config import ThroughputConfig
 from autotune.search.answer import Result
 from autotune.search.progress import Progress
 
-_SHOWN = (
-    "number",
-    "phase",
-    "state",
-    "start_mode",
-    "batch_size",
-    "gradient_accumulation_steps",
-    "num_workers",
-    "prefetch_factor",
-    "num_threads",
-    "samples_per_s",
-    "seconds_per_step",
-    "cpu_utilisation",
-    "data_wait_share",
-    "peak_memory_bytes",
-    "start_up_s",
-    "duration_s",
-    "cause",
-)
+# Wide enough for the table of a study where the output goes to a file.
+_FILE_WIDTH = 200
 
 
 def say(console: Console, line: str) -> None:
@@ -136,21 +122,43 @@ def result_as_dict(result: Result) -> dict[str, object]:
     return dataclasses.asdict(result)
 
 
-def study_table(frame: pd.DataFrame) -> Table:
-    """A study as a table for a terminal."""
+def print_study(console: Console, frame: pd.DataFrame) -> None:
+    """A study as a table, a row per trial."""
     table = Table(title=f"study {frame.attrs['study']}", title_justify="left")
-    headings = {
-        "gradient_accumulation_steps": "accumulation",
-        "peak_memory_bytes": "memory MiB",
-        "prefetch_factor": "prefetch",
+    rows = [_study_row(row) for row in frame.to_dict("records")]
+    for heading in rows[0] if rows else ():
+        left = heading in ("phase", "state", "start", "configuration", "cause")
+        table.add_column(heading, justify="left" if left else "right")
+    for row in rows:
+        table.add_row(*row.values())
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
+    console.print(table)
+
+
+def _study_row(row: Mapping[Hashable, Any]) -> dict[str, str]:
+    def number(name: str, scale: float = 1.0) -> str:
+        return "" if pd.isna(row[name]) else f"{row[name] * scale:.4g}"
+
+    settings: dict[str, Any] = {
+        field.name: None if pd.isna(row[field.name]) else row[field.name]
+        for field in dataclasses.fields(ThroughputConfig)
     }
-    for column in _SHOWN:
-        numeric = pd.api.types.is_numeric_dtype(frame[column])
-        heading = headings.get(column, column).replace("_", " ")
-        table.add_column(heading, justify="right" if numeric else "left")
-    for row in frame[list(_SHOWN)].to_dict("records"):
-        table.add_row(*(_cell(str(name), value) for name, value in row.items()))
-    return table
+    return {
+        "trial": str(row["number"]),
+        "phase": row["phase"],
+        "state": row["state"],
+        "start": row["start_mode"] or "",
+        "configuration": ThroughputConfig(**settings).summary,
+        "samples/s": number("samples_per_s"),
+        "s/step": number("seconds_per_step"),
+        "CPU %": number("cpu_utilisation", 100),
+        "waiting %": number("data_wait_share", 100),
+        "MiB": number("peak_memory_bytes", 2**-20),
+        "start-up s": number("start_up_s"),
+        "total s": number("duration_s"),
+        "cause": row["cause"] or "",
+    }
 
 
 def _comparison(before: Performance, after: Performance) -> list[tuple[str, str, str]]:
@@ -207,13 +215,3 @@ def _warnings(result: Result) -> list[str]:
             "these were measured again where there was time"
         )
     return lines
-
-
-def _cell(name: str, value: object) -> str:
-    if value is None or value is pd.NA or value != value:
-        return ""
-    if name == "peak_memory_bytes" and isinstance(value, int):
-        return f"{value / 2**20:.0f}"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return str(value)

@@ -98,7 +98,7 @@ class StudyStore:
         self._study = study
         self._sampler = _GivenSampler()
         study.sampler = self._sampler
-        self._repair()
+        self.repair()
 
     @property
     def name(self) -> str:
@@ -158,10 +158,10 @@ class StudyStore:
         for name, value in attributes.items():
             self._study._storage.set_trial_user_attr(trial_id, name, value)
 
-    def _repair(self) -> None:
-        """A killed run leaves trials that seem to run. The caller holds the lock: none does."""
+    def repair(self) -> None:
+        """Mark trials that seem to run as interrupted: the caller's lock says that none does."""
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            failure = Failure(cause=FailureCause.INTERRUPTED, message="the run was killed")
+            failure = Failure(cause=FailureCause.INTERRUPTED, message="the run was ended")
             self.fail(trial.number, failure)
 
 

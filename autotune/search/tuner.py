@@ -11,7 +11,7 @@ from typing import Any
 from autotune.config import ThroughputConfig
 from autotune.errors import BadInputError, CommandError, NothingWorkedError
 from autotune.machine import this_machine
-from autotune.measurement import Failure, FailureCause, StartMode
+from autotune.measurement import StartMode
 from autotune.search.answer import Result, make_best_config
 from autotune.search.confirmation import choose
 from autotune.search.definition import StudyDefinition
@@ -84,9 +84,6 @@ class Tuner:
             except TrialFailedError as error:
                 self._store.fail(number, error.failure)
                 raise CommandError(error.explain("the baseline")) from error
-            except BaseException:
-                self._interrupt(number)
-                raise
         self._store.complete(number, outcome)
         return plan, self._store.records()[number]
 
@@ -162,9 +159,6 @@ class Tuner:
         except TrialFailedError as error:
             self._store.fail(number, error.failure)
             self._observer.note(f"{config.summary}: {error.failure.cause}: {error}")
-        except BaseException:
-            self._interrupt(number)
-            raise
         else:
             self._store.complete(number, outcome)
         return self._store.records()[number]
@@ -172,7 +166,12 @@ class Tuner:
     def _confirm(self, plan: Plan, baseline: TrialRecord) -> list[TrialRecord]:
         """Run finalists and baseline in fresh processes, in rounds of changing order."""
         knowledge = Knowledge.of(self._store.records())
-        finalists = knowledge.finalists(plan.baseline, self._definition.num_finalists)
+        finalists = knowledge.finalists(plan.baseline, self._num_finalists(baseline))
+        if not finalists:
+            raise NothingWorkedError(
+                "no configuration beside the baseline could be measured: give more time with "
+                "--budget, or see the causes with `autotune show`"
+            )
         order = [plan.baseline, *finalists]
         shuffle = random.Random(self._definition.seed).shuffle
         confirmed: list[TrialRecord] = []
@@ -200,19 +199,19 @@ class Tuner:
         except TrialFailedError as error:
             self._store.fail(number, error.failure)
             self._observer.note(f"{config.summary}: {error.failure.cause}: {error}")
-        except BaseException:
-            self._interrupt(number)
-            raise
         else:
             self._store.complete(number, outcome)
         return self._store.records()[number]
 
+    def _num_finalists(self, baseline: TrialRecord) -> int:
+        """As many as asked for, or as fit in the time that is left; at least one."""
+        rounds = self._left_s() / (self._definition.confirm_rounds * _run_s(baseline))
+        return max(1, min(self._definition.num_finalists, int(rounds) - 1))
+
     def _confirmation_s(self, baseline: TrialRecord) -> float:
-        """What the confirmation will take: as many runs as planned, each like the baseline's."""
-        assert baseline.duration_s is not None
-        assert baseline.start_up_s is not None
-        run_s = baseline.duration_s + baseline.start_up_s
-        return run_s * (self._definition.num_finalists + 1) * self._definition.confirm_rounds
+        """Time kept for the confirmation: what it takes, but never most of the budget."""
+        runs = (self._definition.num_finalists + 1) * self._definition.confirm_rounds
+        return min(runs * _run_s(baseline), 0.5 * self._definition.budget_s)
 
     def _answer(self, plan: Plan, complete: bool) -> Result:
         baseline = next(r for r in self._store.records()[::-1] if r.phase is Phase.BASELINE)
@@ -226,8 +225,7 @@ class Tuner:
                 runs.setdefault(record.config, []).append(record)
         if plan.baseline not in runs or len(runs) < 2:
             raise NothingWorkedError(
-                "no configuration beside the baseline could be measured in a fresh process; "
-                "`autotune show` lists the causes"
+                "no configuration worked in a fresh process: see the causes with `autotune show`"
             )
         choice = choose(
             {config: [record.units_per_s for record in found] for config, found in runs.items()},
@@ -261,10 +259,6 @@ class Tuner:
         self._store.set_facts(result=dataclasses.asdict(result))
         return result
 
-    def _interrupt(self, number: int) -> None:
-        failure = Failure(cause=FailureCause.INTERRUPTED, message="the run was interrupted")
-        self._store.fail(number, failure)
-
     def _left_s(self) -> float:
         return self._deadline_s - time.monotonic()
 
@@ -297,3 +291,10 @@ class Tuner:
                 unit=self._unit(baseline),
             )
         )
+
+
+def _run_s(baseline: TrialRecord) -> float:
+    """What a confirming run takes: as long as the baseline's, its start included."""
+    assert baseline.duration_s is not None
+    assert baseline.start_up_s is not None
+    return baseline.duration_s + baseline.start_up_s

@@ -58,6 +58,8 @@ def main():
     default = autotune.ThroughputConfig(batch_size=4)
     {before}
     config = autotune.load_config("best_config.yaml", default=default{load})
+    def tokens(batch):
+        return 10 * config.batch_size
     taken = 0
     for epoch in range({epochs}):
         for batch in autotune.steps(Loader(){units}):

@@ -61,6 +61,9 @@ def test_default_axes_fit_the_machine(usable_cores):
 @pytest.mark.parametrize("effective", [1, 7, 32, 720])
 def test_default_batch_sizes_divide_the_effective_batch(effective):
     baseline = ThroughputConfig(batch_size=1)
+    assert "num_threads" not in default_axes(
+        usable_cores=2, baseline=baseline, effective_batch_size=None
+    )
     axes = default_axes(usable_cores=2, baseline=baseline, effective_batch_size=effective)
     assert all(effective % size == 0 for size in axes["batch_size"])
     assert {1, effective} <= set(axes["batch_size"])

@@ -1,0 +1,372 @@
+"""`python -m autotune`, as a user runs it."""
+
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+import autotune
+from autotune.best_config import read_best_config
+
+from .conftest import processes_of, wait_until
+
+# Short blocks: these tests look at what happens, not at how fast anything is.
+QUICK = {
+    "name": "quick",
+    "axes": {"batch_size": [2, 4, 8], "num_workers": [0]},
+    "block_s": 0.02,
+    "max_blocks": 2,
+    "confirm_s": 0.1,
+    "confirm_rounds": 2,
+    "start_deadline_s": 30,
+    "budget": "60s",
+}
+# A step that takes its time whatever the batch: the largest batch is by far the fastest.
+FIXED_STEP = "time.sleep(0.01)"
+SETTINGS = list(autotune.ThroughputConfig(batch_size=1).to_dict())
+
+
+def autotune_run(*options, command="run", timeout_s=90):
+    return subprocess.run(
+        [sys.executable, "-m", "autotune", command, *options],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+@pytest.fixture
+def study(light_script):
+    """Writes a study of a light script; gives the options that run it."""
+
+    def write(*, script=None, **changes):
+        command = light_script(**{"step": FIXED_STEP, **(script or {})})
+        data = {**QUICK, "command": list(command), **changes}
+        Path("quick.yaml").write_text(yaml.safe_dump(data))
+        return ("--study", "quick.yaml")
+
+    return write
+
+
+def trials():
+    return autotune.load_study("studies/autotune.db")
+
+
+def test_a_run_finds_the_fastest_settings_and_writes_them(study):
+    done = autotune_run(*study())
+    assert done.returncode == 0, done.stderr
+    best = read_best_config(Path("best_config.yaml"))
+    assert best.config.batch_size == 8
+    assert best.baseline.config.batch_size == 4
+    assert best.speedup.significant
+    assert best.speedup.low > 1.5
+    assert best.expected.samples_per_s > 1.5 * best.baseline.samples_per_s
+    assert "speed-up: " in done.stdout
+    assert "measured 3 of 3 configurations" in done.stdout
+    assert "an update now takes 8 samples instead of 4" in done.stdout
+
+    frame = trials()
+    assert list(frame["phase"]) == (["baseline", "probe", "search", "search"] + ["confirm"] * 2 * 2)
+    assert (frame["state"] == "complete").all()
+    assert set(frame["start_mode"][1:4]) == {"fork"}
+    assert set(frame["start_mode"][4:]) == {"fresh"}
+    assert {
+        *SETTINGS,
+        "number",
+        "samples_per_s",
+        "seconds_per_step",
+        "cpu_utilisation",
+        "data_wait_share",
+        "peak_memory_bytes",
+        "start_up_s",
+        "duration_s",
+        "cause",
+    } <= set(frame.columns)
+    assert (frame["samples_per_s"] > 0).all()
+    assert frame["cpu_utilisation"].between(0, 1.5).all()
+    assert set(best.study.trial_numbers) <= set(frame["number"])
+    assert frame.attrs["study"] == "quick"
+    assert not Path("epilogue").exists()
+
+
+def test_a_complete_study_is_not_measured_again_and_a_fresh_one_stands_beside_it(study):
+    options = study(axes={"batch_size": [4, 8], "num_workers": [0]}, confirm_rounds=1)
+    assert autotune_run(*options).returncode == 0
+    number = len(trials())
+    Path("best_config.yaml").unlink()
+    again = autotune_run(*options)
+    assert again.returncode == 0
+    assert "nothing was measured again" in again.stdout
+    assert len(trials()) == number
+    assert Path("best_config.yaml").exists()
+
+    assert autotune_run(*options, "--fresh").returncode == 0
+    assert trials().attrs["study"] == "quick.2"
+    assert len(autotune.load_study("studies/autotune.db", "quick")) == number
+
+
+def test_settings_that_change_nothing_are_no_gain_and_the_baseline_is_kept(study):
+    options = study(script={"step": "time.sleep(0.003 * config.batch_size)"}, confirm_rounds=3)
+    done = autotune_run(*options)
+    assert done.returncode == 0
+    assert "no significant gain" in done.stdout
+    best = read_best_config(Path("best_config.yaml"))
+    assert not best.speedup.significant
+    assert best.config == best.baseline.config
+    assert best.config.batch_size == 4
+
+
+def test_the_effective_batch_is_kept_and_units_are_counted(study):
+    done = autotune_run(
+        *study(
+            script={
+                "load": ", effective_batch_size=8",
+                "units": ", units=tokens",
+                "step": FIXED_STEP,
+            }
+        )
+    )
+    assert done.returncode == 0, done.stderr
+    best = read_best_config(Path("best_config.yaml"))
+    assert best.config.gradient_accumulation_steps == 1
+    assert best.baseline.config.gradient_accumulation_steps == 2
+    frame = trials()
+    assert (frame["batch_size"] * frame["gradient_accumulation_steps"] == 8).all()
+    ratio = frame["units_per_s"] / frame["samples_per_s"]
+    assert ((ratio - 10).abs() < 1e-6).all()
+    assert set(frame["unit"]) == {"tokens"}
+    assert "an update now takes" not in done.stdout
+
+
+def test_one_bad_configuration_does_not_stop_a_run(study):
+    script = {"step": "if config.batch_size == 8:\n    os._exit(1)\ntime.sleep(0.01)"}
+    done = autotune_run(*study(script=script))
+    assert done.returncode == 0, done.stderr
+    assert read_best_config(Path("best_config.yaml")).config.batch_size == 4
+    failed = trials().query("state == 'failed'")
+    assert list(failed["batch_size"]) == [8]
+    assert list(failed["cause"]) == ["crashed"]
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_samplers_propose_everything_once(study, sampler):
+    axes = {"batch_size": [2, 4, 8, 16], "num_workers": [0]}
+    options = study(axes=axes, confirm_rounds=1)
+    assert autotune_run(*options, "--sampler", sampler, "--seed", "3").returncode == 0
+    visited = trials().query("phase in ('search', 'probe')")["batch_size"]
+    assert sorted(visited) == [2, 4, 8, 16]
+
+
+def test_a_limit_on_trials_is_kept_and_the_next_run_goes_on(study):
+    options = study(axes={"batch_size": [1, 2, 3, 4, 8], "num_workers": [0]}, confirm_rounds=1)
+    done = autotune_run(*options, "--max-trials", "1")
+    assert done.returncode == 0
+    assert "measured 2 of 5 configurations, 3 not reached" in done.stdout
+    assert autotune_run(*options).returncode == 0
+    visited = trials().query("phase in ('search', 'probe')")["batch_size"]
+    assert sorted(visited) == [1, 2, 3, 4, 8]
+
+
+def test_fresh_processes_do_where_forking_is_not_wanted(study):
+    done = autotune_run(*study(confirm_rounds=1), "--start-mode", "fresh", "--quiet")
+    assert done.returncode == 0
+    assert set(trials()["start_mode"]) == {"fresh"}
+
+
+def test_a_dry_run_tells_the_space_and_writes_nothing(study):
+    done = autotune_run(*study(), "--dry-run", "--axis", "batch_size=1,2")
+    assert done.returncode == 0, done.stderr
+    assert "axis batch_size: 1, 2" in done.stdout
+    assert "space: 2 configurations" in done.stdout
+    assert "estimated time: " in done.stdout
+    assert sorted(path.name for path in Path().iterdir()) == ["quick.yaml", "train it.py"]
+
+
+def test_the_result_and_the_study_can_be_read_by_programs(study):
+    options = study(confirm_rounds=1)
+    done = autotune_run(*options, "--json")
+    assert json.loads(done.stdout)["best"]["config"]["batch_size"] == 8
+    shown = autotune_run("--json", command="show")
+    assert len(json.loads(shown.stdout)) == len(trials())
+    Path("shown.csv").write_text(autotune_run("quick", "--csv", command="show").stdout)
+    assert list(pd.read_csv("shown.csv")["number"]) == list(trials()["number"])
+    table = autotune_run(command="show")
+    assert "study quick" in table.stdout
+    assert "confirm" in table.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--no-such-flag",), "No such option"),
+        (("--axis", "batch_size"), "must look like batch_size=2,4,8"),
+        (("--axis", "batch=1"), "axis batch: unknown"),
+        (("--axis", "batch_size=0"), "at least 1, not 0"),
+        (("--budget", "soon"), "--budget: must be a duration"),
+        (("--budget", "0"), "--budget: must be a duration"),
+        (("--sampler", "magic"), "magic"),
+        (("--study", "none.yaml"), "none.yaml: cannot be read"),
+        (("--study", "bad.yaml"), "bad.yaml: not valid YAML"),
+        (("--study", "unknown.yaml"), "bugdet is no known key"),
+        (("--", "no-such-program", "x"), "no-such-program is no program"),
+        (("--out", "/proc/none/x.yaml"), "/proc/none/x.yaml: cannot be written"),
+        (("--out", "."), "is a directory"),
+        (("--storage", "nosuchdb://x/y"), "storage nosuchdb://x/y: cannot be opened"),
+        (("--storage", "quick.yaml"), "cannot be opened"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(study, options, message):
+    study_options = study()
+    Path("bad.yaml").write_text("command: [")
+    Path("unknown.yaml").write_text("command: python x.py\nbugdet: 3m\n")
+    Path("best_config.yaml").write_text("mine")
+    if "--study" not in options and "--" not in options:
+        options = (*study_options, *options)
+    done = autotune_run(*options)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert Path("best_config.yaml").read_text() == "mine"
+
+
+def test_without_a_command_there_is_nothing_to_tune(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = autotune_run()
+    assert done.returncode == 2
+    assert "nothing to tune: give a command" in done.stderr
+
+
+def test_the_default_study_is_the_one_that_pyproject_names(study):
+    study(confirm_rounds=1)
+    Path("pyproject.toml").write_text('[tool.autotune]\nstudy = "quick.yaml"\n')
+    assert autotune_run("--quiet").returncode == 0
+    assert Path("best_config.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ({"before": "sys.exit(0)"}, "ended without calling autotune.load_config"),
+        ({"before": "import no_such_module"}, "No module named 'no_such_module'"),
+        ({"length": 0}, "the loader delivered no batch"),
+        ({"step": "raise ValueError('x')"}, "ValueError: x"),
+    ],
+)
+def test_a_command_that_cannot_be_measured_is_exit_code_1(study, script, message):
+    options = study(script=script)
+    Path("best_config.yaml").write_text("mine")
+    done = autotune_run(*options)
+    assert done.returncode == 1, done.stderr
+    assert message in done.stderr
+    assert "autotune/cli.py" not in done.stderr
+    assert Path("best_config.yaml").read_text() == "mine"
+
+
+def test_a_study_of_another_command_is_not_mixed_in(study):
+    assert autotune_run(*study(confirm_rounds=1)).returncode == 0
+    options = study(
+        script={"load": ", effective_batch_size=8"},
+        confirm_rounds=1,
+        seed=1,
+        axes={"batch_size": [2, 8], "num_workers": [0]},
+    )
+    done = autotune_run(*options)
+    assert done.returncode == 2
+    assert "start another study with --fresh" in done.stderr
+
+
+def begin_run(options, num_trials):
+    """Start a run and wait until so many trials are stored."""
+    run = subprocess.Popen(
+        [sys.executable, "-m", "autotune", "run", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert wait_until(lambda: count_trials() >= num_trials or run.poll() is not None, 60)
+    assert run.poll() is None
+    return run
+
+
+def count_trials():
+    try:
+        with sqlite3.connect("file:studies/autotune.db?mode=ro", uri=True) as connection:
+            return connection.execute("SELECT COUNT(*) FROM trials").fetchone()[0]
+    except sqlite3.Error:
+        return 0
+
+
+LONG = {
+    "axes": {"batch_size": [1, 2, 3, 4, 5, 6, 7, 8], "num_workers": [0]},
+    "block_s": 0.15,
+    "confirm_rounds": 1,
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupted_run_ends_at_once_and_goes_on_later(study, number):
+    options = study(**LONG)
+    Path("best_config.yaml").write_text("mine")
+    run = begin_run(options, 4)
+    run.send_signal(number)
+    start_s = time.monotonic()
+    _, stderr = run.communicate(timeout=10)
+    assert time.monotonic() - start_s < 2
+    assert run.returncode == 130
+    assert "interrupted; best so far: batch" in stderr
+    assert "Traceback" not in stderr
+    assert wait_until(lambda: not processes_of(Path.cwd() / "train it.py"), 1.0)
+    assert Path("best_config.yaml").read_text() == "mine"
+    before = trials().query("state == 'complete' and phase == 'search'")
+    assert not (trials()["state"] == "running").any()
+
+    assert autotune_run(*options).returncode == 0
+    after = trials().query("state == 'complete' and phase in ('search', 'probe')")
+    assert set(before["number"]) <= set(after["number"])
+    assert sorted(after["batch_size"]) == LONG["axes"]["batch_size"]
+    assert read_best_config(Path("best_config.yaml")).config.batch_size == 8
+
+
+def test_a_killed_run_leaves_nothing_running_and_goes_on_later(study):
+    options = study(**LONG)
+    run = begin_run(options, 4)
+    run.kill()
+    run.communicate()
+    assert wait_until(lambda: not processes_of(Path.cwd() / "train it.py"), 1.0)
+    before = trials()
+    assert (before["state"] != "complete").sum() <= 1
+
+    assert autotune_run(*options).returncode == 0
+    frame = trials()
+    assert not (frame["state"] == "running").any()
+    assert set(frame.query("state == 'failed'")["cause"]) <= {"interrupted"}
+    after = frame.query("state == 'complete' and phase in ('search', 'probe')")
+    assert sorted(after["batch_size"]) == LONG["axes"]["batch_size"]
+
+
+def test_two_runs_on_one_storage_do_not_mix(study):
+    options = study(**LONG)
+    run = begin_run(options, 2)
+    second = autotune_run(*options)
+    assert second.returncode == 2
+    assert "another `autotune run` is using it" in second.stderr
+    run.send_signal(signal.SIGINT)
+    run.communicate(timeout=10)
+
+
+def test_show_and_load_study_explain_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = autotune_run(command="show")
+    assert done.returncode == 2
+    assert "there is no such file" in done.stderr
+    with pytest.raises(autotune.BadInputError, match="there is no such file"):
+        autotune.load_study("none.db")
+    assert not list(tmp_path.iterdir())
