@@ -140,15 +140,18 @@ def _study_row(row: Mapping[Hashable, Any]) -> dict[str, str]:
     def number(name: str, scale: float = 1.0) -> str:
         return "" if pd.isna(row[name]) else f"{row[name] * scale:.4g}"
 
+    def text(name: str) -> str:
+        return "" if pd.isna(row[name]) else str(row[name])
+
     settings: dict[str, Any] = {
         field.name: None if pd.isna(row[field.name]) else row[field.name]
         for field in dataclasses.fields(ThroughputConfig)
     }
     return {
         "trial": str(row["number"]),
-        "phase": row["phase"],
-        "state": row["state"],
-        "start": row["start_mode"] or "",
+        "phase": text("phase"),
+        "state": text("state"),
+        "start": text("start_mode"),
         "configuration": ThroughputConfig(**settings).summary,
         "samples/s": number("samples_per_s"),
         "s/step": number("seconds_per_step"),
@@ -157,7 +160,7 @@ def _study_row(row: Mapping[Hashable, Any]) -> dict[str, str]:
         "MiB": number("peak_memory_bytes", 2**-20),
         "start-up s": number("start_up_s"),
         "total s": number("duration_s"),
-        "cause": row["cause"] or "",
+        "cause": text("cause"),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 from autotune.config import ThroughputConfig
 from autotune.machine import this_machine
@@ -61,7 +62,7 @@ def try_out(definition: StudyDefinition, runner: Runner) -> tuple[Plan, Estimate
     with runner.start(None, StartMode.FRESH) as trial:
         assert runner.introduction is not None
         plan = make_plan(definition, runner.introduction)
-        outcome = run_through(trial, definition)
+        outcome = run_through(trial, definition, deadline_s=time.monotonic())
     sample_s = 1.0 / outcome.measurement.samples_per_s
 
     def visit_s(config: ThroughputConfig, num_blocks: int) -> float:

@@ -80,7 +80,7 @@ class Tuner:
             self._check_workload(plan, self._runner.introduction)
             number = self._store.begin(plan.baseline, Phase.BASELINE)
             try:
-                outcome = run_through(trial, self._definition)
+                outcome = run_through(trial, self._definition, deadline_s=self._deadline_s)
             except TrialFailedError as error:
                 self._store.fail(number, error.failure)
                 raise CommandError(error.explain("the baseline")) from error
@@ -155,7 +155,9 @@ class Tuner:
         number = self._store.begin(config, phase)
         try:
             with self._runner.start(config, self._runner.mode) as trial:
-                outcome = visit(trial, self._definition, incumbent=incumbent)
+                outcome = visit(
+                    trial, self._definition, incumbent=incumbent, deadline_s=self._deadline_s
+                )
         except TrialFailedError as error:
             self._store.fail(number, error.failure)
             self._observer.note(f"{config.summary}: {error.failure.cause}: {error}")
@@ -195,7 +197,7 @@ class Tuner:
         number = self._store.begin(config, Phase.CONFIRM, round_number=round_number)
         try:
             with self._runner.start(config, StartMode.FRESH) as trial:
-                outcome = run_through(trial, self._definition)
+                outcome = run_through(trial, self._definition, deadline_s=self._deadline_s)
         except TrialFailedError as error:
             self._store.fail(number, error.failure)
             self._observer.note(f"{config.summary}: {error.failure.cause}: {error}")
