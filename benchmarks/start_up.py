@@ -19,12 +19,13 @@ from autotune.errors import AutotuneError
 from autotune.machine import this_machine
 from autotune.measurement import StartMode
 from autotune.search.definition import StudyDefinition
-from autotune.search.visits import WARM_UP
 from autotune.trials.groups import ProcessGroups
 from autotune.trials.runner import Runner
-from autotune.trials.trial import TrialFailedError
+from autotune.trials.trial import BlockRequest, TrialFailedError
 
 DEADLINE_S = 300.0
+# Just enough for a first batch.
+ONE_STEP = BlockRequest(min_s=0.0)
 DEFAULT_COMMAND = ("python", "examples/plain_pytorch.py")
 
 
@@ -79,7 +80,7 @@ def start_up_s(runner: Runner, config: ThroughputConfig | None, mode: StartMode)
     with runner.start(config, mode) as trial:
         if trial.mode is not mode:
             raise AutotuneError(f"this command cannot be forked: {runner.fresh_reason}")
-        trial.measure(WARM_UP, deadline_s=DEADLINE_S)
+        trial.measure(ONE_STEP, deadline_s=DEADLINE_S)
         assert trial.start_up_s is not None
         return trial.start_up_s
 
