@@ -16,7 +16,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
 notebook: $(INSTALLED)
-	$(BIN)/python -m jupyter nbconvert --execute --to html notebooks/inspect_study.ipynb
+	$(BIN)/python -m nbconvert --execute --to html notebooks/inspect_study.ipynb
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

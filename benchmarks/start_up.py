@@ -55,7 +55,7 @@ def main() -> None:
 def compare(runner: Runner, repeats: int) -> None:
     # Uncounted: the first fresh start fills the page cache and tells the script's own settings,
     # the first forked one brings up the host.
-    start_up_s(runner, None, StartMode.FRESH)
+    runner.start_default().close()
     assert runner.introduction is not None
     default = runner.introduction.default
     if default.num_threads is None:
@@ -76,7 +76,7 @@ def compare(runner: Runner, repeats: int) -> None:
     print(f"\na forked trial's first batch comes {fresh_s / forked_s:.1f} times sooner")
 
 
-def start_up_s(runner: Runner, config: ThroughputConfig | None, mode: StartMode) -> float:
+def start_up_s(runner: Runner, config: ThroughputConfig, mode: StartMode) -> float:
     with runner.start(config, mode) as trial:
         if trial.mode is not mode:
             raise AutotuneError(f"this command cannot be forked: {runner.fresh_reason}")

@@ -13,7 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.best_config import Performance
-from autotune.config import ThroughputConfig
 from autotune.search.answer import Result
 from autotune.search.progress import Progress
 
@@ -143,16 +142,12 @@ def _study_row(row: Mapping[Hashable, Any]) -> dict[str, str]:
     def text(name: str) -> str:
         return "" if pd.isna(row[name]) else str(row[name])
 
-    settings: dict[str, Any] = {
-        field.name: None if pd.isna(row[field.name]) else row[field.name]
-        for field in dataclasses.fields(ThroughputConfig)
-    }
     return {
         "trial": str(row["number"]),
         "phase": text("phase"),
         "state": text("state"),
         "start": text("start_mode"),
-        "configuration": ThroughputConfig(**settings).summary,
+        "configuration": row["configuration"],
         "samples/s": number("samples_per_s"),
         "s/step": number("seconds_per_step"),
         "CPU %": number("cpu_utilisation", 100),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from autotune.config import ThroughputConfig
 from autotune.measurement import Measurement
 from autotune.search.storage import TrialRecord, find_study, read_records, storage_url
 
@@ -22,11 +23,12 @@ def load_study(path_or_url: str | os.PathLike[str], name: str | None = None) -> 
         name: The study; the one that was made last where it is not given.
 
     Returns:
-        Columns: `number`, `state` (`complete`, `failed` or `running`), `phase`, `start_mode`,
-        every setting, every figure of `autotune.measurement.Measurement` (units in their names;
-        shares and utilisation are 0 to 1), `start_up_s`, `duration_s`, `round_number` of the
-        confirmation, `cause` and `message` of a failure, `unit` that `units_per_s` counts, and
-        `block_s`: the durations of the blocks. What a trial lacks is missing (NaN, NA or None).
+        Columns: `number`, `started_at`, `state` (`complete`, `failed` or `running`), `phase`,
+        `start_mode`, `configuration` (the settings on one line), every setting, every figure of
+        `autotune.measurement.Measurement` (shares and utilisation are 0 to 1), `start_up_s`,
+        `duration_s`, `round_number` of the confirmation, `cause` and `message` of a failure,
+        `unit` that `units_per_s` counts, and `block_s`: the durations of the blocks. What a trial
+        lacks is missing (NaN, NA, NaT or None).
         `frame.attrs` holds the study's facts: command, machine, baseline, versions, result.
 
     Raises:
@@ -35,10 +37,7 @@ def load_study(path_or_url: str | os.PathLike[str], name: str | None = None) -> 
     url = storage_url(path_or_url if isinstance(path_or_url, str) else Path(path_or_url))
     study = find_study(url, name)
     frame = pd.DataFrame([_row(record) for record in read_records(study)], columns=_columns())
-    counts = ("batch_size", "gradient_accumulation_steps", "num_workers", "prefetch_factor")
-    optional = ("num_threads", "num_interop_threads", "round_number", "peak_memory_bytes")
-    steps = ("num_steps", "num_disturbed")
-    frame = frame.astype({column: "Int64" for column in (*counts, *optional, *steps)})
+    frame = frame.astype(_types())
     frame.attrs.update(study.user_attrs, study=study.study_name, storage=url)
     return frame
 
@@ -50,9 +49,11 @@ def _row(record: TrialRecord) -> dict[str, object]:
     blocks = [block for sample in record.samples for block in sample.blocks]
     return {
         "number": record.number,
+        "started_at": record.started_at,
         "state": state,
         "phase": record.phase.value,
         "start_mode": record.start_mode.value if record.start_mode else None,
+        "configuration": record.config.summary,
         **record.config.to_dict(),
         **figures,
         "start_up_s": record.start_up_s,
@@ -66,20 +67,26 @@ def _row(record: TrialRecord) -> dict[str, object]:
 
 
 def _columns() -> list[str]:
-    settings = [
-        "batch_size",
-        "gradient_accumulation_steps",
-        "num_workers",
-        "prefetch_factor",
-        "persistent_workers",
-        "pin_memory",
-        "num_threads",
-        "num_interop_threads",
-    ]
+    settings = [field.name for field in dataclasses.fields(ThroughputConfig)]
     figures = [field.name for field in dataclasses.fields(Measurement)]
     return [
-        *("number", "state", "phase", "start_mode"),
+        *("number", "started_at", "state", "phase", "start_mode", "configuration"),
         *settings,
         *figures,
         *("start_up_s", "duration_s", "round_number", "cause", "message", "unit", "block_s"),
     ]
+
+
+def _types() -> dict[str, str]:
+    """Types that hold also where a study has few trials or none."""
+    kinds = {"int": "Int64", "float": "float64", "bool": "boolean"}
+    fields = (*dataclasses.fields(ThroughputConfig), *dataclasses.fields(Measurement))
+    types = {field.name: kinds[str(field.type).removesuffix(" | None")] for field in fields}
+    return {
+        **types,
+        "number": "int64",
+        "started_at": "datetime64[ns]",
+        "start_up_s": "float64",
+        "duration_s": "float64",
+        "round_number": "Int64",
+    }

@@ -103,7 +103,7 @@ def stored_result(store: StudyStore, definition: StudyDefinition) -> Result | No
     axes = facts.get("axes", {})
     same_axes = all(list(axes.get(k, ())) == sorted(set(v)) for k, v in definition.axes.items())
     same = facts.get("command") == list(definition.command) and same_axes
-    same_machine = this_machine().fingerprint in facts.get("machine", "")
+    same_machine = facts.get("machine", {}).get("fingerprint") == this_machine().fingerprint
     if not result or not same or not same_machine or not result["complete"]:
         return None
     return validate(Result, result, source=f"study {store.name}")

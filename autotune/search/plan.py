@@ -59,7 +59,7 @@ def try_out(definition: StudyDefinition, runner: Runner) -> tuple[Plan, Estimate
     Raises:
         TrialFailedError: The command does not get as far as a few steps.
     """
-    with runner.start(None, StartMode.FRESH) as trial:
+    with runner.start_default() as trial:
         assert runner.introduction is not None
         plan = make_plan(definition, runner.introduction)
         outcome = run_through(trial, definition, deadline_s=time.monotonic())

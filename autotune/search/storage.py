@@ -7,6 +7,7 @@ import enum
 import fcntl
 import sqlite3
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -53,7 +54,8 @@ class TrialRecord:
         failure: Why there are none; None for a trial that still runs.
         samples: What was measured, block by block.
         start_up_s: From the request to the first batch handed to the loop.
-        duration_s: From the request to the end of the trial.
+        duration_s: From the request for the trial to its last block; None where it failed.
+        started_at: When it was stored that the trial begins.
         round_number: Round of the confirmation.
         unit: Name of the script's own unit, None where samples count.
     """
@@ -67,6 +69,7 @@ class TrialRecord:
     samples: tuple[Sample, ...] = ()
     start_up_s: float | None = None
     duration_s: float | None = None
+    started_at: datetime | None = None
     round_number: int | None = None
     unit: str | None = None
 
@@ -84,6 +87,7 @@ class Outcome:
     samples: Sequence[Sample]
     start_mode: StartMode
     start_up_s: float
+    duration_s: float
     unit: str | None
 
 
@@ -136,6 +140,7 @@ class StudyStore:
             **dataclasses.asdict(outcome.measurement),
             "start_mode": outcome.start_mode.value,
             "start_up_s": outcome.start_up_s,
+            "duration_s": outcome.duration_s,
             "unit": outcome.unit,
             "raw_samples": [dataclasses.asdict(sample) for sample in outcome.samples],
         }
@@ -217,15 +222,15 @@ def storage_url(storage: str | Path) -> str:
     return text if "://" in text else f"sqlite:///{Path(text).resolve()}"
 
 
-def open_storage(url: str) -> optuna.storages.RDBStorage:
-    """The storage at `url`.
+def open_storage(url: str, *, writable: bool) -> optuna.storages.RDBStorage:
+    """The storage at `url`; where it is only read, an SQLite file may be read-only.
 
     Raises:
         BadInputError: It cannot be reached or read, or a newer Optuna wrote it.
     """
     path = _sqlite_path(url)
     try:
-        if path is not None:
+        if path is not None and writable:
             path.parent.mkdir(parents=True, exist_ok=True)
             _use_write_ahead_log(path)
         storage = optuna.storages.RDBStorage(url)
@@ -244,7 +249,7 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
             raise
         reason = str(error).strip().split("\n")[0]
         raise BadInputError(f"storage {url}: cannot be opened: {reason}") from error
-    if path is not None:
+    if path is not None and writable:
         sqlalchemy.event.listen(storage.engine, "connect", _sync_at_checkpoints)
         storage.engine.dispose()
     return storage
@@ -256,7 +261,7 @@ def open_study(url: str, name: str, *, fresh: bool) -> StudyStore:
     A fresh study gets the next free name (`name.2`, `name.3`, …), so that nothing is deleted;
     without `fresh`, the latest of these is meant.
     """
-    storage = open_storage(url)
+    storage = open_storage(url, writable=True)
     names = {summary.study_name for summary in storage.get_all_studies()}
     number = 1
     while _numbered(name, number + 1) in names:
@@ -281,7 +286,7 @@ def find_study(url: str, name: str | None) -> optuna.Study:
     path = _sqlite_path(url)
     if path is not None and not path.is_file():
         raise BadInputError(f"storage {path}: there is no such file: run `autotune run` first")
-    storage = open_storage(url)
+    storage = open_storage(url, writable=False)
     names = [study.study_name for study in storage.get_all_studies()]
     if not names:
         raise BadInputError(f"storage {url}: holds no study: run `autotune run` first")
@@ -347,7 +352,8 @@ def _read(trial: FrozenTrial) -> TrialRecord:
         failure=failure,
         samples=tuple(_read_sample(raw) for raw in attributes.get("raw_samples", ())),
         start_up_s=attributes.get("start_up_s"),
-        duration_s=trial.duration.total_seconds() if trial.duration else None,
+        duration_s=attributes.get("duration_s"),
+        started_at=trial.datetime_start,
         round_number=attributes.get("round_number"),
         unit=attributes.get("unit"),
     )

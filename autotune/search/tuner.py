@@ -8,6 +8,7 @@ import time
 from importlib import metadata
 from typing import Any
 
+from autotune.best_config import MachineRecord
 from autotune.config import ThroughputConfig
 from autotune.errors import BadInputError, CommandError, NothingWorkedError
 from autotune.machine import this_machine
@@ -71,7 +72,7 @@ class Tuner:
     def _measure_baseline(self) -> tuple[Plan, TrialRecord]:
         """Measure the script as it is, in a fresh process: how training runs without tuning."""
         try:
-            trial = self._runner.start(None, StartMode.FRESH)
+            trial = self._runner.start_default()
         except TrialFailedError as error:
             raise CommandError(error.explain("the command")) from error
         with trial:
@@ -89,16 +90,17 @@ class Tuner:
 
     def _check_workload(self, plan: Plan, introduction: Introduction) -> None:
         """A study holds runs of one workload on one machine; anything else is another study."""
-        machine = this_machine()
         facts: dict[str, Any] = {
             "command": list(self._definition.command),
-            "machine": f"{machine} ({machine.fingerprint})",
+            "machine": dataclasses.asdict(MachineRecord.of(this_machine())),
             "baseline": plan.baseline.to_dict(),
             "effective_batch_size": introduction.effective_batch_size,
         }
         stored = self._store.facts
         for name, now in facts.items():
             before = stored.get(name, now)
+            if name == "machine":
+                before = {**before, "hostname": now["hostname"]}
             if before != now:
                 raise BadInputError(
                     f"study {self._store.name}: its {name} was {before}, and is {now} now: "
@@ -298,5 +300,4 @@ class Tuner:
 def _run_s(baseline: TrialRecord) -> float:
     """What a confirming run takes: as long as the baseline's, its start included."""
     assert baseline.duration_s is not None
-    assert baseline.start_up_s is not None
-    return baseline.duration_s + baseline.start_up_s
+    return baseline.duration_s

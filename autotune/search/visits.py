@@ -105,5 +105,6 @@ def _outcome(trial: Trial, samples: list[Sample]) -> Outcome:
         samples=samples,
         start_mode=trial.mode,
         start_up_s=trial.start_up_s,
+        duration_s=trial.age_s,
         unit=trial.unit,
     )

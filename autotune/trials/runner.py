@@ -124,8 +124,17 @@ class Runner:
         self.fresh_reason = reason
         self.close()
 
-    def start(self, config: ThroughputConfig | None, mode: StartMode) -> Trial:
-        """A trial of `config` that waits in its loop; None stands for the script's own default.
+    def start_default(self) -> Trial:
+        """A trial of the script's own settings, in a fresh process, as training would start.
+
+        Raises:
+            TrialFailedError: The command ended or took too long before it got there.
+            BadInputError: The program cannot be started at all.
+        """
+        return self._when_ready(self._start_fresh(None))
+
+    def start(self, config: ThroughputConfig, mode: StartMode) -> Trial:
+        """A trial of `config` that waits in its loop.
 
         Where FORK is asked for and turns out to be unsafe, the trial is started afresh, as all
         after it; `fresh_reason` then says why.
@@ -138,12 +147,7 @@ class Runner:
             trial = self._start_forked(config)
         else:
             trial = self._start_fresh(config)
-        try:
-            trial.wait_until_ready(self._start_deadline_s)
-        except BaseException:
-            trial.close()
-            raise
-        return trial
+        return self._when_ready(trial)
 
     def close(self) -> None:
         """End the host, if there is one."""
@@ -161,6 +165,14 @@ class Runner:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _when_ready(self, trial: Trial) -> Trial:
+        try:
+            trial.wait_until_ready(self._start_deadline_s)
+        except BaseException:
+            trial.close()
+            raise
+        return trial
 
     def _start_fresh(self, config: ThroughputConfig | None) -> Trial:
         host = self._start_host({})
@@ -185,14 +197,13 @@ class Runner:
                 self.give_up_forking(obstacle)
         return self._fork_host is not None
 
-    def _start_forked(self, config: ThroughputConfig | None) -> Trial:
+    def _start_forked(self, config: ThroughputConfig) -> Trial:
         host = self._fork_host
         assert host is not None
-        chosen = config or host.introduction.default
         output = self._new_output()
         requested_at_s = time.monotonic()
         try:
-            host.channel.send(type="fork", config=chosen.to_dict(), output=str(output))
+            host.channel.send(type="fork", config=config.to_dict(), output=str(output))
             pid = int(host.channel.receive()["pid"])
         except (ChannelClosedError, KeyError, ValueError) as error:
             self._raise_host_gone(host, error)
@@ -209,7 +220,7 @@ class Runner:
             output=output,
             end=lambda grace_s: self._end_fork(host, pid, grace_s),
         )
-        return Trial(channel, chosen, origin, StartMode.FORK, self._usable_cores)
+        return Trial(channel, config, origin, StartMode.FORK, self._usable_cores)
 
     def _raise_host_gone(self, host: _Host, error: Exception) -> NoReturn:
         """The host died between two trials; the next start brings up another one."""

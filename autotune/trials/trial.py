@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -93,6 +94,11 @@ class Trial:
         self._usable_cores = usable_cores
         self._meter = UsageMeter(origin.root_pid)
         self._ended = False
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the trial was asked for."""
+        return time.monotonic() - self._origin.requested_at_s
 
     def wait_until_ready(self, deadline_s: float) -> None:
         """Wait until the loop asks for its first batch.

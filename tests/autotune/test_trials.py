@@ -19,6 +19,7 @@ from autotune.trials.trial import BlockRequest, TrialFailedError, classify_excep
 
 from .conftest import processes_of, wait_until
 
+CONFIG = ThroughputConfig(batch_size=4)
 BLOCK = BlockRequest(min_s=0.1, min_steps=2, lead_in_s=0.2)
 
 
@@ -48,7 +49,7 @@ def start_runner():
 
 def test_a_fresh_trial_introduces_itself_and_is_measured(script, start_runner):
     runner = start_runner(script(load=", effective_batch_size=8", units=", units=tokens"))
-    with runner.start(None, StartMode.FRESH) as trial:
+    with runner.start_default() as trial:
         sample = trial.measure(BLOCK, deadline_s=30)
         root = psutil.Process(runner.introduction.pid)
         assert root.is_running()
@@ -87,7 +88,7 @@ def test_forked_trials_get_the_configuration_asked_for(script, start_runner):
 
 def test_blocks_are_multiples_and_come_without_a_pause(light_script, start_runner):
     runner = start_runner(light_script())
-    with runner.start(None, StartMode.FORK) as trial:
+    with runner.start(CONFIG, StartMode.FORK) as trial:
         request = BlockRequest(num_blocks=3, min_s=0.01, min_steps=2, multiple_of=7)
         blocks = trial.measure(request, deadline_s=30).blocks
     assert len(blocks) == 3
@@ -96,14 +97,14 @@ def test_blocks_are_multiples_and_come_without_a_pause(light_script, start_runne
 
 def test_the_data_starts_again_when_an_epoch_ends(light_script, start_runner):
     runner = start_runner(light_script(length=12))
-    with runner.start(None, StartMode.FORK) as trial:
+    with runner.start(CONFIG, StartMode.FORK) as trial:
         sample = trial.measure(BlockRequest(min_s=0.0, min_steps=50), deadline_s=30)
     assert sample.blocks[0].num_steps == 50
 
 
 def test_waiting_for_data_is_told_from_computing(light_script, start_runner):
     runner = start_runner(light_script(item="time.sleep(0.002)", step="time.sleep(0.0001)"))
-    with runner.start(None, StartMode.FORK) as trial:
+    with runner.start(CONFIG, StartMode.FORK) as trial:
         trial.measure(BLOCK, deadline_s=30)
         found = summarise([trial.measure(BLOCK, deadline_s=30)], gradient_accumulation_steps=1)
     assert found.data_wait_share > 0.8
@@ -130,7 +131,7 @@ def test_a_failure_has_a_cause_and_leaves_nothing_running(
     runner = start_runner(command)
     for mode in (StartMode.FORK, StartMode.FRESH):
         with pytest.raises(TrialFailedError, match=message) as caught:
-            trial = runner.start(None, mode)
+            trial = runner.start(CONFIG, mode)
             trial.measure(BLOCK, deadline_s=1)
         assert caught.value.failure.cause is cause
         # After the break, the script must not have gone on to what follows its loop.
@@ -146,7 +147,7 @@ def test_the_traceback_of_a_failure_is_kept(light_script, start_runner):
     """
     runner = start_runner(light_script(step=step))
     with pytest.raises(TrialFailedError) as caught:
-        runner.start(None, StartMode.FORK).measure(BLOCK, deadline_s=10)
+        runner.start(CONFIG, StartMode.FORK).measure(BLOCK, deadline_s=10)
     assert "Traceback" in caught.value.failure.output
     assert "bad news" in caught.value.failure.output
 
@@ -161,12 +162,12 @@ def test_a_host_survives_a_trial_that_fails(light_script, start_runner):
 
 def test_a_dead_host_is_replaced(light_script, start_runner):
     runner = start_runner(light_script())
-    runner.start(None, StartMode.FORK).close()
+    runner.start(CONFIG, StartMode.FORK).close()
     os.kill(runner._fork_host.process.pid, signal.SIGKILL)
     runner._fork_host.process.wait()
     with pytest.raises(TrialFailedError, match="SIGKILL"):
-        runner.start(None, StartMode.FORK)
-    with runner.start(None, StartMode.FORK) as trial:
+        runner.start(CONFIG, StartMode.FORK)
+    with runner.start(CONFIG, StartMode.FORK) as trial:
         assert trial.measure(BLOCK, deadline_s=10).blocks
 
 
@@ -175,7 +176,7 @@ def test_where_threads_run_trials_start_afresh_and_say_why(light_script, start_r
         "import threading; threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
     )
     runner = start_runner(light_script(before=before))
-    with runner.start(None, StartMode.FORK) as trial:
+    with runner.start(CONFIG, StartMode.FORK) as trial:
         assert trial.measure(BLOCK, deadline_s=10).blocks
     assert trial.mode is StartMode.FRESH
     assert runner.fresh_reason == "2 threads run when load_config is called"
@@ -203,13 +204,13 @@ def test_where_threads_run_trials_start_afresh_and_say_why(light_script, start_r
 def test_a_command_that_does_not_get_to_its_loop_is_explained(start_runner, code, cause, message):
     runner = start_runner((sys.executable, "-c", code), start_deadline_s=2.0)
     with pytest.raises(TrialFailedError, match=message) as caught:
-        runner.start(None, StartMode.FRESH)
+        runner.start_default()
     assert caught.value.failure.cause is cause
 
 
 def test_a_program_that_is_not_there_is_bad_input(start_runner):
     with pytest.raises(BadInputError, match="cannot be started"):
-        start_runner(("/no/such/program",)).start(None, StartMode.FRESH)
+        start_runner(("/no/such/program",)).start_default()
 
 
 def test_a_shell_script_can_be_measured(light_script, start_runner, tmp_path):
@@ -218,7 +219,7 @@ def test_a_shell_script_can_be_measured(light_script, start_runner, tmp_path):
     shell.write_text(f"cd {tmp_path}\nexport X=1\n'{command[0]}' '{command[1]}'\nexit $?\n")
     runner = start_runner(("/bin/sh", str(shell)))
     for mode in (StartMode.FRESH, StartMode.FORK):
-        with runner.start(None, mode) as trial:
+        with runner.start(CONFIG, mode) as trial:
             assert trial.measure(BLOCK, deadline_s=10).blocks
     runner.close()
     assert wait_until(lambda: not processes_of(command[1]), 2.0)

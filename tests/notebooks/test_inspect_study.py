@@ -53,7 +53,7 @@ def open_store(path: Path) -> StudyStore:
     store = open_study(storage_url(path), "small", fresh=False)
     store.set_facts(
         command=["python", "train.py"],
-        machine="a machine, 2 usable cores",
+        machine={"cpu": "a processor", "usable_cores": 2},
         baseline=BASELINE.to_dict(),
         effective_batch_size=None,
         versions={"python": "3.11"},
@@ -90,6 +90,7 @@ def complete(store: StudyStore, config: ThroughputConfig, phase: Phase, number: 
         samples=samples,
         start_mode=mode,
         start_up_s=loading_s + (0.05 if mode is StartMode.FORK else 2.5),
+        duration_s=5.0,
         unit=None,
     )
     rounds = {"round_number": number} if phase is Phase.CONFIRM else {}
