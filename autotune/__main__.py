@@ -1,5 +1,11 @@
 """`python -m autotune`."""
 
-from autotune.cli import main
+import sys
+
+try:
+    from autotune.cli import main
+except KeyboardInterrupt:
+    # Interrupted while the imports ran: there is nothing to keep yet.
+    sys.exit(130)
 
 main()

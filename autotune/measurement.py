@@ -173,3 +173,8 @@ def summarise(samples: Sequence[Sample], *, gradient_accumulation_steps: int) ->
         num_steps=num_steps,
         num_disturbed=sum(sample.disturbed for sample in samples),
     )
+
+
+def figure(value: float) -> str:
+    """A measured value for people: four significant digits, whole numbers from a thousand on."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

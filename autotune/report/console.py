@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autotune.best_config import Performance
+from autotune.measurement import figure
 from autotune.search.answer import Result
 from autotune.search.progress import Progress
 
@@ -81,7 +82,7 @@ def _progress_line(progress: Progress) -> str:
     ratio = progress.best / progress.baseline if progress.baseline else 0.0
     return (
         f"{progress.phase.value}: {settled}/{progress.num_configurations} settled "
-        f"({progress.num_measured} measured) | best {progress.best:.4g} {progress.unit}/s = "
+        f"({progress.num_measured} measured) | best {figure(progress.best)} {progress.unit}/s = "
         f"{ratio:.2f}x baseline ({progress.best_config.summary}) | "
         f"at most {minutes}:{seconds:02d} left"
     )
@@ -137,7 +138,7 @@ def print_study(console: Console, frame: pd.DataFrame) -> None:
 
 def _study_row(row: Mapping[Hashable, Any]) -> dict[str, str]:
     def number(name: str, scale: float = 1.0) -> str:
-        return "" if pd.isna(row[name]) else f"{row[name] * scale:.4g}"
+        return "" if pd.isna(row[name]) else figure(row[name] * scale)
 
     def text(name: str) -> str:
         return "" if pd.isna(row[name]) else str(row[name])
@@ -167,15 +168,16 @@ def _comparison(before: Performance, after: Performance) -> list[tuple[str, str,
         return f"{p.peak_memory_bytes / 2**20:.0f}"
 
     def rate(p: Performance) -> str:
-        return f"{p.samples_per_s:.4g} ({p.samples_per_s_low:.4g} to {p.samples_per_s_high:.4g})"
+        low, high = figure(p.samples_per_s_low), figure(p.samples_per_s_high)
+        return f"{figure(p.samples_per_s)} ({low} to {high})"
 
     return [
         ("samples/s (95 % of runs)", rate(before), rate(after)),
-        ("seconds per step", f"{before.seconds_per_step:.4g}", f"{after.seconds_per_step:.4g}"),
+        ("seconds per step", figure(before.seconds_per_step), figure(after.seconds_per_step)),
         (
             "seconds per optimizer step",
-            f"{before.seconds_per_optimizer_step:.4g}",
-            f"{after.seconds_per_optimizer_step:.4g}",
+            figure(before.seconds_per_optimizer_step),
+            figure(after.seconds_per_optimizer_step),
         ),
         ("CPU utilisation", share(before.cpu_utilisation), share(after.cpu_utilisation)),
         ("waiting for data", share(before.data_wait_share), share(after.data_wait_share)),

@@ -16,7 +16,7 @@ from autotune.best_config import (
 )
 from autotune.config import ThroughputConfig
 from autotune.machine import this_machine
-from autotune.measurement import StartMode
+from autotune.measurement import StartMode, figure
 from autotune.search.confirmation import Choice, Interval
 from autotune.search.definition import StudyDefinition
 from autotune.search.knowledge import Knowledge
@@ -115,7 +115,7 @@ def best_so_far(records: Sequence[TrialRecord]) -> str | None:
     best = max(measured, key=lambda config: measured[config], default=None)
     if best is None or not measured[best]:
         return None
-    return f"{best.summary} ({measured[best]:.4g}/s, not confirmed)"
+    return f"{best.summary} ({figure(measured[best])}/s, not confirmed)"
 
 
 def _performance(records: Sequence[TrialRecord], rate: Interval) -> Performance:

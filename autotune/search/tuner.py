@@ -12,7 +12,7 @@ from autotune.best_config import MachineRecord
 from autotune.config import ThroughputConfig
 from autotune.errors import BadInputError, CommandError, NothingWorkedError
 from autotune.machine import this_machine
-from autotune.measurement import StartMode
+from autotune.measurement import StartMode, figure
 from autotune.search.answer import Result, make_best_config
 from autotune.search.confirmation import choose
 from autotune.search.definition import StudyDefinition
@@ -64,7 +64,7 @@ class Tuner:
         plan, baseline = self._measure_baseline()
         self._observer.note(
             f"{len(plan.configurations)} configurations; baseline "
-            f"{baseline.units_per_s:.4g} {self._unit(baseline)}/s with {plan.baseline.summary}"
+            f"{figure(baseline.units_per_s)} {self._unit(baseline)}/s with {plan.baseline.summary}"
         )
         complete = self._search(plan, baseline)
         return self._answer(plan, complete)

@@ -1,0 +1,154 @@
+import dataclasses
+import warnings
+
+import optuna
+import pytest
+
+import autotune
+from autotune.config import ThroughputConfig
+from autotune.errors import BadInputError
+from autotune.measurement import (
+    Block,
+    Failure,
+    FailureCause,
+    Sample,
+    StartMode,
+    Usage,
+    summarise,
+)
+from autotune.search.storage import (
+    Outcome,
+    Phase,
+    find_study,
+    open_study,
+    read_records,
+    storage_url,
+)
+
+CONFIG = ThroughputConfig(batch_size=8, num_workers=2, num_threads=1, pin_memory=True)
+PLAIN = ThroughputConfig(batch_size=1)
+SAMPLE = Sample(
+    blocks=(
+        Block(
+            num_steps=2,
+            num_samples=16,
+            num_units=160.0,
+            duration_s=2.0,
+            wait_s=0.5,
+            first_batch_at_s=5.0,
+        ),
+    ),
+    usage=Usage(wall_s=2.0, cpu_s=3.0, other_cpu_s=0.1, memory_bytes=2**30),
+    usable_cores=2,
+)
+OUTCOME = Outcome(
+    measurement=summarise([SAMPLE], gradient_accumulation_steps=1),
+    samples=[SAMPLE],
+    start_mode=StartMode.FORK,
+    start_up_s=0.1,
+    duration_s=2.5,
+    unit="tokens",
+)
+
+
+@pytest.fixture
+def url(tmp_path):
+    return storage_url(tmp_path / "some studies" / "a.db")
+
+
+@pytest.fixture
+def store(url):
+    return open_study(url, "s", fresh=False)
+
+
+def test_what_is_stored_is_read_again(store, url):
+    first = store.begin(CONFIG, Phase.SEARCH)
+    store.complete(first, OUTCOME)
+    second = store.begin(PLAIN, Phase.CONFIRM, round_number=2)
+    store.fail(second, Failure(cause=FailureCause.KILLED, message="m", output="o"))
+    running = store.begin(PLAIN, Phase.SEARCH)
+    done, failed, open_ = read_records(find_study(url, "s"))
+    assert (done.number, failed.number, open_.number) == (first, second, running)
+    assert done.config == CONFIG
+    assert done.measurement == OUTCOME.measurement
+    assert done.samples == (SAMPLE,)
+    assert (done.start_mode, done.start_up_s, done.duration_s) == (StartMode.FORK, 0.1, 2.5)
+    assert done.unit == "tokens"
+    assert failed.failure == Failure(cause=FailureCause.KILLED, message="m", output="o")
+    assert failed.round_number == 2
+    assert open_.measurement is None
+    assert open_.failure is None
+
+
+def test_optuna_sees_the_settings_and_the_objective(store, url):
+    store.complete(store.begin(CONFIG, Phase.SEARCH), OUTCOME)
+    store.complete(store.begin(PLAIN, Phase.SEARCH), OUTCOME)
+    study = optuna.load_study(study_name="s", storage=url)
+    with_workers, without = study.trials
+    assert with_workers.params == {
+        "batch_size": 8,
+        "num_workers": 2,
+        "prefetch_factor": 2,
+        "num_threads": 1,
+        "pin_memory": True,
+    }
+    assert "prefetch_factor" not in without.params
+    assert with_workers.value == pytest.approx(80.0)
+    assert study.direction == optuna.study.StudyDirection.MAXIMIZE
+
+
+def test_trials_of_a_killed_run_are_marked_when_the_study_is_opened(store, url):
+    store.begin(CONFIG, Phase.SEARCH)
+    (record,) = open_study(url, "s", fresh=False).records()
+    assert record.failure.cause is FailureCause.INTERRUPTED
+
+
+def test_fresh_studies_stand_beside_the_old(url):
+    names = [open_study(url, "s", fresh=fresh).name for fresh in (False, True, True, False)]
+    assert names == ["s", "s.2", "s.3", "s.3"]
+    assert open_study(url, "t", fresh=True).name == "t"
+    assert find_study(url, None).study_name == "t"
+    with pytest.raises(BadInputError, match="study u: not in .*; there are s, s.2, s.3, t"):
+        find_study(url, "u")
+
+
+def test_a_study_can_be_read_where_nothing_can_be_written(store, url, tmp_path):
+    store.complete(store.begin(CONFIG, Phase.SEARCH), OUTCOME)
+    path = tmp_path / "some studies" / "a.db"
+    path.chmod(0o444)
+    frame = autotune.load_study(path)
+    assert list(frame["state"]) == ["complete"]
+
+
+def test_a_frame_has_its_types_whatever_the_study_holds(store, url):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        empty = autotune.load_study(url)
+        store.complete(store.begin(CONFIG, Phase.SEARCH), OUTCOME)
+        full = autotune.load_study(url)
+    assert empty.empty
+    assert list(empty.columns) == list(full.columns)
+    assert (
+        (empty.dtypes.drop("block_s") == full.dtypes.drop("block_s"))
+        .loc[["number", "samples_per_s", "start_up_s", "num_threads", "started_at"]]
+        .all()
+    )
+    row = full.iloc[0]
+    assert row["configuration"] == CONFIG.summary
+    assert row["batch_size"] == 8
+    assert row["cpu_utilisation"] == pytest.approx(0.75)
+    assert row["block_s"] == [2.0]
+
+
+@pytest.mark.parametrize("content", [b"this is no database", b""])
+def test_what_is_no_study_is_refused(tmp_path, content):
+    path = tmp_path / "a.db"
+    path.write_bytes(content)
+    with pytest.raises(BadInputError, match="cannot be opened|holds no study"):
+        autotune.load_study(path)
+
+
+def test_settings_that_a_newer_version_added_do_not_hide_a_study(store, url):
+    number = store.begin(CONFIG, Phase.SEARCH)
+    store.complete(number, dataclasses.replace(OUTCOME, unit=None))
+    assert len(autotune.load_study(url)) == 1
