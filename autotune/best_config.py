@@ -51,7 +51,10 @@ class BaselinePerformance(Performance):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Speedup:
-    """Throughput of the chosen settings ÷ the baseline's, with its 95 % interval."""
+    """Throughput of the best candidate ÷ the baseline's, with its 95 % interval.
+
+    Where it is not significant, the baseline's own settings are the chosen ones.
+    """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID_UNKNOWN_KEYS
 
@@ -114,7 +117,7 @@ _COMMENTS = {
     "config": "The settings. autotune.load_config reads these.",
     "expected": "What training with them should reach; low and high bound one more run (95 %).",
     "baseline": "What the settings before reached, measured in turn with them.",
-    "speedup": "expected ÷ baseline. Not significant: the baseline's settings are kept.",
+    "speedup": "Best candidate ÷ baseline. Not significant: the baseline's settings are kept.",
     "machine": "Where this was measured; loading it on another machine gives a warning.",
     "study": "Where the figures come from.",
 }
@@ -134,8 +137,7 @@ def write_best_config(path: Path, best: BestConfig) -> None:
         if speedup.significant
         else "no significant gain over the baseline"
     )
-    command = " ".join(best.study.command.split())
-    parts = [f"# Written by autotune: {verdict}.\n# Tune again: {command}\n"]
+    parts = [f"# Written by autotune: {verdict}.\n"]
     for key, comment in _COMMENTS.items():
         heading = f"\n# {comment}\n" if comment else ""
         parts.append(heading + _dump({key: _plain(data[key])}))

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from autotune.errors import AutotuneError
 
-# Holds the socket's path in the environment of measured processes.
+# Holds START:PATH in the environment of measured processes: the socket, and which start this is.
 CHANNEL_VARIABLE = "AUTOTUNE_CHANNEL"
 # A message holds at most the end of a traceback and some hundred blocks.
 MAX_MESSAGE_BYTES = 1 << 22
@@ -63,12 +63,14 @@ class Channel:
         except OSError as error:
             raise ChannelClosedError("the other side is gone") from error
 
-    def receive(self) -> Message:
+    def receive(self, timeout_s: float | None = None) -> Message:
         """Block, without using any CPU, until a message is there.
 
         Raises:
-            ChannelClosedError: The other side is gone, or sent something else.
+            ChannelClosedError: The other side is gone, sent something else, or nothing in time.
         """
+        if timeout_s is not None and not self.poll(timeout_s):
+            raise ChannelClosedError(f"the other side sent nothing within {timeout_s:.0f} s")
         try:
             message = json.loads(self._connection.recv_bytes(MAX_MESSAGE_BYTES))
         except (OSError, EOFError, ValueError) as error:

@@ -8,6 +8,7 @@ kept.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import signal
 import sys
@@ -33,7 +34,7 @@ from autotune.report.console import (
     result_as_dict,
     say,
 )
-from autotune.search.answer import Result, best_so_far, stored_result
+from autotune.search.answer import Result, best_so_far
 from autotune.search.definition import (
     SamplerName,
     StudyDefinition,
@@ -43,7 +44,13 @@ from autotune.search.definition import (
     read_definition,
 )
 from autotune.search.plan import try_out
-from autotune.search.storage import DEFAULT_STORAGE, lock_storage, open_study, storage_url
+from autotune.search.storage import (
+    DEFAULT_STORAGE,
+    lock_storage,
+    open_study,
+    shown_url,
+    storage_url,
+)
 from autotune.search.tuner import Tuner
 from autotune.trials.groups import ProcessGroups
 from autotune.trials.runner import Runner
@@ -118,11 +125,11 @@ def _axis_value(text: str) -> int | bool:
     metavar="NAME=VALUES",
     help="Values of one axis: --axis batch_size=2,4,8. Repeatable.",
 )
-@click.option("--seed", type=click.IntRange(min=0), help="Seed of the sampler.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Seed of the sampler.")
 @click.option("--fresh", is_flag=True, help="Start a new study instead of going on with the last.")
 @click.option("--dry-run", is_flag=True, help="Show machine, space and estimated time; no search.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
-@click.option("--quiet", is_flag=True, help="Show no progress.")
+@click.option("--quiet", is_flag=True, help="Show the result only.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def run(
     *,
@@ -143,11 +150,13 @@ def run(
     """
     definition = _define(study_file, command, _overrides(options))
     program = definition.runnable_command
-    console = Console(stderr=as_json, quiet=quiet and not as_json, highlight=False)
-    say(console, f"machine: {this_machine()}")
-    say(console, f"command: {definition.command_line}")
+    # With --json, stdout is for programs, and people read stderr.
+    console = Console(stderr=as_json, quiet=quiet and as_json, highlight=False)
+    if not quiet:
+        say(console, f"machine: {this_machine()}")
+        say(console, f"command: {definition.command_line}")
     if dry_run:
-        _dry_run(console, definition, program)
+        _dry_run(console, definition, program, as_json=as_json)
         return
     check_writable(out)
     url = storage_url(storage or DEFAULT_STORAGE)
@@ -225,20 +234,19 @@ def _run(
 ) -> Result:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     store = open_study(url, definition.name, fresh=fresh)
-    earlier = stored_result(store, definition)
-    if earlier is not None:
-        say(console, f"study {store.name} is complete: nothing was measured again (--fresh does)")
-        return earlier
-    say(console, f"study: {store.name} in {url}, at most {definition.budget_s:.0f} s")
-    observer = ConsoleObserver(console)
+    observer: ConsoleObserver | SilentObserver = SilentObserver()
+    if not quiet:
+        where = f"{store.name} in {shown_url(url)}"
+        say(console, f"study: {where}, at most {definition.budget_s:.0f} s")
+        observer = ConsoleObserver(console)
     try:
         with _runner(definition, program) as runner, observer:
             tuner = Tuner(
                 definition,
-                storage=url,
+                storage=shown_url(url),
                 store=store,
                 runner=runner,
-                observer=SilentObserver() if quiet else observer,
+                observer=observer,
             )
             return tuner.run()
     except KeyboardInterrupt:
@@ -255,7 +263,7 @@ def _runner(definition: StudyDefinition, program: tuple[str, ...]) -> Iterator[R
     groups = ProcessGroups()
     try:
         with (
-            Listener() as listener,
+            _guarded_listener(groups) as listener,
             Runner(
                 program,
                 groups=groups,
@@ -267,6 +275,12 @@ def _runner(definition: StudyDefinition, program: tuple[str, ...]) -> Iterator[R
             yield runner
     finally:
         groups.close()
+
+
+def _guarded_listener(groups: ProcessGroups) -> Listener:
+    listener = Listener()
+    groups.remove_at_end(listener.directory)
+    return listener
 
 
 @contextlib.contextmanager
@@ -281,12 +295,23 @@ def _interruptible() -> Iterator[None]:
     yield
 
 
-def _dry_run(console: Console, definition: StudyDefinition, program: tuple[str, ...]) -> None:
+def _dry_run(
+    console: Console, definition: StudyDefinition, program: tuple[str, ...], *, as_json: bool
+) -> None:
     with _runner(definition, program) as runner:
         try:
             plan, estimate = try_out(definition, runner)
         except TrialFailedError as error:
             raise CommandError(error.explain("the command")) from error
+    if as_json:
+        found = {
+            "machine": dataclasses.asdict(this_machine()),
+            "baseline": plan.baseline.to_dict(),
+            "axes": plan.space.axes,
+            "num_configurations": len(plan.configurations),
+            "estimated_s": [estimate.low_s, estimate.high_s],
+        }
+        click.echo(json.dumps(found, indent=2))
     say(console, f"baseline: {plan.baseline.summary}")
     for name, values in plan.space.axes.items():
         say(console, f"axis {name}: {', '.join(map(str, values))}")

@@ -80,11 +80,12 @@ def become_trial(default: ThroughputConfig, effective_batch_size: int | None) ->
     global _trial
     if _trial is None:
         # Removed, so that a process started by the trial is not taken for another trial.
-        path = os.environ.pop(CHANNEL_VARIABLE)
+        start, _, path = os.environ.pop(CHANNEL_VARIABLE).partition(":")
         rank = int(os.environ.get("RANK", "0"))
         channel = Channel.connect(path)
         channel.send(
             type="hello",
+            start=start,
             pid=os.getpid(),
             rank=rank,
             world_size=int(os.environ.get("WORLD_SIZE", "1")),
@@ -174,6 +175,13 @@ def _prepare_to_fork() -> None:
 def _become_fork(host_channel: Channel, path: str, request: Mapping[str, Any]) -> Channel:
     """In the forked child: a session, an output file and a connection of its own."""
     os.setsid()
+    # The host's thread variables are its own affair: what is imported or started from here on
+    # should find what the user set.
+    for name, value in request["environment"].items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
     host_channel.close()
     output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(output, 1)
@@ -181,7 +189,7 @@ def _become_fork(host_channel: Channel, path: str, request: Mapping[str, Any]) -
     os.close(output)
     try:
         channel = Channel.connect(path)
-        channel.send(type="trial", pid=os.getpid())
+        channel.send(type="trial", start=request["start"], pid=os.getpid())
     except ChannelClosedError:
         os._exit(0)
     return channel

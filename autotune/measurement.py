@@ -71,7 +71,8 @@ class Usage:
     Attributes:
         wall_s: Length of the observation.
         cpu_s: CPU seconds of the trial's process tree.
-        other_cpu_s: CPU seconds of everything else on the usable cores, stolen time included.
+        other_cpu_s: CPU seconds of everything else on the usable cores, stolen time included; what
+            a quota leaves to others is not counted.
         memory_bytes: Memory of the tree at the end (PSS, so that shared pages count once).
     """
 

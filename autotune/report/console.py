@@ -69,6 +69,12 @@ class ConsoleObserver:
 class SilentObserver:
     """Shows nothing."""
 
+    def __enter__(self) -> SilentObserver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
     def note(self, text: str) -> None:
         """Nothing."""
 
@@ -102,9 +108,14 @@ def print_result(console: Console, result: Result, out: str) -> None:
     say(console, f"chosen:   {best.config.summary}")
     console.print(table)
     speedup = best.speedup
-    interval = f"{speedup.ratio:.2f}x (95 % interval {speedup.low:.2f} to {speedup.high:.2f})"
+    rounds = f"{result.num_rounds} round{'s' if result.num_rounds > 1 else ''}"
+    interval = (
+        f"{speedup.ratio:.2f}x (95 % interval {speedup.low:.2f} to {speedup.high:.2f}, {rounds})"
+    )
     if speedup.significant:
         say(console, f"speed-up: {interval}")
+    elif speedup.ratio == speedup.low:
+        say(console, "no significant gain: there is nothing to compare the baseline with")
     else:
         say(
             console,
@@ -187,12 +198,12 @@ def _comparison(before: Performance, after: Performance) -> list[tuple[str, str,
 
 def _how(result: Result) -> str:
     ruled_out = (
-        f", {result.num_ruled_out} ruled out because no number of workers can bring enough"
+        f", {result.num_ruled_out} ruled out by what workers, or memory, can bring at most"
         if result.num_ruled_out
         else ""
     )
     left = result.num_configurations - result.num_measured - result.num_ruled_out
-    not_reached = f", {left} not reached in the time given" if left else ""
+    not_reached = f", {left} not reached" if left else ""
     failed = f"; {result.num_failed} trials failed" if result.num_failed else ""
     return (
         f"measured {result.num_measured} of {result.num_configurations} configurations"

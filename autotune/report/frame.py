@@ -10,7 +10,13 @@ import pandas as pd
 
 from autotune.config import ThroughputConfig
 from autotune.measurement import Measurement
-from autotune.search.storage import TrialRecord, find_study, read_records, storage_url
+from autotune.search.storage import (
+    TrialRecord,
+    find_study,
+    read_records,
+    shown_url,
+    storage_url,
+)
 
 
 def load_study(path_or_url: str | os.PathLike[str], name: str | None = None) -> pd.DataFrame:
@@ -38,7 +44,7 @@ def load_study(path_or_url: str | os.PathLike[str], name: str | None = None) -> 
     study = find_study(url, name)
     frame = pd.DataFrame([_row(record) for record in read_records(study)], columns=_columns())
     frame = frame.astype(_types())
-    frame.attrs.update(study.user_attrs, study=study.study_name, storage=url)
+    frame.attrs.update(study.user_attrs, study=study.study_name, storage=shown_url(url))
     return frame
 
 

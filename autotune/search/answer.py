@@ -33,6 +33,7 @@ class Result:
         num_configurations: Configurations in the space.
         num_measured: Of these, measured.
         num_ruled_out: Of these, settled by a bound.
+        num_rounds: Rounds of the confirmation.
         num_failed: Trials that failed.
         num_disturbed: Blocks during which other processes used the cores.
         start_mode: How searching trials were started.
@@ -44,6 +45,7 @@ class Result:
     num_configurations: int
     num_measured: int
     num_ruled_out: int
+    num_rounds: int
     num_failed: int
     num_disturbed: int
     start_mode: StartMode
@@ -67,7 +69,7 @@ def make_best_config(
         runs: The confirming runs behind it, by configuration.
         baseline: Which configuration is the baseline.
         definition: What was asked for.
-        storage: URL of the storage.
+        storage: URL of the storage, as it may be shown.
         store: The study.
     """
     ratio = choice.speedup
@@ -89,22 +91,37 @@ def make_best_config(
             trial_numbers=tuple(
                 record.number for config in (baseline, choice.best) for record in runs[config]
             ),
-            command=f"autotune run -- {definition.command_line}",
+            command=definition.command_line,
             date=datetime.now().astimezone().isoformat(timespec="seconds"),
             versions=store.facts["versions"],
         ),
     )
 
 
-def stored_result(store: StudyStore, definition: StudyDefinition) -> Result | None:
+def complete_rounds(
+    confirmed: Sequence[TrialRecord], baseline: ThroughputConfig
+) -> dict[ThroughputConfig, list[TrialRecord]]:
+    """The confirming runs that can be compared, by configuration; empty if there are none.
+
+    A candidate that failed once is out; a round in which the baseline failed is left out.
+    """
+    failed = {record.config for record in confirmed if record.failure is not None} - {baseline}
+    counted = {
+        record.round_number
+        for record in confirmed
+        if record.config == baseline and record.failure is None
+    }
+    runs: dict[ThroughputConfig, list[TrialRecord]] = {}
+    for record in confirmed:
+        if record.round_number in counted and record.config not in failed:
+            runs.setdefault(record.config, []).append(record)
+    return runs
+
+
+def stored_result(store: StudyStore) -> Result | None:
     """The result of an earlier run that left nothing to do, None where something is left."""
-    facts = store.facts
-    result = facts.get("result")
-    axes = facts.get("axes", {})
-    same_axes = all(list(axes.get(k, ())) == sorted(set(v)) for k, v in definition.axes.items())
-    same = facts.get("command") == list(definition.command) and same_axes
-    same_machine = facts.get("machine", {}).get("fingerprint") == this_machine().fingerprint
-    if not result or not same or not same_machine or not result["complete"]:
+    result = store.facts.get("result")
+    if not result or not result["complete"]:
         return None
     return validate(Result, result, source=f"study {store.name}")
 

@@ -69,13 +69,16 @@ def choose(
     """Choose among the confirmed configurations.
 
     Args:
-        rates_per_s: For the baseline and at least one candidate, the throughput in each round;
-            the same rounds, in the same order, for all.
+        rates_per_s: For the baseline and the candidates, if there are any, the throughput in each
+            round; the same rounds, in the same order, for all.
         baseline: Which of them is the baseline.
     """
     logs = {config: [math.log(rate) for rate in rates] for config, rates in rates_per_s.items()}
     means = {config: sum(values) / len(values) for config, values in logs.items()}
     candidates = [config for config in logs if config != baseline]
+    if not candidates:
+        same = Ratio(ratio=1.0, low=1.0, high=1.0)
+        return Choice(best=baseline, speedup=same, rates=_predict(logs, means))
     top = max(means[config] for config in candidates)
     equals = [config for config in candidates if means[config] >= top - math.log1p(INDIFFERENCE)]
     best = min(equals, key=cost_key)

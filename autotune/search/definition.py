@@ -70,7 +70,7 @@ class StudyDefinition:
     confirm_rounds: Annotated[int, Field(ge=1, le=1000)] = 3
     num_finalists: Annotated[int, Field(ge=1, le=100)] = 3
     start_deadline_s: _Seconds = 600.0
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     def __post_init__(self) -> None:
         if not self.command or not self.command[0]:
@@ -80,8 +80,8 @@ class StudyDefinition:
 
     @property
     def command_line(self) -> str:
-        """The command as it would be typed, on one line."""
-        return " ".join(shlex.join(self.command).split())
+        """The command as it would be typed."""
+        return shlex.join(self.command)
 
     @property
     def runnable_command(self) -> tuple[str, ...]:

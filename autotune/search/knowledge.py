@@ -12,6 +12,10 @@ from autotune.measurement import FailureCause
 from autotune.search.confirmation import INDIFFERENCE, cost_key
 from autotune.search.storage import Phase, TrialRecord
 
+# A bound comes from one short trial, and the incumbent from the luckiest one: two passes over the
+# same configurations differed by more than 10 % for a fifth of them.
+_BOUND_SLACK = 1.1
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Knowledge:
@@ -71,7 +75,14 @@ class Knowledge:
         """
         if any(_is_heavier(config, failed) for failed in self.out_of_memory):
             return True
-        return config.num_workers > 0 and self.bound(config) < self.incumbent * (1 + INDIFFERENCE)
+        if config.num_workers == 0:
+            return False
+        bound = self.bound(config)
+        if bound == math.inf:
+            return False
+        # Both from one trial, so that what disturbed it cancels.
+        gain = bound / self.measured[_without_workers(config)]
+        return gain < 1 + INDIFFERENCE or bound * _BOUND_SLACK < self.incumbent
 
     def finalists(self, baseline: ThroughputConfig, number: int) -> tuple[ThroughputConfig, ...]:
         """The fastest configurations beside the baseline, cheapest first among equals.

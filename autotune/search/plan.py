@@ -9,7 +9,7 @@ from autotune.config import ThroughputConfig
 from autotune.machine import this_machine
 from autotune.measurement import StartMode
 from autotune.search.definition import StudyDefinition
-from autotune.search.visits import WARM_UP, run_through
+from autotune.search.visits import WARM_UP, Limits, run_through
 from autotune.space import Space, default_axes
 from autotune.trials.runner import Introduction, Runner
 
@@ -62,7 +62,12 @@ def try_out(definition: StudyDefinition, runner: Runner) -> tuple[Plan, Estimate
     with runner.start_default() as trial:
         assert runner.introduction is not None
         plan = make_plan(definition, runner.introduction)
-        outcome = run_through(trial, definition, deadline_s=time.monotonic())
+        limits = Limits(
+            step_s=None,
+            first_step_deadline_s=definition.start_deadline_s,
+            end_s=time.monotonic(),
+        )
+        outcome = run_through(trial, definition, limits=limits)
     sample_s = 1.0 / outcome.measurement.samples_per_s
 
     def visit_s(config: ThroughputConfig, num_blocks: int) -> float:

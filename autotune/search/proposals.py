@@ -12,8 +12,8 @@ import optuna
 from autotune.config import ThroughputConfig
 from autotune.search.definition import SamplerName
 
-# A sampler that keeps proposing what has run is passed over after so many tries.
-_MAX_REPEATS = 30
+# A sampler that keeps proposing what may not run is passed over after so many tries.
+_MAX_REPEATS = 10
 
 
 class Proposer(Protocol):
@@ -73,7 +73,7 @@ class SamplerProposer:
         self._axes = axes
         self._random = random.Random(seed)
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
-        self._known: set[ThroughputConfig] = set()
+        self._values: dict[frozenset[tuple[str, int]], float] = {}
 
     def propose(
         self,
@@ -98,18 +98,22 @@ class SamplerProposer:
             ):
                 highest = len(self._axes["prefetch_factor"]) - 1
                 ranks["prefetch_factor"] = trial.suggest_int("prefetch_factor", 0, highest)
-            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
             chosen = by_ranks.get(frozenset(ranks.items()))
             if chosen is not None:
+                self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
                 return chosen
+            # Told what is known of it, the sampler looks elsewhere. What a bound has ruled out is
+            # no better than the worst.
+            value = self._values.get(frozenset(ranks.items()), 0.0)
+            self._study.tell(trial, value)
         return self._random.choice(list(candidates))
 
     def _learn(self, measured: Mapping[ThroughputConfig, float]) -> None:
         for config, units_per_s in measured.items():
             ranks = self._ranks(config)
-            if config in self._known or ranks is None:
+            if ranks is None or ranks in self._values:
                 continue
-            self._known.add(config)
+            self._values[ranks] = units_per_s
             params = dict(ranks)
             distributions: dict[str, optuna.distributions.BaseDistribution] = {
                 name: optuna.distributions.IntDistribution(0, len(self._axes[name]) - 1)

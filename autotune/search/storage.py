@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import enum
 import fcntl
+import os
+import platform
 import sqlite3
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import optuna
+import psutil
 import sqlalchemy
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
@@ -30,6 +33,8 @@ from autotune.measurement import (
 from autotune.validation import validate
 
 DEFAULT_STORAGE = Path("studies/autotune.db")
+# Of what is stored in a study; another number means that it cannot be read.
+SCHEMA_VERSION = 1
 
 
 class Phase(enum.StrEnum):
@@ -49,12 +54,12 @@ class TrialRecord:
         number: Optuna's number of the trial.
         phase: Why it was run.
         config: The configuration that ran.
-        start_mode: How it was started; None where it never started.
+        start_mode: How it was started; None where the run was killed meanwhile.
         measurement: Its figures; None where it failed or was interrupted.
         failure: Why there are none; None for a trial that still runs.
         samples: What was measured, block by block.
         start_up_s: From the request to the first batch handed to the loop.
-        duration_s: From the request for the trial to its last block; None where it failed.
+        duration_s: From the request for the trial to its last block, or to its failure.
         started_at: When it was stored that the trial begins.
         round_number: Round of the confirmation.
         unit: Name of the script's own unit, None where samples count.
@@ -96,10 +101,26 @@ class StudyStore:
 
     Which configuration comes next is decided elsewhere (see `proposals`): the stored study holds
     runs that took place, with the real values of the settings, and nothing else.
+
+    Args:
+        study: The study.
+        alone: Whether a lock keeps every other run away, so that no other trial can be running.
+
+    Raises:
+        BadInputError: Another version of autotune, or something else, made the study.
     """
 
-    def __init__(self, study: optuna.Study) -> None:
+    def __init__(self, study: optuna.Study, *, alone: bool) -> None:
         self._study = study
+        self._alone = alone
+        if study.user_attrs.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION or (
+            "schema_version" not in study.user_attrs and study.get_trials(deepcopy=False)
+        ):
+            raise BadInputError(
+                f"study {study.study_name}: was not made by this version of autotune: start "
+                "another with --fresh"
+            )
+        study.set_user_attr("schema_version", SCHEMA_VERSION)
         self._sampler = _GivenSampler()
         study.sampler = self._sampler
         self.repair()
@@ -129,8 +150,13 @@ class StudyStore:
         trial = self._study.ask()
         for name, value in self._sampler.values.items():
             trial._suggest(name, _distribution(name, value))
-        attributes_set = {"phase": phase.value, "config": config.to_dict(), **attributes}
-        for name, value in attributes_set.items():
+        stored = {
+            "phase": phase.value,
+            "config": config.to_dict(),
+            "coordinator": [platform.node(), os.getpid()],
+            **attributes,
+        }
+        for name, value in stored.items():
             trial.set_user_attr(name, value)
         return trial.number
 
@@ -147,9 +173,21 @@ class StudyStore:
         self._set_attributes(number, attributes)
         self._study.tell(number, outcome.measurement.units_per_s)
 
-    def fail(self, number: int, failure: Failure) -> None:
-        """Store why a trial gave no figures."""
-        self._set_attributes(number, {**dataclasses.asdict(failure), "cause": failure.cause.value})
+    def fail(
+        self,
+        number: int,
+        failure: Failure,
+        start_mode: StartMode | None = None,
+        duration_s: float | None = None,
+    ) -> None:
+        """Store why a trial gave no figures, how it was started, and how long it took."""
+        attributes: dict[str, Any] = {
+            **dataclasses.asdict(failure),
+            "cause": failure.cause.value,
+            "start_mode": start_mode.value if start_mode else None,
+            "duration_s": duration_s,
+        }
+        self._set_attributes(number, attributes)
         self._study.tell(number, state=TrialState.FAIL)
 
     def records(self) -> tuple[TrialRecord, ...]:
@@ -164,8 +202,16 @@ class StudyStore:
             self._study._storage.set_trial_user_attr(trial_id, name, value)
 
     def repair(self) -> None:
-        """Mark trials that seem to run as interrupted: the caller's lock says that none does."""
+        """Mark trials that seem to run and cannot as interrupted.
+
+        On a database server other machines may be running trials of this study: only those of
+        processes of this machine that are gone are marked.
+        """
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            host, pid = trial.user_attrs.get("coordinator", (platform.node(), 0))
+            lives = host != platform.node() or (pid != os.getpid() and psutil.pid_exists(pid))
+            if lives and not self._alone:
+                continue
             failure = Failure(cause=FailureCause.INTERRUPTED, message="the run was ended")
             self.fail(trial.number, failure)
 
@@ -222,6 +268,11 @@ def storage_url(storage: str | Path) -> str:
     return text if "://" in text else f"sqlite:///{Path(text).resolve()}"
 
 
+def shown_url(url: str) -> str:
+    """A storage's URL without its password, for people and files."""
+    return str(sqlalchemy.engine.make_url(url).render_as_string(hide_password=True))
+
+
 def open_storage(url: str, *, writable: bool) -> optuna.storages.RDBStorage:
     """The storage at `url`; where it is only read, an SQLite file may be read-only.
 
@@ -248,7 +299,7 @@ def open_storage(url: str, *, writable: bool) -> optuna.storages.RDBStorage:
         if not isinstance(error, expected):
             raise
         reason = str(error).strip().split("\n")[0]
-        raise BadInputError(f"storage {url}: cannot be opened: {reason}") from error
+        raise BadInputError(f"storage {shown_url(url)}: cannot be opened: {reason}") from error
     if path is not None and writable:
         sqlalchemy.event.listen(storage.engine, "connect", _sync_at_checkpoints)
         storage.engine.dispose()
@@ -274,7 +325,7 @@ def open_study(url: str, name: str, *, fresh: bool) -> StudyStore:
         direction="maximize",
         load_if_exists=True,
     )
-    return StudyStore(study)
+    return StudyStore(study, alone=_sqlite_path(url) is not None)
 
 
 def find_study(url: str, name: str | None) -> optuna.Study:
@@ -289,9 +340,9 @@ def find_study(url: str, name: str | None) -> optuna.Study:
     storage = open_storage(url, writable=False)
     names = [study.study_name for study in storage.get_all_studies()]
     if not names:
-        raise BadInputError(f"storage {url}: holds no study: run `autotune run` first")
+        raise BadInputError(f"storage {shown_url(url)}: holds no study: run `autotune run` first")
     if name is not None and name not in names:
-        raise BadInputError(f"study {name}: not in {url}; there are {', '.join(names)}")
+        raise BadInputError(f"study {name}: not in {shown_url(url)}; there are {', '.join(names)}")
     return optuna.load_study(study_name=name or names[-1], storage=storage)
 
 
@@ -334,7 +385,9 @@ def _read(trial: FrozenTrial) -> TrialRecord:
     if trial.state == TrialState.COMPLETE:
         names = Measurement.__dataclass_fields__
         measurement = validate(
-            Measurement, {name: attributes.get(name) for name in names}, source=f"trial {trial}"
+            Measurement,
+            {name: attributes.get(name) for name in names},
+            source=f"trial {trial.number}",
         )
     elif trial.state == TrialState.FAIL:
         failure = Failure(
@@ -375,7 +428,7 @@ def _sqlite_path(url: str) -> Path | None:
     try:
         parsed = sqlalchemy.engine.make_url(url)
     except sqlalchemy.exc.ArgumentError as error:
-        raise BadInputError(f"storage {url}: must be a path or a database URL") from error
+        raise BadInputError("storage: must be a path or a database URL") from error
     if not parsed.drivername.startswith("sqlite"):
         return None
     return Path(parsed.database) if parsed.database else None

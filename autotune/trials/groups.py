@@ -38,8 +38,21 @@ class ProcessGroups:
         self._live.add(group)
         self._tell_guard(f"+{group}")
 
+    def remove_at_end(self, directory: Path) -> None:
+        """Have a directory removed even if this process is killed."""
+        self._tell_guard(f"={directory}")
+
     def end(self, group: int) -> None:
-        """Kill a group. The caller reaps its leader, then calls `forget`."""
+        """Kill a group and what descends from its leader in groups of its own.
+
+        The caller reaps the leader, then calls `forget`.
+        """
+        descendants: list[psutil.Process] = []
+        with contextlib.suppress(psutil.Error):
+            descendants = psutil.Process(group).children(recursive=True)
+        for process in descendants:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(group, signal.SIGKILL)
 

@@ -1,12 +1,14 @@
-"""Ends the process groups that a coordinator left behind when it was killed.
+"""Ends what a coordinator left behind when it was killed: process groups and its directory.
 
 Runs as a process of its own (`python guard.py`), with nothing but the standard library. It reads
-"+GROUP" and "-GROUP" lines; when the pipe ends and groups remain, it kills them. Nothing that
-happens to the coordinator can keep it from doing so, `kill -9` included.
+lines: "+GROUP" and "-GROUP" for groups that live, "=DIRECTORY" for what is to go with the
+coordinator. When the pipe ends, it kills the groups that remain and removes the directory. Nothing
+that happens to the coordinator can keep it from doing so, `kill -9` included.
 """
 
 import contextlib
 import os
+import shutil
 import signal
 import sys
 
@@ -16,15 +18,19 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     groups: set[int] = set()
+    directories: list[str] = []
     for line in sys.stdin:
-        group = int(line[1:])
         if line[0] == "+":
-            groups.add(group)
+            groups.add(int(line[1:]))
+        elif line[0] == "-":
+            groups.discard(int(line[1:]))
         else:
-            groups.discard(group)
+            directories.append(line[1:].rstrip("\n"))
     for group in groups:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(group, signal.SIGKILL)
+    for directory in directories:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 if __name__ == "__main__":

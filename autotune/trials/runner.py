@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, NoReturn, Self
 
-from autotune.channel import CHANNEL_VARIABLE, Channel, ChannelClosedError, Listener
+from autotune.channel import CHANNEL_VARIABLE, Channel, ChannelClosedError, Listener, Message
 from autotune.config import ThroughputConfig
 from autotune.errors import BadInputError
 from autotune.machine import usable_cores
@@ -42,6 +42,8 @@ SINGLE_THREADED = {
 _REAP_DEADLINE_S = 5.0
 # How long a fork may take to connect; it takes milliseconds.
 _FORK_DEADLINE_S = 30.0
+# Whoever connects introduces itself at once.
+_FIRST_MESSAGE_DEADLINE_S = 5.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +93,8 @@ class Runner:
         groups: Takes charge of every process group that is started.
         listener: Where the processes connect.
         start_mode: FRESH never forks; FORK and None (automatic) fork where it is safe.
-        start_deadline_s: Longest time from a start to `load_config`, and from there to the first
-            batch.
+        start_deadline_s: Longest time from a start to `load_config`, and from there to the loop;
+            may be tightened once it is known how long a start takes.
     """
 
     def __init__(
@@ -104,14 +106,14 @@ class Runner:
         start_mode: StartMode | None,
         start_deadline_s: float,
     ) -> None:
+        self.start_deadline_s = start_deadline_s
         self.fresh_reason = "asked for" if start_mode is StartMode.FRESH else None
         self.introduction: Introduction | None = None
         self._command = command
         self._groups = groups
         self._listener = listener
-        self._start_deadline_s = start_deadline_s
         self._fork_host: _Host | None = None
-        self._num_started = 0
+        self._num_starts = 0
         self._usable_cores = usable_cores()
 
     @property
@@ -168,7 +170,7 @@ class Runner:
 
     def _when_ready(self, trial: Trial) -> Trial:
         try:
-            trial.wait_until_ready(self._start_deadline_s)
+            trial.wait_until_ready(self.start_deadline_s)
         except BaseException:
             trial.close()
             raise
@@ -178,8 +180,12 @@ class Runner:
         host = self._start_host({})
         self.introduction = host.introduction
         chosen = config or host.introduction.default
-        for channel in (host.channel, *host.followers):
-            channel.send(type="run", config=chosen.to_dict())
+        try:
+            for channel in (host.channel, *host.followers):
+                channel.send(type="run", config=chosen.to_dict())
+        except ChannelClosedError as error:
+            exit_code = self._end_host(host, _REAP_DEADLINE_S)
+            raise TrialFailedError(describe_exit(exit_code, read_tail(host.output))) from error
         origin = TrialOrigin(
             root_pid=host.process.pid,
             requested_at_s=host.requested_at_s,
@@ -200,20 +206,27 @@ class Runner:
     def _start_forked(self, config: ThroughputConfig) -> Trial:
         host = self._fork_host
         assert host is not None
-        output = self._new_output()
+        start, output = self._new_start()
         requested_at_s = time.monotonic()
+        environment = {name: os.environ.get(name) for name in SINGLE_THREADED}
         try:
-            host.channel.send(type="fork", config=config.to_dict(), output=str(output))
-            pid = int(host.channel.receive()["pid"])
+            host.channel.send(
+                type="fork",
+                start=start,
+                config=config.to_dict(),
+                output=str(output),
+                environment=environment,
+            )
+            pid = int(host.channel.receive(_FORK_DEADLINE_S)["pid"])
         except (ChannelClosedError, KeyError, ValueError) as error:
             self._raise_host_gone(host, error)
         self._groups.add(pid)
-        channel = self._accept_until(requested_at_s + _FORK_DEADLINE_S, None)
-        if channel is None or not channel.poll(_FORK_DEADLINE_S):
+        accepted = self._accept_until(requested_at_s + _FORK_DEADLINE_S, start, None)
+        if accepted is None:
             self._end_fork(host, pid, 0.0)
             failure = Failure(cause=FailureCause.TIMED_OUT, message="a forked trial did not start")
             raise TrialFailedError(failure)
-        channel.receive()
+        channel, _ = accepted
         origin = TrialOrigin(
             root_pid=pid,
             requested_at_s=requested_at_s,
@@ -230,8 +243,9 @@ class Runner:
 
     def _start_host(self, environment: Mapping[str, str]) -> _Host:
         """Start the command, and wait until each of its ranks has introduced itself."""
-        output = self._new_output()
+        start, output = self._new_start()
         requested_at_s = time.monotonic()
+        environment = {**environment, CHANNEL_VARIABLE: f"{start}:{self._listener.path}"}
         with output.open("wb") as file:
             try:
                 process = subprocess.Popen(
@@ -240,7 +254,7 @@ class Runner:
                     stdout=file,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    env={**os.environ, **environment, CHANNEL_VARIABLE: self._listener.path},
+                    env={**os.environ, **environment},
                 )
             except OSError as error:
                 raise BadInputError(
@@ -248,7 +262,7 @@ class Runner:
                 ) from error
         self._groups.add(process.pid)
         try:
-            channels = self._introductions(process, requested_at_s, output)
+            channels = self._introductions(process, start, requested_at_s, output)
         except BaseException:
             self._end_process(process, 0.0)
             raise
@@ -263,17 +277,17 @@ class Runner:
         )
 
     def _introductions(
-        self, process: subprocess.Popen[bytes], requested_at_s: float, output: Path
+        self, process: subprocess.Popen[bytes], start: str, requested_at_s: float, output: Path
     ) -> list[tuple[Channel, Introduction]]:
         """The channels of all ranks of a started command, by rank."""
         found: list[tuple[Channel, Introduction]] = []
-        deadline_s = requested_at_s + self._start_deadline_s
+        deadline_s = requested_at_s + self.start_deadline_s
         while not found or len(found) < found[0][1].world_size:
-            channel = self._accept_until(deadline_s, process)
-            if channel is None:
+            accepted = self._accept_until(deadline_s, start, process)
+            if accepted is None:
                 raise TrialFailedError(self._describe_silence(process, output))
-            introduction = validate(Introduction, channel.receive(), source="the command")
-            found.append((channel, introduction))
+            channel, message = accepted
+            found.append((channel, validate(Introduction, message, source="the command")))
         return sorted(found, key=lambda pair: pair[1].rank)
 
     def _describe_silence(self, process: subprocess.Popen[bytes], output: Path) -> Failure:
@@ -282,7 +296,7 @@ class Runner:
             return Failure(
                 cause=FailureCause.TIMED_OUT,
                 message=f"the command did not call autotune.load_config within "
-                f"{self._start_deadline_s:.0f} s",
+                f"{self.start_deadline_s:.0f} s",
                 output=read_tail(output),
             )
         if exit_code == 0:
@@ -295,16 +309,28 @@ class Runner:
         return describe_exit(exit_code, read_tail(output))
 
     def _accept_until(
-        self, deadline_s: float, process: subprocess.Popen[bytes] | None
-    ) -> Channel | None:
-        """The next connection; None at the deadline, or when `process` has ended."""
+        self, deadline_s: float, start: str, process: subprocess.Popen[bytes] | None
+    ) -> tuple[Channel, Message] | None:
+        """The next connection of this start, and what it said first.
+
+        None at the deadline, or when `process` has ended. Anybody else who connects (a process
+        left over from an earlier start, a second one of the same script) is turned away.
+        """
         while (left_s := deadline_s - time.monotonic()) > 0:
             # While a process starts, its end must be noticed too: look ten times a second.
-            channel = self._listener.accept(min(left_s, 0.1))
-            if channel is not None:
-                return channel
-            if process is not None and process.poll() is not None:
-                return self._listener.accept(0.0)
+            ended = process is not None and process.poll() is not None
+            channel = self._listener.accept(0.0 if ended else min(left_s, 0.1))
+            if channel is None:
+                if ended:
+                    return None
+                continue
+            try:
+                message = channel.receive(_FIRST_MESSAGE_DEADLINE_S)
+            except ChannelClosedError:
+                message = {}
+            if message.get("start") == start:
+                return channel, message
+            channel.close()
         return None
 
     def _end_host(self, host: _Host, grace_s: float) -> int | None:
@@ -332,14 +358,16 @@ class Runner:
     def _reap(self, host: _Host, pid: int, limit_s: float) -> int | None:
         try:
             host.channel.send(type="reap", pid=pid, limit_s=limit_s)
-            answer = host.channel.receive().get("exit_code")
+            answer = host.channel.receive(limit_s + _REAP_DEADLINE_S).get("exit_code")
         except ChannelClosedError:
             return None
         return answer if isinstance(answer, int) else None
 
-    def _new_output(self) -> Path:
-        self._num_started += 1
-        return self._listener.directory / f"output-{self._num_started}.txt"
+    def _new_start(self) -> tuple[str, Path]:
+        """What tells the next start from all others, and where its output goes."""
+        self._num_starts += 1
+        start = str(self._num_starts)
+        return start, self._listener.directory / f"output-{start}.txt"
 
 
 def _wait(process: subprocess.Popen[bytes], limit_s: float) -> int | None:

@@ -92,7 +92,7 @@ class Trial:
         self._channel = channel
         self._origin = origin
         self._usable_cores = usable_cores
-        self._meter = UsageMeter(origin.root_pid)
+        self._meter = UsageMeter(origin.root_pid, usable_cores)
         self._ended = False
 
     @property

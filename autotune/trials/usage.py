@@ -27,8 +27,10 @@ class UsageMeter:
     A process that has ended since is counted with its last reading.
     """
 
-    def __init__(self, root_pid: int) -> None:
+    def __init__(self, root_pid: int, usable_cores: int) -> None:
         self._root_pid = root_pid
+        # Under a quota others may use the cores that are left without disturbing anybody.
+        self._num_spare_cores = len(_affinity()) - usable_cores
         self._cpu_s: dict[tuple[int, float], float] = {}
 
     def read(self) -> Reading:
@@ -48,11 +50,14 @@ class UsageMeter:
         """What was used between `start` and now."""
         end = self.read()
         tree_cpu_s = end.tree_cpu_s - start.tree_cpu_s
+        wall_s = end.at_s - start.at_s
+        spare_s = self._num_spare_cores * wall_s
+        other_cpu_s = end.machine_cpu_s - start.machine_cpu_s - tree_cpu_s - spare_s
         return Usage(
-            wall_s=end.at_s - start.at_s,
+            wall_s=wall_s,
             cpu_s=tree_cpu_s,
-            # The two counters tick independently: their difference may fall below zero.
-            other_cpu_s=max(0.0, end.machine_cpu_s - start.machine_cpu_s - tree_cpu_s),
+            # The counters tick independently: their difference may fall below zero.
+            other_cpu_s=max(0.0, other_cpu_s),
             memory_bytes=self._memory_bytes(),
         )
 
@@ -72,14 +77,20 @@ class UsageMeter:
         return total
 
 
+def _affinity() -> set[int]:
+    """The cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return set(os.sched_getaffinity(0))
+    return set(range(os.cpu_count() or 1))
+
+
 def _machine_cpu_s() -> float:
-    """Seconds that the cores which this process may use were busy, or taken by a hypervisor."""
+    """Seconds that the cores which this process may run on were busy, or taken by a hypervisor."""
     per_core = psutil.cpu_times(percpu=True)
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(per_core))
     idle_fields = ("idle", "iowait", "guest", "guest_nice")  # guest is part of user already
     return sum(
         float(value)
-        for core in usable
+        for core in _affinity()
         if core < len(per_core)
         for name, value in per_core[core]._asdict().items()
         if name not in idle_fields

@@ -104,7 +104,7 @@ def test_a_complete_study_is_not_measured_again_and_a_fresh_one_stands_beside_it
     Path("best_config.yaml").unlink()
     again = autotune_run(*options)
     assert again.returncode == 0
-    assert "nothing was measured again" in again.stdout
+    assert "nothing is measured again" in again.stdout
     assert len(trials()) == number
     assert Path("best_config.yaml").exists()
 
@@ -203,6 +203,73 @@ def test_the_result_and_the_study_can_be_read_by_programs(study):
     assert "confirm" in table.stdout
 
 
+def test_quiet_runs_still_give_the_answer(study):
+    options = study(confirm_rounds=1)
+    done = autotune_run(*options, "--quiet")
+    assert "speed-up" in done.stdout
+    assert "settled" not in done.stdout
+    again = autotune_run(*options, "--quiet", "--json")
+    assert json.loads(again.stdout)["num_configurations"] == 3
+    assert again.stderr == ""
+    dry = autotune_run(*options, "--dry-run", "--json")
+    assert json.loads(dry.stdout)["axes"]["batch_size"] == [2, 4, 8]
+
+
+def test_a_narrower_or_wider_space_is_answered_for_itself(study):
+    options = study(confirm_rounds=1)
+    assert autotune_run(*options).returncode == 0
+    narrow = autotune_run(*options, "--axis", "batch_size=2,4")
+    assert narrow.returncode == 0
+    assert read_best_config(Path("best_config.yaml")).config.batch_size == 4
+    wide = autotune_run(*options, "--axis", "batch_size=2,4,8,16")
+    assert "nothing is measured again" not in wide.stdout
+    assert read_best_config(Path("best_config.yaml")).config.batch_size == 16
+
+
+def test_a_space_of_only_the_baseline_is_no_gain(study):
+    done = autotune_run(*study(axes={"batch_size": [4], "num_workers": [0]}))
+    assert done.returncode == 0, done.stderr
+    assert "no significant gain" in done.stdout
+    assert read_best_config(Path("best_config.yaml")).config.batch_size == 4
+
+
+def test_where_forked_trials_fail_fresh_ones_are_used_in_later_runs_too(study):
+    # As a library would that does not survive a fork.
+    options = study(
+        script={
+            "before": "parent = os.getpid()",
+            "step": "if os.getpid() != parent:\n    os._exit(1)\ntime.sleep(0.01)",
+        },
+        confirm_rounds=1,
+    )
+    done = autotune_run(*options, "--max-trials", "1")
+    assert done.returncode == 0, done.stderr
+    assert "each trial starts afresh: a forked trial failed" in done.stdout
+    done = autotune_run(*options)
+    assert "each trial starts afresh: a forked trial failed" in done.stdout
+    assert list(trials()["state"]).count("failed") == 1
+    assert read_best_config(Path("best_config.yaml")).config.batch_size == 8
+
+
+def test_a_second_process_of_the_script_is_turned_away(study):
+    code = (
+        "import subprocess; env = os.environ | {'AGAIN': '1'}\n"
+        "    if 'AGAIN' not in os.environ: subprocess.Popen([sys.executable, *sys.argv], env=env)"
+    )
+    done = autotune_run(*study(script={"before": code}, confirm_rounds=1))
+    assert done.returncode == 0, done.stderr
+    assert wait_until(lambda: not processes_of(Path.cwd() / "train it.py"), 2.0)
+
+
+def test_a_hanging_configuration_costs_no_more_than_the_budget_allows(study):
+    script = {"step": "time.sleep(60 if config.batch_size == 2 else 0.01)"}
+    start_s = time.monotonic()
+    done = autotune_run(*study(script=script, confirm_rounds=1, budget="12s"))
+    assert time.monotonic() - start_s < 40
+    assert done.returncode == 0, done.stderr
+    assert list(trials().query("state == 'failed'")["cause"]) == ["timed out"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -213,6 +280,7 @@ def test_the_result_and_the_study_can_be_read_by_programs(study):
         (("--budget", "soon"), "--budget: must be a duration"),
         (("--budget", "0"), "--budget: must be a duration"),
         (("--sampler", "magic"), "magic"),
+        (("--seed", "99999999999"), "99999999999"),
         (("--study", "none.yaml"), "none.yaml: cannot be read"),
         (("--study", "bad.yaml"), "bad.yaml: not valid YAML"),
         (("--study", "unknown.yaml"), "bugdet is no known key"),

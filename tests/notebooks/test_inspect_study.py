@@ -122,6 +122,7 @@ def finish(store: StudyStore, path: Path) -> None:
         num_configurations=18,
         num_measured=18,
         num_ruled_out=0,
+        num_rounds=3,
         num_failed=1,
         num_disturbed=0,
         start_mode=StartMode.FORK,
