@@ -26,12 +26,15 @@ _FORBID_UNKNOWN_KEYS = {"extra": "forbid"}
 class Performance:
     """What one configuration reached in confirmation.
 
+    `units_per_s` is what was maximised: samples, or what the script counts (`unit`).
     `samples_per_s_low` and `_high` bound, with 95 % confidence, what one more run will reach.
     Shares are 0 to 1; `cpu_utilisation` is against the usable cores.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID_UNKNOWN_KEYS
 
+    unit: str
+    units_per_s: _Positive
     samples_per_s: _Positive
     samples_per_s_low: _Positive
     samples_per_s_high: _Positive
@@ -117,7 +120,7 @@ _COMMENTS = {
     "config": "The settings. autotune.load_config reads these.",
     "expected": "What training with them should reach; low and high bound one more run (95 %).",
     "baseline": "What the settings before reached, measured in turn with them.",
-    "speedup": "Best candidate ÷ baseline. Not significant: the baseline's settings are kept.",
+    "speedup": "The best candidate's throughput ÷ the baseline's (95 % interval).",
     "machine": "Where this was measured; loading it on another machine gives a warning.",
     "study": "Where the figures come from.",
 }

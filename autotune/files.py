@@ -62,7 +62,6 @@ def write_atomically(path: Path, text: str) -> None:
         BadInputError: The directory cannot be written; a file already there stays as it is.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
@@ -83,12 +82,13 @@ def check_writable(path: Path) -> None:
     """Make sure that `path` can be written later, without touching what is there.
 
     Raises:
-        BadInputError: It is a directory, or its directory cannot be written.
+        BadInputError: It is a directory, or its directory is not there or cannot be written.
     """
     if path.is_dir():
         raise BadInputError(f"{path}: is a directory: name a file")
+    if not path.parent.is_dir():
+        raise BadInputError(f"{path}: cannot be written: there is no directory {path.parent}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
             pass
     except OSError as error:

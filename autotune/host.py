@@ -75,7 +75,9 @@ def current_trial() -> TrialProcess | None:
     return _trial
 
 
-def become_trial(default: ThroughputConfig, effective_batch_size: int | None) -> TrialProcess:
+def become_trial(
+    default: ThroughputConfig, effective_batch_size: int | None, config_path: str | None
+) -> TrialProcess:
     """Connect to the coordinator; return once this process (or a fork of it) is a trial."""
     global _trial
     if _trial is None:
@@ -91,6 +93,7 @@ def become_trial(default: ThroughputConfig, effective_batch_size: int | None) ->
             world_size=int(os.environ.get("WORLD_SIZE", "1")),
             default=default.to_dict(),
             effective_batch_size=effective_batch_size,
+            config_path=config_path,
             default_num_threads=_default_num_threads(),
             fork_obstacle=fork_obstacle(),
             versions=_versions(),

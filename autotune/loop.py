@@ -48,7 +48,8 @@ def load_config(
     if effective_batch_size is not None:
         default = default.with_effective_batch_size(effective_batch_size)
     if is_measured():
-        config = become_trial(default, effective_batch_size).config
+        location = None if path is None else str(Path(path).absolute())
+        config = become_trial(default, effective_batch_size, location).config
     elif path is not None and Path(path).exists():
         config = _read(Path(path))
         if effective_batch_size is not None:

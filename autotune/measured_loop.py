@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import inspect
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
@@ -48,8 +49,8 @@ class MeasuredSteps(Generic[Batch]):
             if not _is_unwinding(sys._getframe(1)):
                 self._trial.end(
                     FailureCause.LOOP_ENDED,
-                    f"the loop left autotune.steps after {batches.num_taken} steps: give the "
-                    "measured command more steps or epochs",
+                    f"the loop left autotune.steps after {batches.num_taken} steps: let it run "
+                    "on where autotune.is_trial(), or give the command more steps",
                 )
             raise
 
@@ -220,10 +221,13 @@ def _is_unwinding(frame: Any) -> bool:  # noqa: ANN401
     """
     lines = set()
     while frame is not None:
-        lines.add((id(frame), frame.f_lineno))
+        # A generator between (tqdm) is closed by an exception of its own, which tells nothing.
+        if not frame.f_code.co_flags & inspect.CO_GENERATOR:
+            lines.add((id(frame), frame.f_lineno))
         frame = frame.f_back
     return any(
         (id(candidate.tb_frame), candidate.tb_lineno) in lines
         for candidate in gc.get_objects()
-        if isinstance(candidate, TracebackType)
+        # Not isinstance, which asks objects for their __class__, and some answer with warnings.
+        if type(candidate) is TracebackType
     )

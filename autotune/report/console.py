@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -126,6 +127,8 @@ def print_result(console: Console, result: Result, out: str) -> None:
     for line in _warnings(result):
         say(console, line)
     say(console, f"written to {out}")
+    if result.config_path is not None and Path(result.config_path) != Path(out).absolute():
+        say(console, f"note: the loop loads {result.config_path} in training, not this file")
 
 
 def result_as_dict(result: Result) -> dict[str, object]:
@@ -182,8 +185,10 @@ def _comparison(before: Performance, after: Performance) -> list[tuple[str, str,
         low, high = figure(p.samples_per_s_low), figure(p.samples_per_s_high)
         return f"{figure(p.samples_per_s)} ({low} to {high})"
 
+    units = (f"{before.unit}/s", figure(before.units_per_s), figure(after.units_per_s))
     return [
         ("samples/s (95 % of runs)", rate(before), rate(after)),
+        *((units,) if before.unit != "samples" else ()),
         ("seconds per step", figure(before.seconds_per_step), figure(after.seconds_per_step)),
         (
             "seconds per optimizer step",
@@ -220,7 +225,12 @@ def _warnings(result: Result) -> list[str]:
             f"{best.baseline.config.effective_batch_size}: the learning rate may need another "
             "look; name effective_batch_size in load_config to keep it fixed"
         )
-    if result.num_disturbed:
+    if result.num_disturbed_runs:
+        lines.append(
+            f"note: other processes used the cores all through {result.num_disturbed_runs} of the "
+            "confirming runs: the figures are uncertain; tune again when the machine is quiet"
+        )
+    elif result.num_disturbed:
         lines.append(
             f"note: other processes used the cores during {result.num_disturbed} measurements; "
             "these were measured again where there was time"

@@ -35,7 +35,9 @@ class Result:
         num_ruled_out: Of these, settled by a bound.
         num_rounds: Rounds of the confirmation.
         num_failed: Trials that failed.
-        num_disturbed: Blocks during which other processes used the cores.
+        num_disturbed: Measurements during which other processes used the cores.
+        num_disturbed_runs: Confirming runs that never had the machine for themselves.
+        config_path: The settings file that the measured loop loads in training, if it does.
         start_mode: How searching trials were started.
         fresh_reason: Why not by forking, None if they were.
         complete: Whether nothing was left to search.
@@ -48,6 +50,8 @@ class Result:
     num_rounds: int
     num_failed: int
     num_disturbed: int
+    num_disturbed_runs: int
+    config_path: str | None
     start_mode: StartMode
     fresh_reason: str | None
     complete: bool
@@ -145,6 +149,8 @@ def _performance(records: Sequence[TrialRecord], rate: Interval) -> Performance:
     samples_per_s = rate.mean * samples_per_unit
     config = records[0].config
     return Performance(
+        unit=records[0].unit or "samples",
+        units_per_s=rate.mean,
         samples_per_s=samples_per_s,
         samples_per_s_low=rate.low * samples_per_unit,
         samples_per_s_high=rate.high * samples_per_unit,

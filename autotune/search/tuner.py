@@ -114,6 +114,7 @@ class Tuner:
         versions = {name: metadata.version(name) for name in ("autotune", "optuna")}
         conditions = {
             "versions": {**introduction.versions, **versions},
+            "config_path": introduction.config_path,
             "axes": {name: list(values) for name, values in plan.space.axes.items()},
         }
         if any(stored.get(name) != now for name, now in conditions.items()):
@@ -232,7 +233,8 @@ class Tuner:
         if not finalists and not complete:
             raise NothingWorkedError(
                 "no configuration beside the baseline could be measured in the time given: give "
-                "more with --budget"
+                f"more with --budget (a run of the baseline alone took {_run_s(baseline):.0f} s"
+                + (", disturbed by other processes)" if _is_disturbed(baseline) else ")")
             )
 
         def measure(trial: Trial, limits: Limits) -> Outcome:
@@ -305,6 +307,8 @@ class Tuner:
                 for record in records
             ),
             num_disturbed=sum(r.measurement.num_disturbed for r in records if r.measurement),
+            num_disturbed_runs=sum(_is_disturbed(run) for found in runs.values() for run in found),
+            config_path=self._store.facts["config_path"],
             start_mode=self._runner.mode,
             fresh_reason=self._runner.fresh_reason,
             complete=complete,
@@ -349,6 +353,11 @@ def _num_ruled_out(plan: Plan, knowledge: Knowledge) -> int:
 
 def _unit(record: TrialRecord) -> str:
     return record.unit or "samples"
+
+
+def _is_disturbed(record: TrialRecord) -> bool:
+    """Whether other processes used the cores all the time that a trial was measured."""
+    return all(sample.disturbed for sample in record.samples)
 
 
 def _run_s(baseline: TrialRecord) -> float:

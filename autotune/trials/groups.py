@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 _GUARD = Path(__file__).with_name("guard.py")
+_SHARED_MEMORY = Path("/dev/shm")
 # A killed process is gone within milliseconds unless it hangs in the kernel.
 _END_DEADLINE_S = 2.0
 
@@ -26,6 +27,7 @@ class ProcessGroups:
 
     def __init__(self) -> None:
         self._live: set[int] = set()
+        self._ended_pids: set[int] = set()
         self._guard = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_GUARD)],
             stdin=subprocess.PIPE,
@@ -47,10 +49,12 @@ class ProcessGroups:
 
         The caller reaps the leader, then calls `forget`.
         """
+        self._ended_pids.update((group, *_members(group)))
         descendants: list[psutil.Process] = []
         with contextlib.suppress(psutil.Error):
             descendants = psutil.Process(group).children(recursive=True)
         for process in descendants:
+            self._ended_pids.add(process.pid)
             with contextlib.suppress(psutil.Error):
                 process.kill()
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -63,6 +67,9 @@ class ProcessGroups:
             time.sleep(0.002)
         self._live.discard(group)
         self._tell_guard(f"-{group}")
+        for pid in self._ended_pids:
+            _remove_shared_memory(pid)
+        self._ended_pids.clear()
 
     def close(self) -> None:
         """Kill all groups that are left, and the guard."""
@@ -88,8 +95,25 @@ def _is_alive(group: int) -> bool:
         return False
     except PermissionError:
         return True
+    return bool(_members(group))
+
+
+def _members(group: int) -> list[int]:
+    """The processes of a group that are no zombies."""
+    found = []
     for process in psutil.process_iter(["status"]):
         with contextlib.suppress(ProcessLookupError, psutil.Error):
             if os.getpgid(process.pid) == group and process.info["status"] != "zombie":
-                return True
-    return False
+                found.append(process.pid)
+    return found
+
+
+def _remove_shared_memory(pid: int) -> None:
+    """Remove what a killed process left in /dev/shm.
+
+    A loader worker that is killed between making a segment and unlinking it leaves the segment.
+    Source: torch's names for them, torch_PID_… (torch/csrc/StorageSharing, aten MapAllocator).
+    """
+    for segment in _SHARED_MEMORY.glob(f"torch_{pid}_*"):
+        with contextlib.suppress(OSError):
+            segment.unlink()

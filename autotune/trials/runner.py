@@ -56,6 +56,7 @@ class Introduction:
         world_size: How many start together.
         default: The script's own settings: the baseline.
         effective_batch_size: Samples per optimizer step that the script asks for.
+        config_path: The settings file that it would load in training.
         default_num_threads: Intra-op threads that torch chose here by itself.
         fork_obstacle: Why the process cannot be forked, None if it can.
         versions: Of Python and of torch.
@@ -68,6 +69,7 @@ class Introduction:
     world_size: int
     default: ThroughputConfig
     effective_batch_size: int | None
+    config_path: str | None
     default_num_threads: int | None
     fork_obstacle: str | None
     versions: dict[str, str]

@@ -17,6 +17,8 @@ from autotune.best_config import (
 from autotune.machine import this_machine
 
 FIGURES = {
+    "unit": "samples",
+    "units_per_s": 20.0,
     "samples_per_s": 20.123456789,
     "samples_per_s_low": 19.0,
     "samples_per_s_high": 21.0,
@@ -51,7 +53,7 @@ def best():
 
 @pytest.fixture
 def path(tmp_path, best):
-    path = tmp_path / "new" / "best_config.yaml"
+    path = tmp_path / "best_config.yaml"
     write_best_config(path, best)
     return path
 

@@ -95,6 +95,9 @@ def test_a_run_finds_the_fastest_settings_and_writes_them(study):
     assert set(best.study.trial_numbers) <= set(frame["number"])
     assert frame.attrs["study"] == "quick"
     assert not Path("epilogue").exists()
+    assert "note: the loop loads" not in done.stdout
+    elsewhere = autotune_run("--study", "quick.yaml", "--out", "other.yaml")
+    assert f"note: the loop loads {Path('best_config.yaml').absolute()}" in elsewhere.stdout
 
 
 def test_a_complete_study_is_not_measured_again_and_a_fresh_one_stands_beside_it(study):
@@ -144,6 +147,9 @@ def test_the_effective_batch_is_kept_and_units_are_counted(study):
     assert ((ratio - 10).abs() < 1e-6).all()
     assert set(frame["unit"]) == {"tokens"}
     assert "an update now takes" not in done.stdout
+    assert best.expected.unit == "tokens"
+    assert best.expected.units_per_s == pytest.approx(10 * best.expected.samples_per_s, rel=1e-4)
+    assert "tokens/s" in done.stdout
 
 
 def test_one_bad_configuration_does_not_stop_a_run(study):
@@ -287,6 +293,7 @@ def test_a_hanging_configuration_costs_no_more_than_the_budget_allows(study):
         (("--", "no-such-program", "x"), "no-such-program is no program"),
         (("--out", "/proc/none/x.yaml"), "/proc/none/x.yaml: cannot be written"),
         (("--out", "."), "is a directory"),
+        (("--out", "none/x.yaml"), "there is no directory none"),
         (("--storage", "nosuchdb://x/y"), "storage nosuchdb://x/y: cannot be opened"),
         (("--storage", "quick.yaml"), "cannot be opened"),
     ],

@@ -266,3 +266,43 @@ with Listener() as listener:
 )
 def test_running_out_of_memory_is_told_from_other_errors(name, detail, cause):
     assert classify_exception(name, detail) is cause
+
+
+def test_a_loop_under_tqdm_and_enumerate_is_measured_and_stopped(tmp_path, start_runner):
+    path = tmp_path / "wrapped.py"
+    path.write_text(
+        "import autotune, time\n"
+        "from tqdm import tqdm\n"
+        "default = autotune.ThroughputConfig(batch_size=4)\n"
+        "config = autotune.load_config(None, default=default)\n"
+        "for step, batch in enumerate(tqdm(autotune.steps([[0.0]] * 7))):\n"
+        "    time.sleep(0.001)\n"
+        "    if step == 30: break\n"
+        f"open({str(tmp_path / 'epilogue')!r}, 'w').close()\n"
+    )
+    runner = start_runner((sys.executable, str(path)))
+    with runner.start(CONFIG, StartMode.FORK) as trial:
+        few = BlockRequest(min_s=0.0, min_steps=10)
+        assert trial.measure(few, deadline_s=10).blocks[0].num_steps == 10
+        with pytest.raises(TrialFailedError, match=r"left autotune.steps after 31 steps"):
+            trial.measure(BlockRequest(min_s=5.0), deadline_s=20)
+    assert not (tmp_path / "epilogue").exists()
+
+
+def test_shared_memory_of_killed_processes_is_removed():
+    groups = ProcessGroups()
+    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    groups.add(process.pid)
+    segment = Path(f"/dev/shm/torch_{process.pid}_1_0")
+    other = segment.with_name(f"torch_{process.pid}9_1_0")
+    try:
+        segment.write_bytes(b"x")
+        other.write_bytes(b"x")
+        groups.end(process.pid)
+        process.wait()
+        groups.forget(process.pid)
+        assert not segment.exists()
+        assert other.exists()
+    finally:
+        other.unlink()
+        groups.close()

@@ -124,6 +124,8 @@ def finish(store: StudyStore, path: Path) -> None:
         num_ruled_out=0,
         num_rounds=3,
         num_failed=1,
+        num_disturbed_runs=0,
+        config_path=None,
         num_disturbed=0,
         start_mode=StartMode.FORK,
         fresh_reason=None,
