@@ -26,15 +26,13 @@ _FORBID_UNKNOWN_KEYS = {"extra": "forbid"}
 class Performance:
     """What one configuration reached in confirmation.
 
-    `units_per_s` is what was maximised: samples, or what the script counts (`unit`).
+    Where the script counts units of its own, `units_per_s` is what was maximised.
     `samples_per_s_low` and `_high` bound, with 95 % confidence, what one more run will reach.
     Shares are 0 to 1; `cpu_utilisation` is against the usable cores.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID_UNKNOWN_KEYS
 
-    unit: str
-    units_per_s: _Positive
     samples_per_s: _Positive
     samples_per_s_low: _Positive
     samples_per_s_high: _Positive
@@ -43,6 +41,8 @@ class Performance:
     cpu_utilisation: _Share
     data_wait_share: _Share
     peak_memory_bytes: Annotated[int, Field(ge=0)]
+    unit: str = "samples"
+    units_per_s: _Positive | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

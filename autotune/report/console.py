@@ -185,10 +185,13 @@ def _comparison(before: Performance, after: Performance) -> list[tuple[str, str,
         low, high = figure(p.samples_per_s_low), figure(p.samples_per_s_high)
         return f"{figure(p.samples_per_s)} ({low} to {high})"
 
-    units = (f"{before.unit}/s", figure(before.units_per_s), figure(after.units_per_s))
+    units = []
+    if before.units_per_s is not None and after.units_per_s is not None:
+        rates = figure(before.units_per_s), figure(after.units_per_s)
+        units.append((f"{before.unit}/s", *rates))
     return [
         ("samples/s (95 % of runs)", rate(before), rate(after)),
-        *((units,) if before.unit != "samples" else ()),
+        *units,
         ("seconds per step", figure(before.seconds_per_step), figure(after.seconds_per_step)),
         (
             "seconds per optimizer step",

@@ -150,7 +150,7 @@ def _performance(records: Sequence[TrialRecord], rate: Interval) -> Performance:
     config = records[0].config
     return Performance(
         unit=records[0].unit or "samples",
-        units_per_s=rate.mean,
+        units_per_s=rate.mean if records[0].unit else None,
         samples_per_s=samples_per_s,
         samples_per_s_low=rate.low * samples_per_unit,
         samples_per_s_high=rate.high * samples_per_unit,

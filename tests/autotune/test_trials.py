@@ -235,14 +235,20 @@ from autotune.measurement import StartMode
 from autotune.trials.groups import ProcessGroups
 from autotune.trials.runner import Runner
 with Listener() as listener:
-    runner = Runner({command!r}, groups=ProcessGroups(), listener=listener, start_mode=None,
+    print(listener.directory, flush=True)
+    groups = ProcessGroups()
+    groups.remove_at_end(listener.directory)
+    runner = Runner({command!r}, groups=groups, listener=listener, start_mode=None,
                     start_deadline_s=60)
     trial = runner.start(ThroughputConfig(batch_size=2, num_workers=2), StartMode.FORK)
     os.kill(os.getpid(), signal.SIGKILL)
 """
-    ended = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], timeout=60, check=False, stdout=subprocess.PIPE, text=True
+    )
     assert ended.returncode == -signal.SIGKILL
     assert wait_until(lambda: not processes_of(command[1]), 1.0)
+    assert wait_until(lambda: not Path(ended.stdout.strip()).exists(), 1.0)
 
 
 @pytest.mark.parametrize(
