@@ -44,13 +44,8 @@ from autotune.search.definition import (
     read_definition,
 )
 from autotune.search.plan import try_out
-from autotune.search.storage import (
-    DEFAULT_STORAGE,
-    lock_storage,
-    open_study,
-    shown_url,
-    storage_url,
-)
+from autotune.search.storage import DEFAULT_STORAGE, lock_storage, shown_url, storage_url
+from autotune.search.study import open_study
 from autotune.search.tuner import Tuner
 from autotune.trials.groups import ProcessGroups
 from autotune.trials.runner import Runner

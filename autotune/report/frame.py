@@ -10,13 +10,8 @@ import pandas as pd
 
 from autotune.config import ThroughputConfig
 from autotune.measurement import Measurement
-from autotune.search.storage import (
-    TrialRecord,
-    find_study,
-    read_records,
-    shown_url,
-    storage_url,
-)
+from autotune.search.storage import shown_url, storage_url
+from autotune.search.study import TrialRecord, find_study, read_records
 
 
 def load_study(path_or_url: str | os.PathLike[str], name: str | None = None) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from autotune.measurement import StartMode, figure
 from autotune.search.confirmation import Choice, Interval
 from autotune.search.definition import StudyDefinition
 from autotune.search.knowledge import Knowledge
-from autotune.search.storage import StudyStore, TrialRecord
+from autotune.search.study import StudyStore, TrialRecord
 from autotune.validation import validate
 
 

@@ -1,265 +1,18 @@
-"""Studies in an Optuna storage: opened, repaired, written trial by trial, and read back."""
+"""Storages: where studies are kept, opened, shown without passwords, and locked."""
 
 from __future__ import annotations
 
-import dataclasses
-import enum
 import fcntl
-import os
-import platform
 import sqlite3
-from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import optuna
-import psutil
 import sqlalchemy
-from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
-from optuna.trial import FrozenTrial, TrialState
 
-from autotune.config import ThroughputConfig
 from autotune.errors import BadInputError
-from autotune.measurement import (
-    Block,
-    Failure,
-    FailureCause,
-    Measurement,
-    Sample,
-    StartMode,
-    Usage,
-)
-from autotune.validation import validate
 
 DEFAULT_STORAGE = Path("studies/autotune.db")
-# Of what is stored in a study; another number means that it cannot be read.
-SCHEMA_VERSION = 1
-
-
-class Phase(enum.StrEnum):
-    """Why a trial was run. The values are stored in studies: never rename one."""
-
-    BASELINE = "baseline"
-    PROBE = "probe"
-    SEARCH = "search"
-    CONFIRM = "confirm"
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class TrialRecord:
-    """One trial of a study, as it was stored.
-
-    Attributes:
-        number: Optuna's number of the trial.
-        phase: Why it was run.
-        config: The configuration that ran.
-        start_mode: How it was started; None where the run was killed meanwhile.
-        measurement: Its figures; None where it failed or was interrupted.
-        failure: Why there are none; None for a trial that still runs.
-        samples: What was measured, block by block.
-        start_up_s: From the request to the first batch handed to the loop.
-        duration_s: From the request for the trial to its last block, or to its failure.
-        started_at: When it was stored that the trial begins.
-        round_number: Round of the confirmation.
-        unit: Name of the script's own unit, None where samples count.
-    """
-
-    number: int
-    phase: Phase
-    config: ThroughputConfig
-    start_mode: StartMode | None = None
-    measurement: Measurement | None = None
-    failure: Failure | None = None
-    samples: tuple[Sample, ...] = ()
-    start_up_s: float | None = None
-    duration_s: float | None = None
-    started_at: datetime | None = None
-    round_number: int | None = None
-    unit: str | None = None
-
-    @property
-    def units_per_s(self) -> float:
-        """The objective; 0 where there is no measurement."""
-        return self.measurement.units_per_s if self.measurement else 0.0
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What a trial that succeeded leaves to be stored."""
-
-    measurement: Measurement
-    samples: Sequence[Sample]
-    start_mode: StartMode
-    start_up_s: float
-    duration_s: float
-    unit: str | None
-
-
-class StudyStore:
-    """One study, open for writing. Optuna's ask and tell, with the configuration given.
-
-    Which configuration comes next is decided elsewhere (see `proposals`): the stored study holds
-    runs that took place, with the real values of the settings, and nothing else.
-
-    Args:
-        study: The study.
-        alone: Whether a lock keeps every other run away, so that no other trial can be running.
-
-    Raises:
-        BadInputError: Another version of autotune, or something else, made the study.
-    """
-
-    def __init__(self, study: optuna.Study, *, alone: bool) -> None:
-        self._study = study
-        self._alone = alone
-        if study.user_attrs.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION or (
-            "schema_version" not in study.user_attrs and study.get_trials(deepcopy=False)
-        ):
-            raise BadInputError(
-                f"study {study.study_name}: was not made by this version of autotune: start "
-                "another with --fresh"
-            )
-        study.set_user_attr("schema_version", SCHEMA_VERSION)
-        self._sampler = _GivenSampler()
-        study.sampler = self._sampler
-        self.repair()
-
-    @property
-    def name(self) -> str:
-        """Name of the study."""
-        return self._study.study_name
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """What is known of the study as a whole."""
-        return self._study.user_attrs
-
-    def set_facts(self, **facts: Any) -> None:  # noqa: ANN401
-        """Store facts about the study as a whole; plain values only."""
-        for name, value in facts.items():
-            self._study.set_user_attr(name, value)
-
-    def begin(self, config: ThroughputConfig, phase: Phase, **attributes: int) -> int:
-        """Store that a trial of `config` begins; gives its number."""
-        self._sampler.values = {
-            name: value
-            for name, value in config.to_dict().items()
-            if name in _PARAMETERS and value is not None
-        }
-        trial = self._study.ask()
-        for name, value in self._sampler.values.items():
-            trial._suggest(name, _distribution(name, value))
-        stored = {
-            "phase": phase.value,
-            "config": config.to_dict(),
-            "coordinator": [platform.node(), os.getpid()],
-            **attributes,
-        }
-        for name, value in stored.items():
-            trial.set_user_attr(name, value)
-        return trial.number
-
-    def complete(self, number: int, outcome: Outcome) -> None:
-        """Store a trial's figures, and every block that they come from."""
-        attributes: dict[str, Any] = {
-            **dataclasses.asdict(outcome.measurement),
-            "start_mode": outcome.start_mode.value,
-            "start_up_s": outcome.start_up_s,
-            "duration_s": outcome.duration_s,
-            "unit": outcome.unit,
-            "raw_samples": [dataclasses.asdict(sample) for sample in outcome.samples],
-        }
-        self._set_attributes(number, attributes)
-        self._study.tell(number, outcome.measurement.units_per_s)
-
-    def fail(
-        self,
-        number: int,
-        failure: Failure,
-        start_mode: StartMode | None = None,
-        duration_s: float | None = None,
-    ) -> None:
-        """Store why a trial gave no figures, how it was started, and how long it took."""
-        attributes: dict[str, Any] = {
-            **dataclasses.asdict(failure),
-            "cause": failure.cause.value,
-            "start_mode": start_mode.value if start_mode else None,
-            "duration_s": duration_s,
-        }
-        self._set_attributes(number, attributes)
-        self._study.tell(number, state=TrialState.FAIL)
-
-    def records(self) -> tuple[TrialRecord, ...]:
-        """All trials, by number."""
-        return read_records(self._study)
-
-    def _set_attributes(self, number: int, attributes: Mapping[str, Any]) -> None:
-        trial_id = self._study._storage.get_trial_id_from_study_id_trial_number(
-            self._study._study_id, number
-        )
-        for name, value in attributes.items():
-            self._study._storage.set_trial_user_attr(trial_id, name, value)
-
-    def repair(self) -> None:
-        """Mark trials that seem to run and cannot as interrupted.
-
-        On a database server other machines may be running trials of this study: only those of
-        processes of this machine that are gone are marked.
-        """
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            host, pid = trial.user_attrs.get("coordinator", (platform.node(), 0))
-            lives = host != platform.node() or (pid != os.getpid() and psutil.pid_exists(pid))
-            if lives and not self._alone:
-                continue
-            failure = Failure(cause=FailureCause.INTERRUPTED, message="the run was ended")
-            self.fail(trial.number, failure)
-
-
-class _GivenSampler(optuna.samplers.BaseSampler):
-    """Suggests the values that it was given."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, Any] = {}
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return {}
-
-    def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:  # noqa: ANN401
-        return self.values[param_name]
-
-
-_PARAMETERS = (
-    "batch_size",
-    "num_workers",
-    "prefetch_factor",
-    "num_threads",
-    "num_interop_threads",
-    "pin_memory",
-)
-# Wide and the same in every trial and study: the values tried are a grid within these.
-_LARGEST = {"batch_size": 2**24}
-_DEFAULT_LARGEST = 2**12
-
-
-def _distribution(name: str, value: Any) -> BaseDistribution:  # noqa: ANN401
-    if isinstance(value, bool):
-        return CategoricalDistribution((False, True))
-    low = 0 if name == "num_workers" else 1
-    return IntDistribution(low, max(value, _LARGEST.get(name, _DEFAULT_LARGEST)), log=low > 0)
 
 
 def storage_url(storage: str | Path) -> str:
@@ -279,7 +32,7 @@ def open_storage(url: str, *, writable: bool) -> optuna.storages.RDBStorage:
     Raises:
         BadInputError: It cannot be reached or read, or a newer Optuna wrote it.
     """
-    path = _sqlite_path(url)
+    path = sqlite_path(url)
     try:
         if path is not None and writable:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -306,46 +59,6 @@ def open_storage(url: str, *, writable: bool) -> optuna.storages.RDBStorage:
     return storage
 
 
-def open_study(url: str, name: str, *, fresh: bool) -> StudyStore:
-    """The study `name`, made where there is none; with `fresh`, a new one beside the old.
-
-    A fresh study gets the next free name (`name.2`, `name.3`, …), so that nothing is deleted;
-    without `fresh`, the latest of these is meant.
-    """
-    storage = open_storage(url, writable=True)
-    names = {summary.study_name for summary in storage.get_all_studies()}
-    number = 1
-    while _numbered(name, number + 1) in names:
-        number += 1
-    if fresh and name in names:
-        number += 1
-    study = optuna.create_study(
-        storage=storage,
-        study_name=_numbered(name, number),
-        direction="maximize",
-        load_if_exists=True,
-    )
-    return StudyStore(study, alone=_sqlite_path(url) is not None)
-
-
-def find_study(url: str, name: str | None) -> optuna.Study:
-    """A stored study: the named one, or without a name the one that was made last.
-
-    Raises:
-        BadInputError: There is no such storage or study.
-    """
-    path = _sqlite_path(url)
-    if path is not None and not path.is_file():
-        raise BadInputError(f"storage {path}: there is no such file: run `autotune run` first")
-    storage = open_storage(url, writable=False)
-    names = [study.study_name for study in storage.get_all_studies()]
-    if not names:
-        raise BadInputError(f"storage {shown_url(url)}: holds no study: run `autotune run` first")
-    if name is not None and name not in names:
-        raise BadInputError(f"study {name}: not in {shown_url(url)}; there are {', '.join(names)}")
-    return optuna.load_study(study_name=name or names[-1], storage=storage)
-
-
 def lock_storage(url: str) -> IO[str] | None:
     """Keep other runs away from an SQLite storage until the file given is closed.
 
@@ -354,7 +67,7 @@ def lock_storage(url: str) -> IO[str] | None:
     Raises:
         BadInputError: Another run holds it.
     """
-    path = _sqlite_path(url)
+    path = sqlite_path(url)
     if path is None:
         return None
     lock = path.with_name(f".{path.name}.lock")
@@ -374,57 +87,12 @@ def lock_storage(url: str) -> IO[str] | None:
     return file
 
 
-def read_records(study: optuna.Study) -> tuple[TrialRecord, ...]:
-    """All trials of a study, by number."""
-    return tuple(_read(trial) for trial in study.get_trials(deepcopy=False))
+def sqlite_path(url: str) -> Path | None:
+    """The file behind the URL of an SQLite storage; None for any other database.
 
-
-def _read(trial: FrozenTrial) -> TrialRecord:
-    attributes = trial.user_attrs
-    measurement = failure = None
-    if trial.state == TrialState.COMPLETE:
-        names = Measurement.__dataclass_fields__
-        measurement = validate(
-            Measurement,
-            {name: attributes.get(name) for name in names},
-            source=f"trial {trial.number}",
-        )
-    elif trial.state == TrialState.FAIL:
-        failure = Failure(
-            cause=FailureCause(attributes.get("cause", FailureCause.INTERRUPTED)),
-            message=attributes.get("message", ""),
-            output=attributes.get("output", ""),
-        )
-    mode = attributes.get("start_mode")
-    return TrialRecord(
-        number=trial.number,
-        phase=Phase(attributes.get("phase", Phase.SEARCH)),
-        config=ThroughputConfig(**attributes.get("config", {"batch_size": 1})),
-        start_mode=StartMode(mode) if mode else None,
-        measurement=measurement,
-        failure=failure,
-        samples=tuple(_read_sample(raw) for raw in attributes.get("raw_samples", ())),
-        start_up_s=attributes.get("start_up_s"),
-        duration_s=attributes.get("duration_s"),
-        started_at=trial.datetime_start,
-        round_number=attributes.get("round_number"),
-        unit=attributes.get("unit"),
-    )
-
-
-def _read_sample(raw: Mapping[str, Any]) -> Sample:
-    return Sample(
-        blocks=tuple(Block(**block) for block in raw["blocks"]),
-        usage=Usage(**raw["usage"]),
-        usable_cores=raw["usable_cores"],
-    )
-
-
-def _numbered(name: str, number: int) -> str:
-    return name if number == 1 else f"{name}.{number}"
-
-
-def _sqlite_path(url: str) -> Path | None:
+    Raises:
+        BadInputError: It is no URL.
+    """
     try:
         parsed = sqlalchemy.engine.make_url(url)
     except sqlalchemy.exc.ArgumentError as error:

@@ -25,7 +25,7 @@ from autotune.search.knowledge import Knowledge
 from autotune.search.plan import Plan, make_plan
 from autotune.search.progress import Observer, Progress
 from autotune.search.proposals import make_proposer
-from autotune.search.storage import Outcome, Phase, StudyStore, TrialRecord
+from autotune.search.study import Outcome, Phase, StudyStore, TrialRecord
 from autotune.search.visits import Limits, run_through, visit
 from autotune.trials.runner import Runner
 from autotune.trials.trial import Trial, TrialFailedError

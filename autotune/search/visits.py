@@ -11,7 +11,7 @@ import time
 
 from autotune.measurement import Sample, summarise
 from autotune.search.definition import StudyDefinition
-from autotune.search.storage import Outcome
+from autotune.search.study import Outcome
 from autotune.trials.trial import BlockRequest, Trial
 
 # The first steps pay for lazy initialisation, caches for new shapes and a growing allocator.

@@ -6,7 +6,7 @@ import pytest
 from autotune.config import ThroughputConfig
 from autotune.measurement import Failure, FailureCause, Measurement
 from autotune.search.knowledge import Knowledge
-from autotune.search.storage import Phase, TrialRecord
+from autotune.search.study import Phase, TrialRecord
 
 BASELINE = ThroughputConfig(batch_size=2, num_threads=1)
 FIGURES = Measurement(

@@ -16,14 +16,8 @@ from autotune.measurement import (
     Usage,
     summarise,
 )
-from autotune.search.storage import (
-    Outcome,
-    Phase,
-    find_study,
-    open_study,
-    read_records,
-    storage_url,
-)
+from autotune.search.storage import storage_url
+from autotune.search.study import Outcome, Phase, find_study, open_study, read_records
 
 CONFIG = ThroughputConfig(batch_size=8, num_workers=2, num_threads=1, pin_memory=True)
 PLAIN = ThroughputConfig(batch_size=1)

@@ -22,7 +22,8 @@ from autotune.measurement import (
 from autotune.search.answer import Result, make_best_config
 from autotune.search.confirmation import choose
 from autotune.search.definition import StudyDefinition
-from autotune.search.storage import Outcome, Phase, StudyStore, TrialRecord, open_study, storage_url
+from autotune.search.storage import storage_url
+from autotune.search.study import Outcome, Phase, StudyStore, TrialRecord, open_study
 from autotune.space import Space
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "inspect_study.ipynb"
