@@ -18,7 +18,7 @@ AXIS_NAMES = (
     "num_interop_threads",
     "pin_memory",
 )
-# Beyond this many divisors, the default batch axis takes those closest to powers of two apart.
+# Of more divisors than these, the default batch axis takes so many, spread evenly.
 _MAX_BATCH_SIZES = 8
 
 

@@ -136,7 +136,8 @@ def best_so_far(records: Sequence[TrialRecord]) -> str | None:
     best = max(measured, key=lambda config: measured[config], default=None)
     if best is None or not measured[best]:
         return None
-    return f"{best.summary} ({figure(measured[best])}/s, not confirmed)"
+    unit = next((record.unit for record in records if record.unit), "samples")
+    return f"{best.summary} ({figure(measured[best])} {unit}/s, not confirmed)"
 
 
 def _performance(records: Sequence[TrialRecord], rate: Interval) -> Performance:

@@ -15,6 +15,9 @@ from autotune.search.study import Phase, TrialRecord
 # A bound comes from one short trial, and the incumbent from the luckiest one: two passes over the
 # same configurations differed by more than 10 % for a fifth of them.
 _BOUND_SLACK = 1.1
+# A configuration that reached less than this share of the fastest one's rate in the search is not
+# confirmed: short trials are seldom that wrong.
+_FINALIST_SHARE = 0.85
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,13 +90,13 @@ class Knowledge:
     def finalists(self, baseline: ThroughputConfig, number: int) -> tuple[ThroughputConfig, ...]:
         """The fastest configurations beside the baseline, cheapest first among equals.
 
-        Those more than 15 % behind the fastest are left out: short trials are not that wrong.
+        Those far behind the fastest are left out.
         """
         others = {
             config: rate for config, rate in self.measured.items() if rate and config != baseline
         }
         top = max(others.values(), default=0.0)
-        close = [config for config, rate in others.items() if rate >= 0.85 * top]
+        close = [config for config, rate in others.items() if rate >= _FINALIST_SHARE * top]
         return tuple(sorted(close, key=lambda config: (-others[config], cost_key(config)))[:number])
 
 

@@ -27,6 +27,7 @@ from autotune.measurement import (
     Usage,
 )
 from autotune.search.storage import open_storage, shown_url, sqlite_path
+from autotune.space import AXIS_NAMES
 from autotune.validation import validate
 
 # Of what is stored in a study; another number means that it cannot be read.
@@ -141,7 +142,7 @@ class StudyStore:
         self._sampler.values = {
             name: value
             for name, value in config.to_dict().items()
-            if name in _PARAMETERS and value is not None
+            if name in AXIS_NAMES and value is not None
         }
         trial = self._study.ask()
         for name, value in self._sampler.values.items():
@@ -238,14 +239,6 @@ class _GivenSampler(optuna.samplers.BaseSampler):
         return self.values[param_name]
 
 
-_PARAMETERS = (
-    "batch_size",
-    "num_workers",
-    "prefetch_factor",
-    "num_threads",
-    "num_interop_threads",
-    "pin_memory",
-)
 # Wide and the same in every trial and study: the values tried are a grid within these.
 _LARGEST = {"batch_size": 2**24}
 _DEFAULT_LARGEST = 2**12
