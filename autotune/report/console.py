@@ -138,6 +138,9 @@ def result_as_dict(result: Result) -> dict[str, object]:
 
 def print_study(console: Console, frame: pd.DataFrame) -> None:
     """A study as a table, a row per trial."""
+    if frame.empty:
+        say(console, f"study {frame.attrs['study']} has no trials yet")
+        return
     table = Table(title=f"study {frame.attrs['study']}", title_justify="left")
     rows = [_study_row(row) for row in frame.to_dict("records")]
     for heading in rows[0] if rows else ():

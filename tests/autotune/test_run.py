@@ -342,6 +342,8 @@ def test_a_command_that_cannot_be_measured_is_exit_code_1(study, script, message
     assert done.returncode == 1, done.stderr
     assert message in done.stderr
     assert "autotune/cli.py" not in done.stderr
+    shown = autotune_run(command="show")
+    assert "study quick" in shown.stdout
     assert Path("best_config.yaml").read_text() == "mine"
 
 
