@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mm_rec.cache_dir import default_cache_dir
+
 SOURCE = Path(__file__).with_name("scan_kernel.c")
 REALS = {torch.float32: "float", torch.float64: "double"}
 # The exponential function is vectorised under -ffast-math only. No value is lost by it but the
@@ -108,7 +110,8 @@ def _library(compiler: tuple[str, ...], real: str) -> Path:
     native = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
     command = (*compiler, *COMPILE_FLAGS, native, f"-DREAL={real}")
     name = f"scan-{real}-{_key(command)}.so"
-    directory = _cache_dir()
+    directory = default_cache_dir() / "kernels"
+    directory.mkdir(parents=True, exist_ok=True)
     path = directory / name
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=directory, prefix=".building-") as building:
@@ -150,10 +153,3 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor()
-
-
-def _cache_dir() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    directory = (Path(base) if base else Path.home() / ".cache") / "mm_rec" / "kernels"
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory

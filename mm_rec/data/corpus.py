@@ -1,14 +1,11 @@
-"""Documents: from the Python standard library's sources, or from text files."""
+"""The files of a corpus: the sources of Python's standard library, or text files."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 import os
 import sysconfig
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,78 +13,61 @@ from mm_rec.errors import DataError
 
 TEXT_SUFFIXES = (".txt", ".jsonl")
 ALLOWED = ".txt, .jsonl, .txt.gz or .jsonl.gz"
-SKIPPED_FOLDERS = ("site-packages", "dist-packages", "__pycache__")
+INSTALLED_OR_COMPILED = ("site-packages", "dist-packages", "__pycache__")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFile:
+    """One file, as it was when the corpus was listed.
+
+    Attributes:
+        path: Where it is, absolute; a plain string, since there may be very many.
+        num_bytes: Its size on disk.
+        mtime_ns: When it was last written, in nanoseconds since the epoch.
+    """
+
+    path: str
+    num_bytes: int
+    mtime_ns: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CorpusFiles:
-    """The bytes of a corpus, read but not yet decoded.
+    """The list of a corpus' files; what they hold is read later, in pieces.
 
     Attributes:
-        files: Path and content of every file, in a fixed order.
+        files: In a fixed order, which is that of the documents.
         text_field: Field of a .jsonl object that holds its text.
     """
 
-    files: tuple[tuple[Path, bytes], ...]
+    files: tuple[SourceFile, ...]
     text_field: str
 
-    def content_hash(self) -> str:
-        """Return a hash of everything that decides the documents; paths are not part of it."""
+    @property
+    def num_bytes(self) -> int:
+        """Size of all files on disk."""
+        return sum(file.num_bytes for file in self.files)
+
+    def signature(self) -> str:
+        """Return a hash of names, sizes and times: equal ones mean that nothing was written."""
         digest = hashlib.blake2b(self.text_field.encode(), digest_size=16)
-        for path, content in self.files:
-            kind = "".join(path.suffixes[-2:])
-            digest.update(f"\0{kind}\0{len(content)}\0".encode())
-            digest.update(content)
+        for file in self.files:
+            digest.update(os.fsencode(f"\0{file.path}\0{file.num_bytes}\0{file.mtime_ns}"))
         return digest.hexdigest()
 
-    def documents(self) -> tuple[str, ...]:
-        """Decode every file into its documents; empty ones are left out.
+    def check_unchanged(self) -> None:
+        """Compare every file with the list.
 
         Raises:
-            DataError: A .gz or .jsonl file is malformed, or there is no text at all.
+            DataError: A file was written or removed since.
         """
-        documents = tuple(
-            text for path, content in self.files for text in self._decode(path, content) if text
-        )
-        if not documents:
-            raise DataError(f"the data hold no text ({len(self.files)} files read): give --data")
-        return documents
-
-    def _decode(self, path: Path, content: bytes) -> Iterator[str]:
-        suffix = path.suffix
-        if suffix == ".gz":
-            try:
-                content = gzip.decompress(content)
-            except (OSError, EOFError, zlib.error) as error:
-                raise DataError(f"{path} is not a readable .gz file: {error}") from error
-            suffix = path.with_suffix("").suffix
-        # Sources in other encodings exist in every large collection; a replacement character in
-        # their place is better than no training.
-        text = content.decode("utf-8", errors="replace")
-        if suffix == ".jsonl":
-            yield from self._decode_lines(path, text)
-        else:
-            yield text
-
-    def _decode_lines(self, path: Path, text: str) -> Iterator[str]:
-        for number, line in enumerate(text.split("\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                value = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path}:{number} is not a JSON object: {error}") from error
-            document = value.get(self.text_field) if isinstance(value, dict) else None
-            if not isinstance(document, str):
-                raise DataError(
-                    f"{path}:{number} has no text in the field '{self.text_field}': "
-                    "name the right one with --text-field"
-                )
-            yield document
+        for file in self.files:
+            if _describe(Path(file.path)) != file:
+                raise DataError(f"{file.path} was written while it was being read: start again")
 
 
 def read_corpus(paths: Sequence[Path] = (), *, text_field: str = "text") -> CorpusFiles:
-    """Read the files of a corpus.
+    """List the files of a corpus with their sizes and times.
 
     Args:
         paths: Files or directories of .txt and .jsonl, each also with .gz; directories are
@@ -95,76 +75,62 @@ def read_corpus(paths: Sequence[Path] = (), *, text_field: str = "text") -> Corp
         text_field: Field of a .jsonl object that holds its text.
 
     Raises:
-        DataError: A path is missing, unreadable, or of another kind, or nothing was found.
+        DataError: A path is missing or of another kind, or nothing was found.
     """
-    found = [file for path in paths for file in _find(path)] if paths else _standard_library()
+    if paths:
+        found = [file for path in paths for file in _find(path)]
+    else:
+        found = _walk(
+            sysconfig.get_path("stdlib"),
+            lambda name: name.endswith(".py"),
+            skipped=INSTALLED_OR_COMPILED,
+        )
     if not found:
         places = ", ".join(str(path) for path in paths) or "the standard library"
         raise DataError(f"no {ALLOWED} file in {places}: give --data files or directories")
-    try:
-        files = tuple((file, file.read_bytes()) for file in found)
-    except OSError as error:
-        raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
-    return CorpusFiles(files=files, text_field=text_field)
+    return CorpusFiles(files=tuple(found), text_field=text_field)
 
 
-def _standard_library() -> list[Path]:
-    found: list[Path] = []
-    # Not rglob: it would walk through all installed packages only to leave them out.
-    for folder, subfolders, names in os.walk(sysconfig.get_path("stdlib")):
-        subfolders[:] = [name for name in subfolders if name not in SKIPPED_FOLDERS]
-        found += [Path(folder, name) for name in names if name.endswith(".py")]
-    return sorted(found)
-
-
-def _find(path: Path) -> list[Path]:
+def _find(path: Path) -> list[SourceFile]:
     if path.is_dir():
-        return sorted(file for file in path.rglob("*") if _is_text(file) and file.is_file())
+        return _walk(str(path.absolute()), _is_text)
     if not path.exists():
         raise DataError(f"--data {path} does not exist")
-    if not _is_text(path):
+    if not _is_text(path.name):
         raise DataError(f"--data {path} is not a {ALLOWED} file")
-    return [path]
+    return [_describe(path)]
 
 
-def _is_text(path: Path) -> bool:
-    name = path.with_suffix("") if path.suffix == ".gz" else path
-    return name.suffix in TEXT_SUFFIXES
+def _walk(
+    folder: str, is_wanted: Callable[[str], bool], *, skipped: tuple[str, ...] = ()
+) -> list[SourceFile]:
+    """Return the wanted files below a folder, sorted by their paths."""
+    found: list[SourceFile] = []
+    folders = [folder]
+    try:
+        while folders:
+            # Not rglob: it makes a Path of everything, which takes most of a start.
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders += [] if entry.name in skipped else [entry.path]
+                    elif is_wanted(entry.name) and entry.is_file():
+                        found.append(_source_file(entry.path, entry.stat()))
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
+    return sorted(found, key=lambda file: file.path)
 
 
-def split_documents(
-    documents: Sequence[str], fraction: float, *, seed: int = 0
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the training and the validation documents, both in their original order.
-
-    Documents enter the validation part in the order of a hash of their text, as long as they fit
-    into `fraction` of all characters: the choice does not depend on names or on the order of
-    files, and equal documents land side by side. Where no document is small enough (a single
-    book), the end of the longest one is cut off instead.
-
-    Args:
-        documents: At least one non-empty text.
-        fraction: Share of all characters to keep for validation, in [0, 1).
-        seed: Another seed chooses other documents.
-    """
-    budget = int(fraction * sum(len(document) for document in documents))
-    if budget < 1:
-        return tuple(documents), ()
-    chosen: set[int] = set()
-    left = budget
-    for index in sorted(range(len(documents)), key=lambda i: _rank(documents[i], seed)):
-        if len(documents[index]) <= left:
-            chosen.add(index)
-            left -= len(documents[index])
-    if not chosen:
-        longest = max(range(len(documents)), key=lambda i: len(documents[i]))
-        cut = len(documents[longest]) - budget
-        head = (*documents[:longest], documents[longest][:cut], *documents[longest + 1 :])
-        return tuple(text for text in head if text), (documents[longest][cut:],)
-    training = tuple(text for i, text in enumerate(documents) if i not in chosen)
-    return training, tuple(documents[i] for i in sorted(chosen))
+def _describe(path: Path) -> SourceFile:
+    try:
+        return _source_file(str(path.absolute()), path.stat())
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _rank(document: str, seed: int) -> bytes:
-    content = document.encode("utf-8", errors="surrogatepass")
-    return hashlib.blake2b(content, digest_size=8, salt=seed.to_bytes(8, "little")).digest()
+def _source_file(path: str, status: os.stat_result) -> SourceFile:
+    return SourceFile(path=path, num_bytes=status.st_size, mtime_ns=status.st_mtime_ns)
+
+
+def _is_text(name: str) -> bool:
+    return name.removesuffix(".gz").endswith(TEXT_SUFFIXES)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch.utils.data import Sampler
 
+from mm_rec.data.permutation import Permutation
 from mm_rec.errors import ConfigError, DataError
 
 
@@ -16,7 +16,8 @@ class WindowOrder(Sampler[int]):
 
     The order depends neither on the batch size nor on the number of workers, and the tail that
     does not fill an optimizer step is left out, so every optimizer step sees the same windows
-    however the effective batch is split into micro-batches. It can start in mid-epoch.
+    however the effective batch is split into micro-batches. It can start in mid-epoch, and takes no
+    memory to speak of whatever the number of windows.
     """
 
     def __init__(self, num_windows: int, *, effective_batch_size: int, seed: int) -> None:
@@ -60,5 +61,6 @@ class WindowOrder(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         """Yield indices of windows."""
         epoch, start = (int(value) for value in self._position)
-        generator = np.random.default_rng((self.seed, epoch))
-        yield from generator.permutation(self.num_windows)[start : self.samples_per_epoch].tolist()
+        permutation = Permutation(self.num_windows, key=(self.seed, epoch))
+        for block in permutation.blocks(start, self.samples_per_epoch):
+            yield from block.tolist()

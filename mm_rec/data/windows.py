@@ -7,7 +7,6 @@ labels (all but the first), and nothing else shifts anything.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from mm_rec.data.sampler import WindowOrder
-from mm_rec.data.tokenizers import PAD_ID, Tokenizer
+from mm_rec.data.tokenizers import PAD_ID, UnitTokenizer
 from mm_rec.errors import DataError
 
 
@@ -31,45 +30,14 @@ class TokenSource(Protocol):
         """Return the ids start ... start + length - 1."""
 
 
-class MappedTokens:
-    """Ids that were encoded ahead, in a memory-mapped .npy file.
-
-    The pages are shared between processes, and only the path is sent to workers that are not
-    forked.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Map the file.
-
-        Raises:
-            DataError: The file is missing or damaged.
-        """
-        self.path = path
-        try:
-            self._ids = np.load(path, mmap_mode="r")
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{path} is not a readable token file, delete it: {error}") from error
-
-    def __len__(self) -> int:
-        """Return the number of ids."""
-        return len(self._ids)
-
-    def window(self, start: int, length: int) -> NDArray[np.int64]:
-        """Read one window from the mapped file."""
-        return np.asarray(self._ids[start : start + length], dtype=np.int64)
-
-    def __reduce__(self) -> tuple[type[MappedTokens], tuple[Path]]:
-        """Send the path, not the pages."""
-        return MappedTokens, (self.path,)
-
-
 class RawText:
     """Documents whose windows are encoded when they are asked for, in plain Python.
 
-    Gives exactly the ids that encoding ahead gives: each document's, then PAD.
+    Gives exactly the ids that encoding ahead gives: each document's, then PAD. The text itself is
+    kept in memory.
     """
 
-    def __init__(self, documents: Sequence[str], tokenizer: Tokenizer) -> None:
+    def __init__(self, documents: Sequence[str], tokenizer: UnitTokenizer) -> None:
         """Keep the documents as text and reckon where each begins."""
         self.tokenizer = tokenizer
         self._raw = [tokenizer.raw(document) for document in documents]
@@ -86,7 +54,7 @@ class RawText:
         offset = start - (int(self._ends[index - 1]) if index else 0)
         while len(ids) < length:
             raw = self._raw[index]
-            ids += self.tokenizer.encode(raw[offset : offset + length - len(ids)])
+            ids += self.tokenizer.encode_raw(raw[offset : offset + length - len(ids)])
             if len(ids) < length:
                 ids.append(PAD_ID)
             index, offset = index + 1, 0

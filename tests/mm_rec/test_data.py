@@ -1,10 +1,6 @@
 from __future__ import annotations
 
-import gzip
-import json
 import pickle
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +14,15 @@ from mm_rec.data import (
     CharTokenizer,
     PreparedData,
     StreamedWindows,
-    Tokenizer,
     WindowDataset,
     WindowOrder,
     prepare,
     read_corpus,
+    tokenizer_from_dict,
 )
-from mm_rec.data.corpus import split_documents
-from mm_rec.data.prepare import TokenizeMode, TokenizerKind
-from mm_rec.data.tokenizers import PAD_ID, UNKNOWN_ID
+from mm_rec.data.prepare import TokenizeMode
+from mm_rec.data.tokenizers import PAD_ID, UNKNOWN_ID, CharacterCounts, UnitTokenizer
+from mm_rec.data.vocabulary import TokenizerKind
 
 
 def make_data(
@@ -41,77 +37,50 @@ def make_data(
     )
 
 
-def test_standard_library_is_the_default_corpus() -> None:
-    corpus = read_corpus()
-    assert len(corpus.files) > 100
-    assert not any("site-packages" in path.parts for path, _ in corpus.files)
-    assert [path for path, _ in corpus.files] == sorted(path for path, _ in corpus.files)
-
-
-def test_text_json_lines_and_gzip_are_read(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"plain \xff")
-    (tmp_path / "sub").mkdir()
-    lines = "".join(json.dumps({"body": text}) + "\n" for text in ("one\u2028", "two"))
-    (tmp_path / "sub/b.jsonl").write_text(lines + "\n")
-    (tmp_path / "sub/c.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
-    (tmp_path / "sub/d.txt.gz").write_bytes(gzip.compress(b"zipped"))
-    (tmp_path / "sub/ignored.bin").write_bytes(b"\0")
-    documents = read_corpus([tmp_path], text_field="body").documents()
-    assert documents == ("plain \ufffd", "one\u2028", "two", "one\u2028", "two", "zipped")
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.jsonl", b'{"text": "x"}\n{"txt": "y"}\n', r"a\.jsonl:2 .*--text-field"),
-        ("a.jsonl", b"nonsense", r"a\.jsonl:1 is not a JSON object"),
-        ("a.txt.gz", b"not gzip", "not a readable .gz"),
-        ("a.bin", b"", r"not a \.txt"),
-        ("a.txt", b"", "no text"),
-    ],
-)
-def test_bad_data_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(DataError, match=message):
-        read_corpus([tmp_path / name]).documents()
-
-
-def test_split_is_by_document_and_independent_of_their_order() -> None:
-    documents = [f"document {n} " * (n % 7 + 1) for n in range(200)]
-    train, held_out = split_documents(documents, 0.2)
-    assert sorted(train + held_out) == sorted(documents)
-    share = sum(map(len, held_out)) / sum(map(len, documents))
-    assert 0.15 < share <= 0.2
-    assert set(split_documents(documents[::-1], 0.2)[1]) == set(held_out)
-    assert set(split_documents(documents, 0.2, seed=1)[1]) != set(held_out)
-    assert split_documents(documents, 0.0) == (tuple(documents), ())
-
-
-def test_a_single_document_is_split_at_its_end() -> None:
-    train, held_out = split_documents(["0123456789"], 0.3)
-    assert (train, held_out) == (("0123456",), ("789",))
+def count(*texts: str) -> CharacterCounts:
+    counts = CharacterCounts()
+    for text in texts:
+        counts.add(text)
+    return counts
 
 
 def test_characters_are_ranked_by_frequency_and_rare_ones_unknown() -> None:
-    tokenizer = CharTokenizer.from_documents(["abbccc", "dc"], vocab_size=5)
+    tokenizer = CharTokenizer(count("abbccc", "dc").most_frequent(3))
     assert tokenizer.characters == "cba"
+    assert tokenizer.vocab_size == 5
     assert tokenizer.encode("abcd") == [4, 3, 2, UNKNOWN_ID]
     assert tokenizer.decode([4, PAD_ID, 3, 2, UNKNOWN_ID]) == "abc\ufffd"
     with pytest.raises(ConfigError, match="vocab_size"):
-        CharTokenizer("abc", vocab_size=4)
+        CharTokenizer("".join(map(chr, range(0x10000, 0x20000))))
+
+
+def test_counts_are_added_and_taken_away_and_sent_to_other_processes() -> None:
+    counts = count("aab→🌳", "")
+    counts.merge(pickle.loads(pickle.dumps(count("bbb🌳", "ü"))))
+    assert counts.most_frequent(9) == "ba🌳ü→"
+    counts.merge(count("bbbb", "ü"), sign=-1)
+    assert counts.most_frequent(9) == "a🌳→"
+    assert len(pickle.dumps(counts)) < 1_000
 
 
 @pytest.mark.parametrize("text", ["", "abc", "naïve → 🌳", "lone \ud800 surrogate"])
 @pytest.mark.parametrize("kind", ["char", "byte"])
 def test_plain_and_vectorised_encoding_agree(kind: str, text: str) -> None:
-    tokenizer: Tokenizer = ByteTokenizer()
+    tokenizer: UnitTokenizer = ByteTokenizer()
     if kind == "char":
-        tokenizer = CharTokenizer.from_documents(["abc → nv \ud800"], vocab_size=9)
-    ids = tokenizer.encode(tokenizer.raw(text))
-    assert ids == tokenizer.encode_array(text).tolist()
+        tokenizer = CharTokenizer(count("abc → nv \ud800").most_frequent(7))
+    ids = tokenizer.encode_raw(tokenizer.raw(text))
+    assert ids == tokenizer.encode_array(text).tolist() == tokenizer.encode(text)
     assert max(ids, default=0) < tokenizer.vocab_size
     if kind == "byte" and "\ud800" not in text:
         assert tokenizer.decode(ids) == text
+    assert tokenizer_from_dict(tokenizer.to_dict()).encode(text) == ids
+
+
+@pytest.mark.parametrize("values", [{}, {"kind": "word"}, {"kind": "char"}, {"kind": "bpe"}])
+def test_what_describes_no_tokenizer_is_refused(values: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="tokenizer"):
+        tokenizer_from_dict(values)
 
 
 @pytest.mark.parametrize("kind", ["char", "byte"])
@@ -122,6 +91,8 @@ def test_windows_are_the_same_ahead_and_on_the_fly(
     ahead = make_data(text_dir, tmp_path / "cache", kind=kind)
     lazy = make_data(text_dir, tmp_path / "cache", "on-the-fly", kind)
     assert ahead.key == lazy.key
+    assert ahead.tokenizer.to_dict() == lazy.tokenizer.to_dict()
+    assert ahead.validation_bytes == lazy.validation_bytes > 0
     for first, second in ((ahead.train, lazy.train), (ahead.validation, lazy.validation)):
         assert first is not None
         assert second is not None
@@ -145,46 +116,41 @@ def test_windows_tile_the_text_and_share_one_token(text_dir: Path, tmp_path: Pat
         WindowDataset(source, seq_len=len(source))
 
 
-def test_every_document_ends_with_pad(text_dir: Path, tmp_path: Path) -> None:
-    source = make_data(text_dir, tmp_path).train
-    ids = source.window(0, len(source))
-    num_train = len(split_documents(read_corpus([text_dir]).documents(), 0.1)[0])
-    assert np.count_nonzero(ids == PAD_ID) == num_train
-    assert ids[-1] == PAD_ID
+def test_all_text_is_there_and_every_document_ends_with_pad(text_dir: Path, tmp_path: Path) -> None:
+    data = make_data(text_dir, tmp_path, kind="byte")
+    assert data.validation is not None
+    texts: list[str] = []
+    for source in (data.train, data.validation):
+        ids = source.window(0, len(source))
+        assert ids[-1] == PAD_ID
+        ends = np.flatnonzero(ids == PAD_ID)
+        texts += [data.tokenizer.decode(part.tolist()) for part in np.split(ids, ends)]
+    expected = sorted(path.read_text() for path in text_dir.iterdir())
+    # What follows the last PAD of each part is empty.
+    assert sorted(texts) == ["", "", *expected]
+    held_out_bytes = data.validation_bytes
+    assert held_out_bytes == len(data.validation) - np.count_nonzero(
+        data.validation.window(0, len(data.validation)) == PAD_ID
+    )
+    assert data.validation_bytes_per_token == held_out_bytes / len(data.validation)
 
 
-def test_second_start_reads_the_cache_and_changed_text_does_not(
-    text_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache = tmp_path / "cache"
-    first = make_data(text_dir, cache)
-    with monkeypatch.context() as patch:
-        patch.setattr(CharTokenizer, "from_documents", None)
-        again = make_data(text_dir, cache)
-    assert again.key == first.key
-    assert again.tokenizer.characters == first.tokenizer.characters
-    assert (again.train.window(0, 99) == first.train.window(0, 99)).all()
-    (text_dir / "00.txt").write_text("other")
-    assert make_data(text_dir, cache).key != first.key
-    assert not list(cache.glob(".writing-*"))
-
-
-def test_damaged_cache_is_named(text_dir: Path, tmp_path: Path) -> None:
-    key = make_data(text_dir, tmp_path).key
-    (tmp_path / f"{key}.train.npy").write_bytes(b"")
-    with pytest.raises(DataError, match="delete it"):
-        make_data(text_dir, tmp_path)
-
-
-def _window_sum(text_dir: Path, cache: Path) -> int:
-    source = make_data(text_dir, cache).train
-    return int(source.window(0, len(source)).sum())
-
-
-def test_two_processes_may_fill_the_cache_at_once(text_dir: Path, tmp_path: Path) -> None:
-    with ProcessPoolExecutor(2, mp_context=get_context("fork")) as pool:
-        jobs = [pool.submit(_window_sum, text_dir, tmp_path / "cache") for _ in range(4)]
-        assert len({job.result() for job in jobs}) == 1
+def test_vocabulary_holds_what_training_uses_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    for number in range(40):
+        # A character of its own in each document.
+        (tmp_path / f"text/{number}.txt").write_text(f"same {chr(0x4E00 + number)}")
+    corpus = read_corpus([tmp_path / "text"])
+    data = prepare(corpus, vocab_size=5_000, cache_dir=tmp_path)
+    tokenizer = data.tokenizer
+    train = tokenizer.decode(data.train.window(0, len(data.train)).tolist())
+    assert isinstance(tokenizer, CharTokenizer)
+    assert sorted(tokenizer.characters) == sorted(set(train))
+    assert "\ufffd" not in train
+    assert tokenizer.vocab_size == len(set(train)) + 2 == 5 + 36 + 2
+    assert data.validation is not None
+    held_out = data.validation.window(0, len(data.validation))
+    assert np.count_nonzero(held_out == UNKNOWN_ID) == 4
 
 
 def test_mapped_source_is_sent_to_other_processes_by_path(text_dir: Path, tmp_path: Path) -> None:
@@ -192,25 +158,6 @@ def test_mapped_source_is_sent_to_other_processes_by_path(text_dir: Path, tmp_pa
     content = pickle.dumps(source)
     assert len(content) < 1_000
     assert (pickle.loads(content).window(3, 9) == source.window(3, 9)).all()
-
-
-def test_order_depends_on_seed_and_epoch_and_is_cut_to_whole_steps() -> None:
-    order = WindowOrder(103, effective_batch_size=10, seed=1)
-    first = list(order)
-    assert len(first) == len(order) == 100
-    assert len(set(first)) == 100
-    order.seek(epoch=1)
-    assert list(order) != first
-    order.seek(epoch=0, start=40)
-    assert len(order) == 60
-    assert list(order) == first[40:]
-    assert list(WindowOrder(103, effective_batch_size=10, seed=2)) != first
-    # A prefix whatever the effective batch size is.
-    assert list(WindowOrder(103, effective_batch_size=1, seed=1))[:100] == first
-    with pytest.raises(DataError, match="fewer than one optimizer step"):
-        WindowOrder(9, effective_batch_size=10, seed=0)
-    with pytest.raises(ConfigError, match="start"):
-        order.seek(epoch=0, start=101)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # More workers than cores.
