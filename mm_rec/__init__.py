@@ -1,5 +1,6 @@
 """MM-Rec: a recurrent language model with a long memory, its data and its training."""
 
+from mm_rec.checkpoint import load_model
 from mm_rec.config import PRESETS, ModelConfig
 from mm_rec.errors import CheckpointError, ConfigError, DataError, MmRecError, OutputError
 from mm_rec.model import MMRec, Output, State
@@ -15,4 +16,5 @@ __all__ = [
     "Output",
     "OutputError",
     "State",
+    "load_model",
 ]

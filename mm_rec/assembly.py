@@ -14,11 +14,12 @@ import autotune
 from mm_rec import data
 from mm_rec.checkpoint import Checkpoint, Position
 from mm_rec.config import AUX_LOSS_WEIGHT, PRESETS, ModelConfig
-from mm_rec.data.prepare import TokenizeMode, TokenizerKind
-from mm_rec.errors import CheckpointError, DataError
+from mm_rec.data.prepare import TokenizeMode
+from mm_rec.data.vocabulary import TokenizerKind
+from mm_rec.errors import CheckpointError, ConfigError, DataError
 from mm_rec.interruption import outlive_signals
 from mm_rec.model import MMRec
-from mm_rec.options import Options
+from mm_rec.options import SIZES, Options
 from mm_rec.schedule import Schedule, default_warmup_steps
 from mm_rec.training import Trainer, make_optimizer
 
@@ -51,20 +52,26 @@ def build_parts(options: Options, resumed: Checkpoint | None) -> Parts:
     Raises:
         MmRecError: The data or the checkpoint cannot be used.
     """
+    # First, since reading a corpus may take long: the sizes may not fit each other.
+    sizes = _model_config(options)
     prepared = data.prepare(
         data.read_corpus([Path(path) for path in options.data], text_field=options.text_field),
         tokenizer_kind=cast("TokenizerKind", options.tokenizer),
-        vocab_size=PRESETS[options.preset].vocab_size,
+        vocab_size=sizes.vocab_size,
         val_split=options.val_split,
         mode=cast("TokenizeMode", options.tokenize),
         cache_dir=Path(options.cache_dir) if options.cache_dir else None,
+        show_progress=not autotune.is_trial(),
     )
-    if resumed is not None and resumed.data_key != prepared.key:
+    # The key tells everything but the version of the library that has learned byte pairs.
+    if resumed is not None and (
+        resumed.data_key != prepared.key or resumed.tokenizer != prepared.tokenizer.to_dict()
+    ):
         raise CheckpointError(
             "the checkpoint was trained on other data (content, split or tokenizer differ): "
             "give the same --data"
         )
-    model = MMRec(_model_config(options, prepared.tokenizer))
+    model = MMRec(dataclasses.replace(sizes, vocab_size=prepared.tokenizer.vocab_size))
     optimizer = make_optimizer(model, weight_decay=options.weight_decay)
     if resumed is not None:
         resumed.restore(model, optimizer)
@@ -78,12 +85,15 @@ def build_parts(options: Options, resumed: Checkpoint | None) -> Parts:
     )
 
 
-def _model_config(options: Options, tokenizer: data.Tokenizer) -> ModelConfig:
+def _model_config(options: Options) -> ModelConfig:
+    """Return the configuration that is asked for, with room for the largest vocabulary."""
+    named = {name: getattr(options, name) for name in (*SIZES, "vocab_size")}
     return dataclasses.replace(
         PRESETS[options.preset],
-        vocab_size=tokenizer.vocab_size,
+        **{name: value for name, value in named.items() if value is not None},
         dropout=options.dropout,
         aux_loss_weight=AUX_LOSS_WEIGHT if options.aux_loss else 0.0,
+        gate_chunk_len=options.gate_chunk_len,
     )
 
 
@@ -103,6 +113,7 @@ def make_loop(options: Options, parts: Parts, config: autotune.ThroughputConfig)
     Raises:
         MmRecError: The data are too short for one optimizer step, or the schedule is impossible.
     """
+    _move(parts, options.device)
     effective = config.effective_batch_size
     order = data.WindowOrder(len(parts.windows), effective_batch_size=effective, seed=options.seed)
     # Its own generator: a loader draws a seed for its workers at every epoch, and drawn from the
@@ -127,6 +138,23 @@ def make_loop(options: Options, parts: Parts, config: autotune.ThroughputConfig)
         parts.optimizer,
         schedule,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
+        bptt_len=options.bptt_len,
+        low_precision=options.bf16,
         step=parts.position.step,
     )
     return Loop(order=order, loader=loader, trainer=trainer, total_steps=total_steps)
+
+
+def _move(parts: Parts, device: str) -> None:
+    """Move model and optimizer, here and not when they are made: CUDA must not come before a fork.
+
+    Raises:
+        ConfigError: There is no such device.
+    """
+    if device == "cpu":
+        return
+    if not torch.cuda.is_available():
+        raise ConfigError(f"--device {device}: torch finds no such device here; leave it out")
+    parts.model.to(device)
+    # Loading a state moves it to where its parameters are.
+    parts.optimizer.load_state_dict(parts.optimizer.state_dict())

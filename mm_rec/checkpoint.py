@@ -1,10 +1,15 @@
-"""Checkpoints: everything that training needs to go on exactly where it was."""
+"""Checkpoints: everything that training needs to go on exactly where it was.
+
+They are enough to rebuild the model as well: neither the presets nor the data are needed for it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import tempfile
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mm_rec.errors import CheckpointError, OutputError
+from mm_rec.config import ModelConfig
+from mm_rec.data.tokenizers import Tokenizer
+from mm_rec.data.vocabulary import tokenizer_from_dict
+from mm_rec.errors import CheckpointError, ConfigError, OutputError
+from mm_rec.model import MMRec
 
-FORMAT = 1
+FORMAT = 2
 FILE_NAME = "checkpoint.pt"
 
 
@@ -51,16 +60,18 @@ class Checkpoint:
         options: The options of the run, as plain values.
         data_key: Names the data, split and tokenizer.
         effective_batch_size: Samples per optimizer step.
+        model_config: Sizes and rates of the model.
         model: State of the model.
         optimizer: State of the optimizer.
         rng_state: State of torch's random numbers.
-        tokenizer: Kind, vocabulary size and characters, to read the model's output with.
+        tokenizer: Plain values for `tokenizer_from_dict`, to read the model's output with.
     """
 
     position: Position
     options: dict[str, Any]
     data_key: str
     effective_batch_size: int
+    model_config: ModelConfig
     model: Mapping[str, Tensor]
     optimizer: dict[str, Any]
     rng_state: Tensor
@@ -83,6 +94,7 @@ class Checkpoint:
             "options": self.options,
             "data_key": self.data_key,
             "effective_batch_size": self.effective_batch_size,
+            "model_config": dataclasses.asdict(self.model_config),
             "model": dict(self.model),
             "optimizer": self.optimizer,
             "rng_state": self.rng_state,
@@ -120,22 +132,68 @@ def load(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: There is none, or it is not one of this format.
     """
+    return _load(path, mmap=False)
+
+
+def load_model(path: str | os.PathLike[str]) -> tuple[MMRec, Tokenizer]:
+    """Return the model of a checkpoint, ready for inference, and the tokenizer of its text.
+
+    Args:
+        path: A checkpoint, or the directory of a run.
+
+    Raises:
+        CheckpointError: There is no checkpoint, or it is not one of this format.
+    """
+    # Mapped: the state of the optimizer, twice the size of the model, is never read.
+    stored = _load(Path(path), mmap=True)
+    with torch.device("meta"):
+        model = MMRec(stored.model_config)
+    try:
+        # Copied: the file may be written over while the model lives.
+        weights = {name: value.clone() for name, value in stored.model.items()}
+        model.load_state_dict(weights, assign=True)
+        return model.eval(), tokenizer_from_dict(stored.tokenizer)
+    except (RuntimeError, AttributeError, ConfigError) as error:
+        raise CheckpointError(f"{path} is not a usable checkpoint ({_kind(error)})") from error
+
+
+def _load(path: Path, *, mmap: bool) -> Checkpoint:
     file = path / FILE_NAME if path.is_dir() else path
     if not file.exists():
-        raise CheckpointError(f"--resume {path}: there is no checkpoint {file}")
+        raise CheckpointError(
+            f"{path}: there is no checkpoint; name its file, or the directory of a run with a "
+            f"{FILE_NAME} in it"
+        )
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        _check_container(file)
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
         if content["format"] != FORMAT:
             raise CheckpointError(
                 f"{file} has the checkpoint format {content['format']}, this version reads "
                 f"{FORMAT}: train anew or use the version that wrote it"
             )
         fields = {name: value for name, value in content.items() if name != "format"}
-        return Checkpoint(**fields | {"position": Position(**content["position"])})
+        fields["position"] = Position(**content["position"])
+        fields["model_config"] = ModelConfig(**content["model_config"])
+        return Checkpoint(**fields)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{file} is not a readable checkpoint ({_kind(error)})") from error
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ConfigError) as error:
         raise CheckpointError(f"{file} is not a checkpoint of mm_rec ({_kind(error)})") from error
+
+
+def _check_container(file: Path) -> None:
+    """Say what torch.load would say at length, or not at all: it reads older formats as well.
+
+    Raises:
+        CheckpointError: The file cannot be a checkpoint.
+        OSError: It cannot be read.
+    """
+    with file.open("rb") as content:
+        if not zipfile.is_zipfile(content):
+            raise CheckpointError(
+                f"{file} is not a readable checkpoint: it is damaged, or another kind of file"
+            )
 
 
 def _kind(error: Exception) -> str:

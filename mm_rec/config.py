@@ -9,6 +9,15 @@ from mm_rec.errors import ConfigError
 
 NORM_EPS = 1e-6
 AUX_LOSS_WEIGHT = 0.1
+AT_LEAST_ONE = (
+    "width",
+    "num_layers",
+    "num_heads",
+    "vocab_size",
+    "max_seq_len",
+    "gate_chunk_len",
+    "chunk_len",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +33,8 @@ class ModelConfig:
             has no positional encoding, so nothing breaks beyond it.
         dropout: Rate on both residual branches.
         aux_loss_weight: Weight of the auxiliary loss; 0 leaves it and its parameters out.
+        gate_chunk_len: Tokens whose gates see the same state of the recurrence; 1 is the exact
+            model, more a deviation that saves time.
         chunk_len: Tokens between two writes to the memory.
         memory_levels: Slots per level of the memory, finest first; each divides the one before.
 
@@ -38,12 +49,13 @@ class ModelConfig:
     max_seq_len: int
     dropout: float = 0.1
     aux_loss_weight: float = 0.0
+    gate_chunk_len: int = 1
     chunk_len: int = 128
     memory_levels: tuple[int, ...] = (1024, 256, 64)
 
     def __post_init__(self) -> None:
         """Check every field and how they fit together."""
-        for name in ("width", "num_layers", "num_heads", "vocab_size", "max_seq_len", "chunk_len"):
+        for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0.0 <= self.dropout < 1.0:

@@ -12,19 +12,19 @@ from torch import Tensor, nn
 
 from mm_rec.config import NORM_EPS, ModelConfig
 from mm_rec.memory import Memory, MemoryAttention
-from mm_rec.recurrence import Recurrence
+from mm_rec.recurrence import Recurrence, RecurrenceState
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LayerState:
-    """What one block carries over: the recurrence's state h_bd and the memory."""
+    """What one block carries over."""
 
-    h_bd: Tensor
+    recurrence: RecurrenceState
     memory: Memory
 
     def detach(self) -> LayerState:
         """Return the same state without its history of gradients."""
-        return LayerState(h_bd=self.h_bd.detach(), memory=self.memory.detach())
+        return LayerState(recurrence=self.recurrence.detach(), memory=self.memory.detach())
 
 
 class NextStatePrediction(nn.Module):
@@ -61,7 +61,7 @@ class Block(nn.Module):
         self.width = width
         self.norm = nn.RMSNorm(width, eps=NORM_EPS)
         self.project = nn.Linear(width, 4 * width, bias=False)
-        self.recurrence = Recurrence(width)
+        self.recurrence = Recurrence(width, gate_chunk_len=config.gate_chunk_len)
         self.attention = MemoryAttention(config)
         self.dropout = nn.Dropout(config.dropout)
         self.ffn_norm = nn.RMSNorm(width, eps=NORM_EPS)
@@ -76,16 +76,16 @@ class Block(nn.Module):
     def initial_state(self, batch_size: int) -> LayerState:
         """Return the state before the first token."""
         return LayerState(
-            h_bd=self.project.weight.new_zeros(batch_size, self.width),
+            recurrence=self.recurrence.initial_state(batch_size),
             memory=self.attention.initial_memory(batch_size),
         )
 
     def forward(self, x_btd: Tensor, state: LayerState) -> tuple[Tensor, LayerState, Tensor | None]:
         """Return the block's output [B, T, D], the state after it, and the auxiliary loss."""
         q_btd, k_btd, v_btd, z_btd = self.project(self.norm(x_btd)).chunk(4, dim=-1)
-        h_btd = self.recurrence(z_btd, k_btd, state.h_bd)
+        h_btd, recurrence = self.recurrence(z_btd, k_btd, state.recurrence)
         read_btd, memory = self.attention(h_btd, q_btd, state.memory)
         y_btd = x_btd + self.dropout(h_btd + read_btd + 0.1 * v_btd)
-        aux_loss = None if self.aux is None else self.aux(h_btd, state.h_bd)
+        aux_loss = None if self.aux is None else self.aux(h_btd, state.recurrence.h_bd)
         out_btd = y_btd + self.ffn(self.ffn_norm(y_btd))
-        return out_btd, LayerState(h_bd=h_btd[:, -1], memory=memory), aux_loss
+        return out_btd, LayerState(recurrence=recurrence, memory=memory), aux_loss

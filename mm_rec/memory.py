@@ -6,6 +6,7 @@ R tokens not yet written (R < chunk length), C chunks.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -25,15 +26,22 @@ class Memory:
 
     Attributes:
         slots_bmd: The finest level.
+        top_bsd: The top level, which is read: `slots_bmd` pooled, kept so that no token but a
+            chunk's last one needs to touch the slots.
         pending_brd: Hidden states of the chunk that is not yet complete.
     """
 
     slots_bmd: Tensor
+    top_bsd: Tensor
     pending_brd: Tensor
 
     def detach(self) -> Memory:
         """Return the same memory without its history of gradients."""
-        return Memory(slots_bmd=self.slots_bmd.detach(), pending_brd=self.pending_brd.detach())
+        return Memory(
+            slots_bmd=self.slots_bmd.detach(),
+            top_bsd=self.top_bsd.detach(),
+            pending_brd=self.pending_brd.detach(),
+        )
 
 
 def pool(slots_bmd: Tensor, num_slots: int) -> Tensor:
@@ -66,49 +74,59 @@ class MemoryAttention(nn.Module):
 
     def initial_memory(self, batch_size: int) -> Memory:
         """Return the memory before the first token."""
-        slots_md = self.initial_sd.repeat_interleave(self.config.slots_per_chunk, dim=0)
+        slots_1md = self.initial_sd.repeat_interleave(self.config.slots_per_chunk, dim=0)[None]
         return Memory(
-            slots_bmd=slots_md.expand(batch_size, -1, -1),
-            pending_brd=slots_md.new_empty(batch_size, 0, self.config.width),
+            slots_bmd=slots_1md.expand(batch_size, -1, -1),
+            top_bsd=pool(slots_1md, self.config.memory_levels[-1]).expand(batch_size, -1, -1),
+            pending_brd=slots_1md.new_empty(batch_size, 0, self.config.width),
         )
 
     def levels(self, memory: Memory) -> tuple[Tensor, ...]:
         """Return every level of the memory, finest first, [B, slots of the level, D] each."""
-        return tuple(pool(memory.slots_bmd, num) for num in self.config.memory_levels)
+        finer = [pool(memory.slots_bmd, num) for num in self.config.memory_levels[:-1]]
+        return (*finer, memory.top_bsd)
 
     def forward(self, h_btd: Tensor, q_btd: Tensor, memory: Memory) -> tuple[Tensor, Memory]:
         """Return what each token read, [B, T, D], and the memory after these tokens."""
-        num_pending = memory.pending_brd.shape[1]
         seen_brd = torch.cat((memory.pending_brd, h_btd), dim=1)
-        new_bmd, rest_brd = self._summaries(seen_brd)
-        num_chunks = new_bmd.shape[1] // self.config.slots_per_chunk
-        # Chunk c may read the top slots c ... c + S - 1 of the old ones followed by the new ones:
-        # c chunks were appended before it and the c oldest slots dropped.
-        keys_bsd = pool(memory.slots_bmd, self.config.memory_levels[-1])
-        if num_chunks:
-            keys_bsd = torch.cat((keys_bsd, pool(new_bmd, num_chunks)), dim=1)
-        token_t = torch.arange(num_pending, seen_brd.shape[1], device=h_btd.device)
-        age_ts = (
-            torch.arange(keys_bsd.shape[1], device=h_btd.device)
-            - (token_t // self.config.chunk_len)[:, None]
-        )
-        visible_ts = (age_ts >= 0) & (age_ts < self.config.memory_levels[-1])
+        num_chunks = seen_brd.shape[1] // self.config.chunk_len
+        if not num_chunks:
+            # The usual case when a text is generated token by token: all read the same slots.
+            keys_bsd, visible_ts = memory.top_bsd, None
+            after = dataclasses.replace(memory, pending_brd=seen_brd)
+        else:
+            new_bmd = self._summaries(seen_brd, num_chunks)
+            keys_bsd = torch.cat((memory.top_bsd, pool(new_bmd, num_chunks)), dim=1)
+            visible_ts = self._visible(memory.pending_brd.shape[1], seen_brd, keys_bsd)
+            num_slots, num_new = memory.slots_bmd.shape[1], new_bmd.shape[1]
+            kept = (memory.slots_bmd[:, num_new:], new_bmd[:, -num_slots:])
+            after = Memory(
+                slots_bmd=torch.cat(kept, dim=1),
+                top_bsd=keys_bsd[:, num_chunks:],
+                # A copy, so that the state does not keep the states of all T.
+                pending_brd=seen_brd[:, num_chunks * self.config.chunk_len :].clone(),
+            )
         read_btd = self._attend(self.query(h_btd) + 0.5 * q_btd, keys_bsd, visible_ts)
-        slots_bmd = torch.cat((memory.slots_bmd, new_bmd), dim=1)[:, new_bmd.shape[1] :]
-        return self.output(read_btd), Memory(slots_bmd=slots_bmd, pending_brd=rest_brd)
+        return self.output(read_btd), after
 
-    def _summaries(self, seen_brd: Tensor) -> tuple[Tensor, Tensor]:
-        """Split into the finest slots of the complete chunks and the tokens that are left."""
-        chunk_len = self.config.chunk_len
-        num_chunks = seen_brd.shape[1] // chunk_len
-        whole_btd = seen_brd[:, : num_chunks * chunk_len]
-        slots_per_chunk = self.config.slots_per_chunk
-        # Not `pool`: the lengths are spelt out because there may be no complete chunk.
-        sizes = (num_chunks * slots_per_chunk, chunk_len // slots_per_chunk)
-        slots_bmd = torch.unflatten(whole_btd, 1, sizes).mean(dim=2)
-        return slots_bmd, seen_brd[:, num_chunks * chunk_len :]
+    def _summaries(self, seen_brd: Tensor, num_chunks: int) -> Tensor:
+        """Return the finest slots of the complete chunks, of which there is at least one."""
+        whole_btd = seen_brd[:, : num_chunks * self.config.chunk_len]
+        return pool(whole_btd, num_chunks * self.config.slots_per_chunk)
 
-    def _attend(self, q_btd: Tensor, keys_bsd: Tensor, visible_ts: Tensor) -> Tensor:
+    def _visible(self, num_pending: int, seen_brd: Tensor, keys_bsd: Tensor) -> Tensor:
+        """Return which key each token may read, [T, keys].
+
+        Chunk c may read the top slots c ... c + S - 1 of the old ones followed by the new ones:
+        c chunks were appended before it and the c oldest slots dropped.
+        """
+        device = seen_brd.device
+        token_t = torch.arange(num_pending, seen_brd.shape[1], device=device)
+        chunk_t = token_t // self.config.chunk_len
+        age_ts = torch.arange(keys_bsd.shape[1], device=device) - chunk_t[:, None]
+        return (age_ts >= 0) & (age_ts < self.config.memory_levels[-1])
+
+    def _attend(self, q_btd: Tensor, keys_bsd: Tensor, visible_ts: Tensor | None) -> Tensor:
         heads = (self.config.num_heads, -1)
         slots = torch.unflatten(keys_bsd, 2, heads).transpose(1, 2)
         queries = torch.unflatten(q_btd, 2, heads).transpose(1, 2)

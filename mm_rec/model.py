@@ -15,8 +15,6 @@ from torch.nn import functional
 from mm_rec.config import NORM_EPS, ModelConfig
 from mm_rec.layers import Block, LayerState
 
-EMBEDDING_STD = 0.02
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class State:
@@ -34,14 +32,40 @@ class Output:
     """What one forward pass gives.
 
     Attributes:
-        logits_btv: Scores of the next token.
+        hidden_btd: What the head reads.
+        head_vd: The head's weight.
         state: State after the last token; pass it in to go on with the same texts.
         aux_loss: The auxiliary loss, mean over the layers; None when its weight is 0.
     """
 
-    logits_btv: Tensor
+    hidden_btd: Tensor
+    head_vd: Tensor
     state: State
     aux_loss: Tensor | None
+
+    @property
+    def logits_btv(self) -> Tensor:
+        """Scores of the next token, computed anew at each access."""
+        return functional.linear(self.hidden_btd, self.head_vd)
+
+    def cross_entropy(self, labels_bt: Tensor) -> Tensor:
+        """Return the mean over B and T, in nats per token.
+
+        The logits never exist as a whole: they would be the largest tensor of a training step,
+        and most of its time would go into fetching fresh pages for them.
+        """
+        return cross_entropy(self.hidden_btd.flatten(0, 1), self.head_vd, labels_bt.flatten())
+
+
+def cross_entropy(hidden_nd: Tensor, head_vd: Tensor, labels_n: Tensor) -> Tensor:
+    """Return the mean cross-entropy of the head's scores, in nats."""
+    if not hasattr(functional, "linear_cross_entropy"):
+        # torch before 2.13 (the chunked one).
+        return functional.cross_entropy(functional.linear(hidden_nd, head_vd), labels_n)
+    loss: Tensor = functional.linear_cross_entropy(
+        hidden_nd, head_vd, labels_n, options=nn.LinearCrossEntropyOptions()
+    )
+    return loss
 
 
 class MMRec(nn.Module):
@@ -83,7 +107,8 @@ class MMRec(nn.Module):
             if aux_loss is not None:
                 aux_losses.append(aux_loss)
         return Output(
-            logits_btv=functional.linear(self.norm(x_btd), self.embedding.weight),
+            hidden_btd=self.norm(x_btd),
+            head_vd=self.embedding.weight,
             state=State(layers=tuple(layers)),
             aux_loss=torch.stack(aux_losses).mean() if aux_losses else None,
         )
@@ -101,13 +126,14 @@ class MMRec(nn.Module):
                 nn.init.normal_(module.weight, std=1.0 / math.sqrt(module.in_features))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.normal_(self.embedding.weight, std=EMBEDDING_STD)
+        # Both what the blocks get and the first scores then have a variance of about 1.
+        nn.init.normal_(self.embedding.weight, std=1.0 / math.sqrt(self.config.width))
         # Every block adds two projected branches to the residual stream; scaling them keeps its
         # variance independent of the depth (the GPT-2 report, section 2.3).
         residual_scale = 1.0 / math.sqrt(2 * self.config.num_layers)
         with torch.no_grad():
             for block in self._blocks():
-                block.recurrence.decay.reset_decay()
+                block.recurrence.reset_time_scales()
                 for projection in (block.attention.output, block.ffn[2]):
                     assert isinstance(projection, nn.Linear)
                     projection.weight.mul_(residual_scale)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from mm_rec.arguments import Parser, at_least, number, rate, seed
 from mm_rec.config import PRESETS
 from mm_rec.errors import ConfigError
 
 RESUME_FROM_OUTPUT_DIR = ""
+# Sizes of the model that can be given in place of the preset's.
+SIZES = ("width", "num_layers", "num_heads", "chunk_len", "memory_levels")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,9 +26,15 @@ class Options:
     """
 
     preset: str = "tiny"
+    width: int | None = None
+    num_layers: int | None = None
+    num_heads: int | None = None
+    chunk_len: int | None = None
+    memory_levels: tuple[int, ...] | None = None
     data: tuple[str, ...] = ()
     text_field: str = "text"
     tokenizer: str = "char"
+    vocab_size: int | None = None
     tokenize: str = "ahead"
     stream: bool = False
     cache_dir: str | None = None
@@ -36,13 +45,17 @@ class Options:
     num_workers: int = 0
     prefetch_factor: int | None = None
     num_threads: int | None = None
-    lr: float = 1e-3
+    device: str = "cpu"
+    bf16: bool = False
+    lr: float = 3e-3
     weight_decay: float = 0.1
     warmup_steps: int | None = None
     max_steps: int | None = None
     epochs: int = 1
     dropout: float = 0.1
     aux_loss: bool = False
+    bptt_len: int | None = None
+    gate_chunk_len: int = 1
     val_split: float = 0.1
     val_every: int = 200
     val_samples: int = 128
@@ -52,6 +65,7 @@ class Options:
     resume: str | None = None
     seed: int = 0
     config: str | None = None
+    dry_run: bool = False
     given: frozenset[str] = frozenset()
 
     def to_dict(self) -> dict[str, Any]:
@@ -98,46 +112,15 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     """
     values = vars(_parser().parse_args(argv))
     given = frozenset(values)
-    if "data" in values:
-        values["data"] = tuple(values["data"])
+    for name in {"data", "memory_levels"} & given:
+        values[name] = tuple(values[name])
     return Options(**values, given=given)
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports bad options as every other bad input is reported: in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message} (--help lists the options)")
-
-
-def _at_least(minimum: int) -> Callable[[str], int]:
-    def whole_number(text: str) -> int:
-        value = int(text)
-        if value < minimum:
-            raise argparse.ArgumentTypeError(f"must be at least {minimum}, got {value}")
-        return value
-
-    return whole_number
-
-
-def _rate(text: str) -> float:
-    value = float(text)
-    if not 0.0 <= value < 1.0:
-        raise argparse.ArgumentTypeError(f"must lie in [0, 1), got {text}")
-    return value
-
-
-def _number(text: str) -> float:
-    value = float(text)
-    if not 0.0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number of at least 0, got {text}")
-    return value
 
 
 def _parser() -> argparse.ArgumentParser:
     # SUPPRESS leaves out what was not given, so that the defaults live in Options alone and the
     # namespace says which options were set by hand.
-    parser = _Parser(
+    parser = Parser(
         prog="python -m mm_rec.train",
         description="Train an MM-Rec language model. Steps are optimizer steps throughout.",
         argument_default=argparse.SUPPRESS,
@@ -162,46 +145,81 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         "(default: the sources of Python's standard library)",
     )
     group.add_argument("--text-field", help="field of a .jsonl object with its text (text)")
-    group.add_argument("--tokenizer", choices=("char", "byte"), help="(char)")
+    group.add_argument(
+        "--tokenizer",
+        choices=("char", "byte", "bpe"),
+        help="characters, bytes, or byte pairs, which need autotune[bpe] (char)",
+    )
+    group.add_argument(
+        "--vocab-size", type=at_least(3), help="most ids of char and bpe (the preset's)"
+    )
     group.add_argument(
         "--tokenize",
         choices=("ahead", "on-the-fly"),
-        help="encode once into a cached array, or each sample when it is loaded (ahead)",
+        help="encode once into cached files, for corpora of any size, or keep the text in memory "
+        "and encode each sample when it is loaded (ahead)",
     )
     group.add_argument("--stream", action="store_true", help="read as an iterable dataset")
     group.add_argument("--cache-dir", help="encoded data ($XDG_CACHE_HOME/mm_rec)")
-    group.add_argument("--seq-len", type=_at_least(1), help="tokens per sample (512)")
-    group.add_argument("--stride", type=_at_least(1), help="between samples (--seq-len)")
-    group.add_argument("--val-split", type=_rate, help="share of the text held out (0.1)")
+    group.add_argument("--seq-len", type=at_least(1), help="tokens per sample (512)")
+    group.add_argument("--stride", type=at_least(1), help="between samples (--seq-len)")
+    group.add_argument("--val-split", type=rate, help="share of the text held out (0.1)")
 
 
 def _add_throughput(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("throughput (what is tuned; these win over --config)")
     group.add_argument("--config", metavar="FILE", help="tuned settings, best_config.yaml")
-    group.add_argument("--batch-size", type=_at_least(1), help="samples per micro-step (2)")
-    group.add_argument("--num-workers", type=_at_least(0), help="loader processes (0)")
-    group.add_argument("--prefetch-factor", type=_at_least(1), help="batches ahead per worker")
-    group.add_argument("--num-threads", type=_at_least(1), help="intra-op threads (torch's)")
+    group.add_argument("--batch-size", type=at_least(1), help="samples per micro-step (2)")
+    group.add_argument("--num-workers", type=at_least(0), help="loader processes (0)")
+    group.add_argument("--prefetch-factor", type=at_least(1), help="batches ahead per worker")
+    group.add_argument("--num-threads", type=at_least(1), help="intra-op threads (torch's)")
+    group.add_argument("--device", choices=("cpu", "cuda"), help="(cpu)")
+    group.add_argument(
+        "--bf16",
+        action="store_true",
+        help="multiply matrices in bfloat16 (autocast); pays where the processor has it",
+    )
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("recipe")
     group.add_argument("--preset", choices=tuple(PRESETS), help="size of the model (tiny)")
+    group.add_argument("--width", type=at_least(1), help="(the preset's, as all sizes)")
+    group.add_argument("--num-layers", type=at_least(1), help="blocks")
+    group.add_argument("--num-heads", type=at_least(1), help="of the attention; divides --width")
+    group.add_argument("--chunk-len", type=at_least(1), help="tokens per write to the memory")
+    group.add_argument(
+        "--memory-levels",
+        type=at_least(1),
+        nargs="+",
+        metavar="SLOTS",
+        help="slots per level, finest first, each a multiple of the next",
+    )
     group.add_argument(
         "--effective-batch-size",
-        type=_at_least(1),
+        type=at_least(1),
         help="samples per optimizer step; gradients are accumulated over micro-steps",
     )
-    group.add_argument("--lr", type=_number, help="peak learning rate (0.001)")
-    group.add_argument("--weight-decay", type=_number, help="of the matrices (0.1)")
-    group.add_argument(
-        "--warmup-steps", type=_at_least(0), help="(a tenth of the run, 100 at most)"
-    )
-    group.add_argument("--max-steps", type=_at_least(1), help="stop after so many")
-    group.add_argument("--epochs", type=_at_least(1), help="passes over the data (1)")
-    group.add_argument("--dropout", type=_rate, help="(0.1)")
+    group.add_argument("--lr", type=number, help="peak learning rate (0.003)")
+    group.add_argument("--weight-decay", type=number, help="of the matrices (0.1)")
+    group.add_argument("--warmup-steps", type=at_least(0), help="(a tenth of the run, 100 at most)")
+    group.add_argument("--max-steps", type=at_least(1), help="stop after so many")
+    group.add_argument("--epochs", type=at_least(1), help="passes over the data (1)")
+    group.add_argument("--dropout", type=rate, help="(0.1)")
     group.add_argument("--aux-loss", action="store_true", help="add the auxiliary loss")
-    group.add_argument("--seed", type=_at_least(0), help="(0)")
+    group.add_argument(
+        "--bptt-len",
+        type=at_least(1),
+        help="tokens that gradients flow back over; the state is carried over the whole sample, "
+        "so that a long --seq-len costs no more memory (--seq-len)",
+    )
+    group.add_argument(
+        "--gate-chunk-len",
+        type=at_least(1),
+        help="tokens whose gates see the same state; more than 1 deviates from the model, "
+        "and saves time (1: exact)",
+    )
+    group.add_argument("--seed", type=seed, help="(0)")
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
@@ -215,7 +233,10 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
         help="go on from a checkpoint or from the directory of a run; without PATH from "
         "--output-dir. Options that are not given are the checkpoint's.",
     )
-    group.add_argument("--log-every", type=_at_least(1), help="steps per metrics line (10)")
-    group.add_argument("--val-every", type=_at_least(0), help="0: at the end only (200)")
-    group.add_argument("--val-samples", type=_at_least(1), help="held-out samples used (128)")
-    group.add_argument("--checkpoint-every", type=_at_least(0), help="0: at the end only (100)")
+    group.add_argument(
+        "--dry-run", action="store_true", help="say what would be trained, and how large it is"
+    )
+    group.add_argument("--log-every", type=at_least(1), help="steps per metrics line (10)")
+    group.add_argument("--val-every", type=at_least(0), help="0: at the end only (200)")
+    group.add_argument("--val-samples", type=at_least(1), help="held-out samples used (128)")
+    group.add_argument("--checkpoint-every", type=at_least(0), help="0: at the end only (100)")

@@ -5,21 +5,25 @@ from __future__ import annotations
 import itertools
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from mm_rec import checkpoint, run_log
 from mm_rec.checkpoint import Checkpoint
 from mm_rec.errors import CheckpointError, ConfigError, OutputError
-from mm_rec.options import RESUME_FROM_OUTPUT_DIR, Options
+from mm_rec.options import RESUME_FROM_OUTPUT_DIR, SIZES, Options
 
 DEFAULT_PARENT = Path("runs")
 # Options that decide what is learned from what; a resumed run cannot change them.
 FIXED_BY_CHECKPOINT = (
     "preset",
+    *SIZES,
     "tokenizer",
+    "vocab_size",
     "seq_len",
     "stride",
     "val_split",
     "aux_loss",
+    "gate_chunk_len",
     "seed",
 )
 
@@ -42,7 +46,7 @@ def resumed_options(options: Options, resumed: Checkpoint) -> Options:
         CheckpointError: An option given by hand would change what is being learned.
     """
     for name in FIXED_BY_CHECKPOINT:
-        before, now = resumed.options.get(name), getattr(options, name)
+        before, now = _stored(name, resumed), getattr(options, name)
         if name in options.given and now != before:
             raise CheckpointError(
                 f"--{name.replace('_', '-')} {now} differs from the checkpoint's {before} and "
@@ -53,6 +57,11 @@ def resumed_options(options: Options, resumed: Checkpoint) -> Options:
         return merged
     # The effective batch size is part of the recipe even where it was never named.
     return merged.with_values(effective_batch_size=resumed.effective_batch_size)
+
+
+def _stored(name: str, resumed: Checkpoint) -> Any:  # noqa: ANN401
+    # The model knows the sizes that were left to the preset, too.
+    return getattr(resumed.model_config, name) if name in SIZES else resumed.options.get(name)
 
 
 def check_output_dir(options: Options) -> None:

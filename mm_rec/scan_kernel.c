@@ -74,7 +74,11 @@ static void add_product(size rows, size depth, size columns, const REAL *x, size
   }
 }
 
-static inline REAL sigmoid(REAL x) { return 1 / (1 + exp(-x)); }
+/* The exponential never overflows: an infinity would become NaN in a fast division. */
+static inline REAL sigmoid(REAL x) {
+  const REAL e = exp(-fabs(x)), r = 1 / (1 + e);
+  return x >= 0 ? r : e * r;
+}
 
 static inline REAL decay(REAL gamma, REAL g) {
   return ((1 + MIX) * gamma + MIX * (1 - g)) * (1 / DECAY_BOUND);

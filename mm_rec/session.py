@@ -34,14 +34,14 @@ class RunPlan:
         total_steps: Optimizer steps in all.
         samples_per_step: Samples per optimizer step.
         tokens_per_step: Tokens per optimizer step.
-        unit: What a token stands for, for bits per unit.
+        validation_bytes_per_token: UTF-8 bytes that a held-out token stands for, on average.
         directory: Where metrics and checkpoint go.
     """
 
     total_steps: int
     samples_per_step: int
     tokens_per_step: int
-    unit: str
+    validation_bytes_per_token: float
     directory: Path
 
 
@@ -139,10 +139,11 @@ class Session:
         )
         if loss is None:
             return
-        bits = loss / math.log(2.0)
-        self.metrics.write(step=step, val_loss=loss, **{f"bits_per_{self.plan.unit}": bits})
+        # Per byte of text, so that models with different tokenizers can be compared.
+        bits = loss / math.log(2.0) / self.plan.validation_bytes_per_token
+        self.metrics.write(step=step, val_loss=loss, bits_per_byte=bits)
         self.progress.close()
-        print(f"step {step}: validation loss {loss:.4f}, {bits:.3f} bits per {self.plan.unit}")
+        print(f"step {step}: validation loss {loss:.4f}, {bits:.3f} bits per byte")
 
     def _save(self, position: Position) -> None:
         self.snapshot(position).save(self.plan.directory / checkpoint.FILE_NAME)

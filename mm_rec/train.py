@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
 import autotune
-from mm_rec import output, throughput
+from mm_rec import kernel, output, throughput
 from mm_rec.assembly import Loop, Parts, build_parts, make_loop
 from mm_rec.checkpoint import Checkpoint, Position
 from mm_rec.errors import CheckpointError, MmRecError
+from mm_rec.footprint import Footprint, estimate
 from mm_rec.interruption import Interruption
-from mm_rec.options import Options, parse
+from mm_rec.options import SIZES, Options, parse
 from mm_rec.session import RunPlan, Session
 from mm_rec.training import train
 
@@ -75,6 +76,8 @@ def _measure(options: Options, parts: Parts, config: autotune.ThroughputConfig) 
 def _train_and_record(options: Options, parts: Parts, config: autotune.ThroughputConfig) -> int:
     loop = make_loop(options, parts, config)
     _print_opening(options, parts, config, loop)
+    if options.dry_run:
+        return 0
     if parts.position.step >= loop.total_steps:
         print(
             f"nothing to do: the checkpoint has all {loop.total_steps} steps; "
@@ -85,7 +88,7 @@ def _train_and_record(options: Options, parts: Parts, config: autotune.Throughpu
         total_steps=loop.total_steps,
         samples_per_step=config.effective_batch_size,
         tokens_per_step=config.effective_batch_size * options.seq_len,
-        unit=parts.prepared.tokenizer.unit,
+        validation_bytes_per_token=parts.prepared.validation_bytes_per_token,
         directory=output.make_output_dir(options),
     )
     with Interruption() as interruption:
@@ -114,20 +117,16 @@ def _train_and_record(options: Options, parts: Parts, config: autotune.Throughpu
 def _snapshot(
     options: Options, parts: Parts, config: autotune.ThroughputConfig, position: Position
 ) -> Checkpoint:
-    tokenizer = parts.prepared.tokenizer
     return Checkpoint(
         position=position,
         options=options.to_dict(),
         data_key=parts.prepared.key,
         effective_batch_size=config.effective_batch_size,
+        model_config=parts.model.config,
         model=parts.model.state_dict(),
         optimizer=parts.optimizer.state_dict(),
         rng_state=torch.get_rng_state(),
-        tokenizer={
-            "kind": tokenizer.kind,
-            "vocab_size": tokenizer.vocab_size,
-            "characters": tokenizer.characters,
-        },
+        tokenizer=parts.prepared.tokenizer.to_dict(),
     )
 
 
@@ -136,11 +135,51 @@ def _print_opening(
 ) -> None:
     held_out = "nothing" if parts.validation is None else f"{len(parts.validation):,} samples"
     print(
-        f"model: {options.preset}, {parts.model.num_parameters():,} parameters; data: "
+        f"model: {_model_name(options)}, {parts.model.num_parameters():,} parameters; data: "
         f"{len(parts.prepared.train):,} {parts.prepared.tokenizer.unit}s, "
         f"{len(parts.windows):,} samples of {options.seq_len}, {held_out} held out"
     )
     print(f"{throughput.describe(config)}; {loop.total_steps:,} optimizer steps", flush=True)
+    if options.device == "cpu":
+        memory = _footprint(options, parts, config)
+        print(f"memory: Python and torch, and about {memory}", flush=True)
+    for note in _notes(options):
+        print(f"note: {note}", flush=True)
+
+
+def _footprint(options: Options, parts: Parts, config: autotune.ThroughputConfig) -> Footprint:
+    return estimate(
+        parts.model.config,
+        num_parameters=parts.model.num_parameters(),
+        batch_size=config.batch_size,
+        seq_len=options.seq_len,
+        bptt_len=options.bptt_len,
+        low_precision=options.bf16,
+    )
+
+
+def _model_name(options: Options) -> str:
+    """Return the preset, and what was given in place of its sizes."""
+    sizes = {name: getattr(options, name) for name in SIZES}
+    changed = (f" {name}={value}" for name, value in sizes.items() if value is not None)
+    return options.preset + "".join(changed)
+
+
+def _notes(options: Options) -> Iterator[str]:
+    """Yield what makes this machine slower than it could be, or the model another one."""
+    if options.device == "cpu" and kernel.load(torch.float32) is None:
+        yield (
+            "the recurrence is not compiled, since no C compiler works here ($CC, cc, gcc or "
+            "clang); with one, training is faster"
+        )
+    if (
+        options.device == "cpu"
+        and options.bf16
+        and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    ):
+        yield "this processor has no bfloat16 instructions, so --bf16 makes training slower"
+    if options.gate_chunk_len > 1:
+        yield f"gates frozen for {options.gate_chunk_len} tokens: not the exact recurrence"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The training step and the loop around it.
 
-Shapes: B batch, T time, V vocabulary.
+Shapes: B batch, T time, P tokens of a piece, V vocabulary.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 import autotune
 from mm_rec.checkpoint import Position
 from mm_rec.data.sampler import WindowOrder
-from mm_rec.model import MMRec
+from mm_rec.model import MMRec, State
 from mm_rec.schedule import Schedule
 
 ADAM_BETAS = (0.9, 0.95)
@@ -39,11 +38,6 @@ def make_optimizer(model: nn.Module, *, weight_decay: float) -> torch.optim.Opti
     return torch.optim.AdamW(groups, lr=0.0, betas=ADAM_BETAS, fused=True)
 
 
-def cross_entropy(logits_btv: Tensor, labels_bt: Tensor) -> Tensor:
-    """Return the mean over B and T, in nats per token."""
-    return functional.cross_entropy(logits_btv.flatten(0, 1), labels_bt.flatten())
-
-
 def split_windows(windows_bt: Tensor) -> tuple[Tensor, Tensor]:
     """Return inputs and labels, [B, T] each, of windows of T + 1 ids: the one label shift."""
     return windows_bt[:, :-1], windows_bt[:, 1:]
@@ -64,20 +58,36 @@ class Trainer:
         schedule: Schedule,
         *,
         gradient_accumulation_steps: int,
+        bptt_len: int | None = None,
+        low_precision: bool = False,
         step: int = 0,
     ) -> None:
-        """Train `model`; `step` optimizer steps are done already."""
+        """Train `model` on the device that it is on.
+
+        Args:
+            model: Carries its state through each sample.
+            optimizer: Of its parameters.
+            schedule: The learning rate of each step.
+            gradient_accumulation_steps: Micro-steps per optimizer step.
+            bptt_len: Tokens that gradients flow back over; memory grows with it instead of with
+                the length of a sample. None: the whole sample.
+            low_precision: Multiply matrices in bfloat16 (autocast).
+            step: Optimizer steps that are done already.
+        """
         self.model = model
         self.optimizer = optimizer
         self.schedule = schedule
         self.gradient_accumulation_steps = gradient_accumulation_steps
+        self.bptt_len = bptt_len
+        self.low_precision = low_precision
         self.step = step
-        self.loss = torch.zeros(())
+        self.device = next(model.parameters()).device
+        self.loss = torch.zeros((), device=self.device)
         """Mean cross-entropy of the last optimizer step, in nats per token."""
         self.grad_norm = torch.zeros(())
         """Norm of the last optimizer step's gradient before clipping."""
         self._num_micro_steps = 0
-        self._micro_loss = torch.zeros(())
+        self._micro_loss = torch.zeros((), device=self.device)
 
     @property
     def lr(self) -> float:
@@ -86,18 +96,33 @@ class Trainer:
 
     def micro_step(self, windows_bt: Tensor) -> bool:
         """Train on one batch; return whether it completed an optimizer step."""
-        inputs_bt, labels_bt = split_windows(windows_bt)
-        output = self.model(inputs_bt)
-        loss = cross_entropy(output.logits_btv, labels_bt)
-        self._micro_loss = self._micro_loss + loss.detach()
-        if output.aux_loss is not None:
-            loss = loss + self.model.config.aux_loss_weight * output.aux_loss
-        torch.autograd.backward(loss / self.gradient_accumulation_steps)
+        inputs_bt, labels_bt = split_windows(windows_bt.to(self.device, non_blocking=True))
+        length = inputs_bt.shape[1]
+        piece_len = self.bptt_len or length
+        state = None
+        for inputs_bp, labels_bp in zip(
+            torch.split(inputs_bt, piece_len, 1), torch.split(labels_bt, piece_len, 1), strict=True
+        ):
+            state = self._train_on_piece(inputs_bp, labels_bp, state, inputs_bp.shape[1] / length)
         self._num_micro_steps += 1
         if self._num_micro_steps < self.gradient_accumulation_steps:
             return False
         self._optimizer_step()
         return True
+
+    def _train_on_piece(
+        self, inputs_bp: Tensor, labels_bp: Tensor, state: State | None, share: float
+    ) -> State:
+        """Add the gradients of a piece, `share` of its samples, and return the state after it."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.low_precision):
+            output = self.model(inputs_bp, state)
+            loss = output.cross_entropy(labels_bp)
+            self._micro_loss = self._micro_loss + share * loss.detach()
+            if output.aux_loss is not None:
+                loss = loss + self.model.config.aux_loss_weight * output.aux_loss
+        torch.autograd.backward(loss * (share / self.gradient_accumulation_steps))
+        after: State = output.state.detach()
+        return after
 
     def _optimizer_step(self) -> None:
         self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
@@ -107,7 +132,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.loss = self._micro_loss / self.gradient_accumulation_steps
-        self._micro_loss = torch.zeros(())
+        self._micro_loss = torch.zeros((), device=self.device)
         self._num_micro_steps = 0
 
 

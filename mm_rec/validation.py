@@ -12,7 +12,7 @@ import torch
 
 from mm_rec.data.windows import WindowDataset
 from mm_rec.model import MMRec
-from mm_rec.training import cross_entropy, split_windows
+from mm_rec.training import split_windows
 
 # Independent of the training's batch size, so that the figure is too.
 BATCH_SIZE = 16
@@ -36,14 +36,16 @@ def validation_loss(
     """
     chosen = np.linspace(0, len(dataset) - 1, min(num_samples, len(dataset))).round().astype(int)
     total = 0.0
+    device = next(model.parameters()).device
     model.eval()
     try:
         for start in range(0, len(chosen), BATCH_SIZE):
             if cancelled():
                 return None
             batch = chosen[start : start + BATCH_SIZE].tolist()
-            inputs_bt, labels_bt = split_windows(torch.stack([dataset[i] for i in batch]))
-            loss = cross_entropy(model(inputs_bt).logits_btv, labels_bt)
+            windows_bt = torch.stack([dataset[i] for i in batch])
+            inputs_bt, labels_bt = split_windows(windows_bt.to(device))
+            loss = model(inputs_bt).cross_entropy(labels_bt)
             total += loss.item() * len(batch)
     finally:
         model.train()

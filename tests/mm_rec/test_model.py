@@ -50,9 +50,12 @@ def test_output_does_not_depend_on_later_inputs(small: ModelConfig, changed: int
     [[48, 48], [8] * 12, [50, 46], [3, 5, 1, 30, 57], [1] * 96],
     ids=["halves", "chunks", "across chunks", "uneven", "token by token"],
 )
-def test_carried_state_gives_what_one_pass_gives(small: ModelConfig, lengths: list[int]) -> None:
+@pytest.mark.parametrize("gate_chunk_len", [1, 5])
+def test_carried_state_gives_what_one_pass_gives(
+    small: ModelConfig, lengths: list[int], gate_chunk_len: int
+) -> None:
     # 12 chunks pass through 4 top slots, so that the memory wraps around.
-    model, tokens = make_model(small), make_tokens(96)
+    model, tokens = make_model(small, gate_chunk_len=gate_chunk_len), make_tokens(96)
     torch.testing.assert_close(
         logits_in_pieces(model, tokens, lengths),
         model(tokens).logits_btv,
@@ -109,9 +112,10 @@ def test_gradients_reach_every_parameter_through_the_memory_as_well(small: Model
 
 def test_detached_state_carries_no_gradient(small: ModelConfig) -> None:
     state = make_model(small)(make_tokens(20)).state
-    assert state.layers[0].h_bd.requires_grad
+    assert state.layers[0].recurrence.h_bd.requires_grad
     layer = state.detach().layers[0]
-    assert not layer.h_bd.requires_grad
+    assert not layer.recurrence.h_bd.requires_grad
+    assert not layer.recurrence.h_gate_bd.requires_grad
     assert not layer.memory.slots_bmd.requires_grad
     assert not layer.memory.pending_brd.requires_grad
 
@@ -120,6 +124,34 @@ def test_forward_is_deterministic_and_aux_loss_is_off_by_default(small: ModelCon
     model, tokens = make_model(small), make_tokens(20)
     assert torch.equal(model(tokens).logits_btv, model(tokens).logits_btv)
     assert model(tokens).aux_loss is None
+
+
+def test_loss_without_whole_logits_equals_the_loss_of_the_logits(small: ModelConfig) -> None:
+    model, tokens, labels = make_model(small), make_tokens(70), make_tokens(70).flip(1)
+    chunked = model(tokens).cross_entropy(labels)
+    gradients = torch.autograd.grad(chunked, list(model.parameters()))
+    logits = model(tokens).logits_btv
+    whole = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+    torch.testing.assert_close(chunked, whole)
+    for got, expected in zip(
+        gradients, torch.autograd.grad(whole, list(model.parameters())), strict=True
+    ):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_autocast_trains_in_bfloat16_with_gradients_near_the_exact_ones(
+    small: ModelConfig,
+) -> None:
+    model, tokens = make_model(small), make_tokens(40)
+    exact = torch.autograd.grad(model(tokens).cross_entropy(tokens), list(model.parameters()))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(tokens)
+        loss = output.cross_entropy(tokens)
+    assert output.state.layers[0].recurrence.h_bd.dtype == torch.float32
+    low = torch.autograd.grad(loss, list(model.parameters()))
+    for got, expected in zip(low, exact, strict=True):
+        similarity = torch.cosine_similarity(got.flatten(), expected.flatten(), dim=0)
+        assert similarity > 0.99
 
 
 def test_tiny_preset_has_about_two_million_parameters() -> None:
@@ -132,6 +164,7 @@ def test_tiny_preset_has_about_two_million_parameters() -> None:
         ({"width": 30}, "num_heads|multiple of 4"),
         ({"num_layers": 0}, "num_layers"),
         ({"num_heads": 3}, "num_heads"),
+        ({"gate_chunk_len": 0}, "gate_chunk_len"),
         ({"dropout": 1.0}, "dropout"),
         ({"chunk_len": 6}, "chunk_len"),
         ({"memory_levels": (16, 5)}, "memory_levels"),

@@ -160,6 +160,25 @@ def test_not_a_number_is_passed_on(implementation: str) -> None:
     assert h[1, 4:].isnan().any(dim=1).all()
 
 
+def test_gates_that_are_wide_open_or_shut_are_exact(implementation: str) -> None:
+    inputs = [value.detach() for value in make_inputs(2, 9, 32, torch.float32)]
+    inputs[2][0] = -300.0
+    inputs[2][1] = 1e30
+    inputs[3][:16] = 150.0
+    inputs[3][16:32] = -1e30
+    for value in inputs:
+        value.requires_grad_()
+    got, expected = scan(*inputs), plain_scan(*inputs)
+    torch.testing.assert_close(got, expected)
+    weights = torch.randn_like(expected)
+    for value, reference in zip(
+        torch.autograd.grad(got, inputs, weights),
+        torch.autograd.grad(expected, inputs, weights),
+        strict=True,
+    ):
+        torch.testing.assert_close(value, reference)
+
+
 def test_low_precision_is_computed_in_float32(implementation: str) -> None:
     exact = make_inputs(2, 50, 16, torch.float32)
     low = [value.detach().bfloat16() for value in exact]

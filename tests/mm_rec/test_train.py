@@ -16,8 +16,9 @@ import pytest
 import torch
 
 import autotune
+from mm_rec import load_model
 from mm_rec.checkpoint import Position
-from mm_rec.data import prepare, read_corpus
+from mm_rec.data import prepare, read_corpus, tokenizer_from_dict
 from mm_rec.session import Session
 from mm_rec.train import main
 from mm_rec.training import split_windows
@@ -107,6 +108,31 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     assert read_metrics("whole", "val_loss") == read_metrics("parts", "val_loss")
 
 
+def test_long_samples_in_pieces_with_low_precision_and_frozen_gates(train: Train) -> None:
+    flags = ["--seq-len", "300", "--bptt-len", "70", "--bf16", "--gate-chunk-len", "4"]
+    flags += ["--epochs", "9", "--max-steps", "8", "--lr", "0.01"]
+    assert train(*flags, "--output-dir", "run") == 0
+    losses = read_metrics("run")
+    assert losses[-1] < losses[0] - 0.5
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there_is_bad_input(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--device", "cuda", "--max-steps", "1") == 2
+    assert capsys.readouterr().err.startswith("error: --device cuda: ")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_training_and_resuming_on_a_gpu(train: Train) -> None:
+    flags = ["--device", "cuda", "--dropout", "0"]
+    assert train(*flags, "--max-steps", "4", "--output-dir", "whole") == 0
+    assert train(*flags, "--max-steps", "2", "--output-dir", "parts") == 0
+    assert main(["--resume", "parts", "--max-steps", "4"]) == 0
+    assert read_metrics("parts") == pytest.approx(read_metrics("whole"), rel=0.05)
+
+
 def test_resume_takes_what_is_not_given_from_the_checkpoint(
     train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -128,8 +154,14 @@ def test_resume_takes_what_is_not_given_from_the_checkpoint(
     ("flags", "message"),
     [
         (["--seed", "5"], "--seed 5 differs from the checkpoint's 0"),
+        (["--num-layers", "3"], "--num-layers 3 differs from the checkpoint's 2"),
+        (
+            ["--memory-levels", "8", "4"],
+            "--memory-levels (8, 4) differs from the checkpoint's (16,",
+        ),
         (["--effective-batch-size", "8"], "effective batch size 8 differs"),
         (["--data", "other.txt"], "other data"),
+        (["--gate-chunk-len", "4"], "--gate-chunk-len 4 differs from the checkpoint's 1"),
         (["--output-dir", "other"], "holds a run already"),
     ],
 )
@@ -142,6 +174,39 @@ def test_resume_refuses_what_would_change_the_recipe(
     capsys.readouterr()
     assert main(["--resume", "run", *flags]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_sizes_given_in_place_of_the_presets_are_kept(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = ["--width", "24", "--num-layers", "1", "--num-heads", "3", "--chunk-len", "4"]
+    sizes += ["--memory-levels", "8", "4"]
+    assert train(*sizes, "--max-steps", "1", "--output-dir", "run") == 0
+    opening = capsys.readouterr().out.splitlines()[0]
+    named = "test width=24 num_layers=1 num_heads=3 chunk_len=4 memory_levels=(8, 4),"
+    assert opening.startswith(f"model: {named}")
+    model, tokenizer = load_model("run")
+    config = model.config
+    assert (config.width, config.num_layers, config.num_heads, config.chunk_len) == (24, 1, 3, 4)
+    assert config.memory_levels == (8, 4)
+    assert f"{model.num_parameters():,} parameters" in opening
+    assert tokenizer.decode(tokenizer.encode("naïve")) == "naïve"
+    # A size may be given again where it is the same, also one that was the preset's.
+    assert main(["--resume", "run", "--width", "24", "--max-steps", "2"]) == 0
+    assert train("--max-steps", "1", "--output-dir", "plain") == 0
+    assert main(["--resume", "plain", "--width", "32", "--max-steps", "2"]) == 0
+    assert read_checkpoint("plain")["position"]["step"] == 2
+
+
+def test_a_dry_run_tells_the_size_and_writes_nothing(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--dry-run", "--max-steps", "5", "--output-dir", "run") == 0
+    model, settings, memory = capsys.readouterr().out.splitlines()[:3]
+    assert " parameters; data: " in model
+    assert settings.endswith("5 optimizer steps")
+    assert memory.startswith("memory: Python and torch, and about ")
+    assert not Path("run").exists()
 
 
 def test_loss_falls_below_the_unigram_entropy_of_real_text(
@@ -160,7 +225,9 @@ def test_loss_falls_below_the_unigram_entropy_of_real_text(
     assert np.mean(read_metrics("run")[-10:]) < entropy - 0.2
     val_loss = read_metrics("run", "val_loss")[-1]
     assert val_loss < entropy
-    assert read_metrics("run", "bits_per_char")[-1] == pytest.approx(val_loss / math.log(2))
+    assert data.validation is not None
+    bits = len(data.validation) * val_loss / math.log(2)
+    assert read_metrics("run", "bits_per_byte")[-1] == pytest.approx(bits / data.validation_bytes)
     last_line = capsys.readouterr().out.splitlines()[-1]
     assert last_line.startswith("sustained: ")
     assert "after 10 steps of warm-up, 90 steps in " in last_line
@@ -175,6 +242,11 @@ def test_loss_falls_below_the_unigram_entropy_of_real_text(
         (["--lr", "0"], "lr must be a positive number"),
         (["--dropout", "1"], "--dropout"),
         (["--preset", "huge"], "--preset"),
+        (["--width", "34"], "width must be a multiple of 4 (decay gates), got 34"),
+        (["--num-heads", "5"], "width must be a multiple of num_heads, got 32 and 5"),
+        (["--num-layers", "0"], "--num-layers: must be at least 1"),
+        (["--chunk-len", "6"], "chunk_len must be a multiple of"),
+        (["--memory-levels", "16", "5"], "memory_levels must be positive, each a divisor"),
         (["--data", "absent.txt"], "absent.txt does not exist"),
         (["--seq-len", "100000"], "fewer than one sample"),
         (["--batch-size", "5000"], "fewer than one optimizer step"),
@@ -188,6 +260,9 @@ def test_loss_falls_below_the_unigram_entropy_of_real_text(
         (["--output-dir", "file"], "not a directory"),
         (["--output-dir", "file/below"], "cannot create the output directory"),
         (["--cache-dir", "file"], "cannot write the token cache"),
+        (["--vocab-size", "2"], "--vocab-size: must be at least 3"),
+        (["--tokenizer", "bpe", "--tokenize", "on-the-fly"], "use it with --tokenize ahead"),
+        (["--tokenizer", "bpe", "--vocab-size", "99"], "at least 258"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
@@ -200,6 +275,19 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert error.count("\n") == 1
     assert message in error
     assert [path.name for path in Path().iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("kind", ["char", "byte", "bpe"])
+def test_the_checkpoint_restores_the_tokenizer(train: Train, kind: str) -> None:
+    flags = ["--tokenizer", kind, "--vocab-size", "280", "--max-steps", "1", "--output-dir", "run"]
+    assert train(*flags) == 0
+    content = read_checkpoint("run")
+    tokenizer = tokenizer_from_dict(content["tokenizer"])
+    assert tokenizer.kind == kind
+    assert content["model"]["embedding.weight"].shape[0] == tokenizer.vocab_size <= 280
+    assert tokenizer.decode(tokenizer.encode("naïve → 🌳 quick")) == "naïve → 🌳 quick"
+    assert main(["--resume", "run", "--max-steps", "2"]) == 0
+    assert main(["--resume", "run", "--vocab-size", "290"]) == 2
 
 
 def test_empty_data_is_bad_input(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
