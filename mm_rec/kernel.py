@@ -24,29 +24,28 @@ from mm_rec.cache_dir import default_cache_dir
 SOURCE = Path(__file__).with_name("scan_kernel.c")
 REALS = {torch.float32: "float", torch.float64: "double"}
 # The exponential function is vectorised under -ffast-math only. No value is lost by it but the
-# last bits: the code has no comparison that an assumed absence of NaN could turn.
+# last bits: the one comparison in the code passes NaN on whichever way it is decided.
 COMPILE_FLAGS = ("-O3", "-ffast-math", "-fPIC", "-pthread")
 COMPILE_LIMIT_S = 120.0
 
 
+NUMBERS = (
+    *("batch", "time", "width", "z_batch_stride", "z_time_stride"),
+    *("gate_chunk", "gate_position"),
+)
+POINTERS = (
+    *("z", "gamma", "gate_z", "bias", "weight", "h_first", "h_gate"),
+    *("h", "gates", "grad_h", "grad_z", "grad_gamma", "grad_gates"),
+    *("grad_h_first", "grad_h_gate", "buffer"),
+)
+
+
 class Arguments(ctypes.Structure):
-    """The struct Scan of the C code."""
+    """The struct Scan of the C code, its fields in the same order."""
 
     _fields_ = (
-        *(
-            (name, ctypes.c_ssize_t)
-            for name in ("batch", "time", "width", "z_batch_stride", "z_time_stride")
-        ),
-        *((name, ctypes.c_ssize_t) for name in ("gate_chunk", "gate_position")),
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("z", "gamma", "gate_z", "bias", "weight", "h_first", "h_gate")
-        ),
-        *((name, ctypes.c_void_p) for name in ("h", "gates", "grad_h", "grad_z", "grad_gamma")),
-        *(
-            (name, ctypes.c_void_p)
-            for name in ("grad_gates", "grad_h_first", "grad_h_gate", "buffer")
-        ),
+        *((name, ctypes.c_ssize_t) for name in NUMBERS),
+        *((name, ctypes.c_void_p) for name in POINTERS),
     )
 
 

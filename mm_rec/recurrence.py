@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mm_rec import kernel
-from mm_rec.scan import DECAY_BOUND, MIX, scan
+from mm_rec.scan import scan
+from mm_rec.scan_loop import DECAY_BOUND, MIX
 
 DECAY_MARGIN = 1e-6
 # Half-lives between a token and some tens of tokens at the start of training, so that both short
