@@ -1,6 +1,7 @@
 """The command line: `autotune run` and `autotune show`.
 
-Exit codes: 0 done, also when nothing is gained; 1 the command failed or no configuration worked;
+Exit codes: 0 done, also when nothing is gained; 1 the command failed, no configuration worked, or
+the machine is too busy to measure on;
 2 options, values, files or programs that cannot be used; 130 interrupted, with what was measured
 kept.
 """
@@ -122,6 +123,12 @@ def _axis_value(text: str) -> int | bool:
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Seed of the sampler.")
 @click.option("--fresh", is_flag=True, help="Start a new study instead of going on with the last.")
+@click.option(
+    "--allow-busy",
+    is_flag=True,
+    default=None,
+    help="Measure although other processes use the cores.",
+)
 @click.option("--dry-run", is_flag=True, help="Show machine, space and estimated time; no search.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 @click.option("--quiet", is_flag=True, help="Show the result only.")

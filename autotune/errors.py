@@ -21,6 +21,10 @@ class NothingWorkedError(AutotuneError):
     """No configuration could be measured (exit code 1)."""
 
 
+class BusyMachineError(AutotuneError):
+    """Other processes use so much of the machine that nothing can be measured (exit code 1)."""
+
+
 class InterruptedRunError(AutotuneError):
     """The user or the system ended a run; what was measured is kept (exit code 130)."""
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import psutil
 
-_CGROUP_ROOT = Path("/sys/fs/cgroup")
-_PROC_CGROUP = Path("/proc/self/cgroup")
+from autotune import cgroup
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,65 +49,35 @@ class Machine:
 def this_machine() -> Machine:
     """The machine that this process runs on."""
     memory = psutil.virtual_memory().total
-    limits = [_read_int(directory / "memory.max") for directory in _cgroup_directories()]
     return Machine(
         cpu=_cpu_model(),
         usable_cores=usable_cores(),
-        memory_bytes=min([memory, *(limit for limit in limits if limit)]),
+        memory_bytes=min(memory, cgroup.memory_limit_bytes() or memory),
         system=f"{platform.system()} {platform.machine()}",
         hostname=platform.node(),
     )
 
 
-def usable_cores() -> int:
-    """Whole cores that this process can keep busy: affinity, and the quota of every cgroup above.
-
-    A quota of 1.5 cores counts as 2: two threads can run, though not all the time.
-
-    Source: https://docs.kernel.org/admin-guide/cgroup-v2.html (cpu.max), and
-    https://docs.kernel.org/scheduler/sched-bwc.html (cgroup v1: cpu.cfs_quota_us).
-    """
+def affinity() -> frozenset[int]:
+    """The cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    quotas = [quota for path in _cgroup_directories() if (quota := _cpu_quota(path))]
-    return max(1, min([cores, *(math.ceil(quota) for quota in quotas)]))
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
 
 
-def _cgroup_directories() -> list[Path]:
-    """This process's cgroup directories (v2, and v1's cpu and memory) and all above them."""
-    try:
-        lines = _PROC_CGROUP.read_text().splitlines()
-    except OSError:
-        return []
-    found: list[Path] = []
-    for line in lines:
-        _, controllers, relative = line.split(":", 2)
-        wanted = [name for name in controllers.split(",") if name in ("cpu", "memory")]
-        roots = [_CGROUP_ROOT / controllers] if wanted else []
-        for root in roots if controllers else [_CGROUP_ROOT]:
-            directory = root / relative.lstrip("/")
-            found += [directory, *(p for p in directory.parents if p.is_relative_to(root))]
-    return [directory for directory in found if directory.is_dir()]
+def capacity_cores(root: Path = cgroup.ROOT) -> float:
+    """Cores that this process can keep busy: affinity, and the tightest cgroup quota above it.
+
+    Args:
+        root: Where `proc` and `sys` are found.
+    """
+    cores = len(affinity())
+    return min(cores, cgroup.cpu_quota_cores(root) or cores)
 
 
-def _cpu_quota(directory: Path) -> float | None:
-    """The quota of one cgroup in cores, None where there is none."""
-    try:
-        quota, period = (directory / "cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
-    except (OSError, ValueError):
-        quota_us = _read_int(directory / "cpu.cfs_quota_us")
-        period_us = _read_int(directory / "cpu.cfs_period_us")
-        return quota_us / period_us if quota_us and period_us and quota_us > 0 else None
-
-
-def _read_int(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None
+def usable_cores(root: Path = cgroup.ROOT) -> int:
+    """The same in whole cores: with a quota of 1.5, two threads run, though not all the time."""
+    return max(1, math.ceil(capacity_cores(root)))
 
 
 def _cpu_model() -> str:

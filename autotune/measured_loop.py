@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import inspect
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from autotune.batches import Batches, count_samples
+from autotune.blocks import Block, BlockMode, BlockRequest, Settling
+from autotune.counters import CounterReader
 from autotune.host import TrialProcess
-from autotune.measurement import Block, FailureCause
+from autotune.measurement import FailureCause
 
 Batch = TypeVar("Batch")
 UnitCounter = Callable[[Any], float]
+
+# Warm-up only ever makes a loop faster. It is over with the first window of steps, at least so
+# long, that is not faster than the one before by more than this.
+_WINDOW_S = 0.1
+_SPEED_UP = 0.03
+# To a step that takes longer than this, cold caches make no difference.
+_COLD_S = 0.1
 
 
 class MeasuredSteps(Generic[Batch]):
@@ -26,6 +37,7 @@ class MeasuredSteps(Generic[Batch]):
         self._trial = trial
         self._loader = loader
         self._units = units
+        self._step_s = 0.0
 
     def __len__(self) -> int:
         if isinstance(self._loader, Sized):
@@ -33,18 +45,25 @@ class MeasuredSteps(Generic[Batch]):
         raise TypeError(f"{type(self._loader).__name__} has no length")
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = _Batches(self._trial, self._loader)
+        batches = Batches(self._trial, self._loader)
         if self._trial.rank > 0:
             # Only the first rank is timed; the others follow it through their collectives.
             while True:
                 yield batches.take()
+        self._counters = CounterReader()
         try:
-            self._trial.send(type="ready", unit=_unit_name(self._units))
+            self._trial.send(
+                type="ready",
+                unit=_unit_name(self._units),
+                steps_per_epoch=batches.steps_per_epoch,
+            )
             while True:
-                request = self._trial.receive()
-                yield from self._lead_in(batches, request["lead_in_s"])
-                blocks = yield from self._measure(batches, request)
-                self._trial.send(type="blocks", blocks=blocks)
+                message = self._trial.receive()
+                request = BlockRequest(**{**message, "mode": BlockMode(message["mode"])})
+                answer = yield from self._answer(batches, request)
+                self._trial.send(
+                    type="blocks", device_memory_bytes=_device_memory_bytes(), **answer
+                )
         except GeneratorExit:
             if not _is_unwinding(sys._getframe(1)):
                 self._trial.end(
@@ -54,118 +73,129 @@ class MeasuredSteps(Generic[Batch]):
                 )
             raise
 
-    def _lead_in(self, batches: _Batches[Batch], limit_s: float) -> Iterator[Batch]:
-        """Steps that are not counted, until the prefetch buffer is as it is in steady state.
-
-        A pause fills the buffer. A loader that keeps up fills it again after a step; one that
-        does not lets it run dry; between the two, the flow balance over the blocks corrects.
-        """
-        capacity = self._trial.config.num_prefetched if limit_s > 0 else 0
-        deadline_s = time.monotonic() + limit_s
-        for _ in range(capacity):
+    def _answer(
+        self, batches: Batches[Batch], request: BlockRequest
+    ) -> Generator[Batch, None, dict[str, Any]]:
+        self._counters.find_processes()
+        answer: dict[str, Any] = {"blocks": []}
+        if request.mode is BlockMode.EPOCH:
+            answer["epoch_start_s"] = batches.begin_epoch(request.min_s)
+            return answer
+        if request.mode is BlockMode.LOAD:
+            batches.discard_ready()
+            # The loop is given nothing: all its batches are taken here.
+            for _ in self._blocks(batches, batches.take, request, answer):
+                pass
+            return answer
+        if request.mode is BlockMode.COMPUTE:
+            with batches.held() as held:
+                yield next(held)
+                yield from self._blocks(batches, held.__next__, request, answer)
+            return answer
+        if request.settle_s:
+            settling = yield from self._settle(batches, request)
+            answer["settling"] = dataclasses.asdict(settling)
+        elif self._step_s < _COLD_S:
+            # The first step after a pause finds cold caches.
             yield batches.take()
-            num_ready = batches.num_ready()
-            settled = num_ready == 0 or num_ready >= capacity - 1
-            if settled or time.monotonic() > deadline_s:
-                return
+        yield from self._blocks(batches, batches.take, request, answer)
+        return answer
 
-    def _measure(
-        self, batches: _Batches[Batch], request: Mapping[str, Any]
-    ) -> Generator[Batch, None, list[dict[str, Any]]]:
-        blocks: list[dict[str, Any]] = []
-        for _ in range(request["num_blocks"]):
-            block = yield from self._block(
-                batches, request["min_s"], request["min_steps"], request["multiple_of"]
-            )
-            blocks.append({name: getattr(block, name) for name in Block.__slots__})
-        return blocks
+    def _settle(
+        self, batches: Batches[Batch], request: BlockRequest
+    ) -> Generator[Batch, None, Settling]:
+        """Steps that are not counted, until the loop is as it will be for good.
+
+        The first steps pay for lazy initialisation, caches for new shapes and a growing
+        allocator. They also leave the workers time to fill their buffer: where it is seen to
+        empty again, what is left in it is thrown away, since a loader that cannot keep up has no
+        buffer in its steady state.
+        """
+        start_s = time.monotonic()
+        first = batches.take()
+        first_batch_at_s = time.monotonic()
+        yield first
+        num_taken, num_discarded = batches.num_taken - 1, 0
+        window = dataclasses.replace(request, min_s=_WINDOW_S, cut_s=request.settle_s)
+        previous = 0.0
+        while True:
+            block = yield from self._block(batches, batches.take, window)
+            emptying = block.ready_change < -self._trial.config.num_workers
+            if emptying:
+                num_discarded += batches.discard_ready()
+            # A loop so slow that there is time for one window only cannot be told to get faster.
+            faster = 0 < previous < block.units_per_s / (1 + _SPEED_UP)
+            first_window, previous = previous == 0, block.units_per_s
+            settled = not emptying and not faster
+            late = time.monotonic() - start_s > request.settle_s
+            if late or (settled and not first_window):
+                break
+        return Settling(
+            num_steps=batches.num_taken - num_taken - num_discarded,
+            duration_s=time.monotonic() - start_s,
+            first_batch_at_s=first_batch_at_s,
+            step_s=self._step_s,
+            settled=settled,
+            num_discarded=num_discarded,
+        )
+
+    def _blocks(
+        self,
+        batches: Batches[Batch],
+        take: Callable[[], Batch],
+        request: BlockRequest,
+        answer: dict[str, Any],
+    ) -> Iterator[Batch]:
+        """Time the blocks asked for, each with what was used meanwhile, into `answer`."""
+        before = self._counters.read()
+        for _ in range(request.num_blocks):
+            block = yield from self._block(batches, take, request)
+            after = self._counters.read()
+            used = self._counters.used_between(before, after)
+            answer["blocks"].append({**dataclasses.asdict(block), **used})
+            before = after
 
     def _block(
-        self, batches: _Batches[Batch], min_s: float, min_steps: int, multiple_of: int
+        self, batches: Batches[Batch], take: Callable[[], Batch], request: BlockRequest
     ) -> Generator[Batch, None, Block]:
-        """Time steps until both minima are reached and their number is a multiple."""
+        """Time steps until their duration and number are as asked for."""
         num_steps = num_samples = 0
-        num_units = wait_s = first_batch_at_s = 0.0
+        num_units = wait_s = wait_cpu_s = 0.0
         num_ready = batches.num_ready()
+        num_ends, ends_s = batches.num_epoch_ends, batches.epoch_end_s
         _synchronise()
         start_s = asked_s = time.monotonic()
         while True:
-            batch = batches.take()
+            asked_cpu_s = time.process_time()
+            batch = take()
             got_s = time.monotonic()
             wait_s += got_s - asked_s
-            if num_steps == 0:
-                first_batch_at_s = got_s
+            wait_cpu_s += time.process_time() - asked_cpu_s
             size = count_samples(batch, self._trial.config.batch_size)
             num_samples += size
             num_units += self._units(batch) if self._units else size
             yield batch
             num_steps += 1
             asked_s = time.monotonic()
-            enough = num_steps >= min_steps and asked_s - start_s >= min_s
-            if enough and num_steps % multiple_of == 0:
+            elapsed_s = asked_s - start_s
+            whole = num_steps % request.multiple_of == 0
+            late = request.cut_s is not None and elapsed_s >= request.cut_s
+            if elapsed_s >= request.min_s and (whole or late):
                 break
         _synchronise()
+        duration_s = time.monotonic() - start_s
+        self._step_s = duration_s / num_steps
         return Block(
             num_steps=num_steps,
             num_samples=num_samples,
             num_units=float(num_units),
-            duration_s=time.monotonic() - start_s,
+            duration_s=duration_s,
             wait_s=wait_s,
-            first_batch_at_s=first_batch_at_s,
+            wait_cpu_s=wait_cpu_s,
             ready_change=batches.num_ready() - num_ready,
+            num_epoch_ends=batches.num_epoch_ends - num_ends,
+            epoch_end_s=batches.epoch_end_s - ends_s,
         )
-
-
-class _Batches(Generic[Batch]):
-    """The loader's batches, epoch after epoch."""
-
-    def __init__(self, trial: TrialProcess, loader: Iterable[Batch]) -> None:
-        self._trial = trial
-        self._loader = loader
-        self._iterator = iter(loader)
-        self.num_taken = 0
-
-    def take(self) -> Batch:
-        """The next batch. An epoch's end costs what it costs in training: a new iterator."""
-        batch = next(self._iterator, _END)
-        if batch is _END:
-            self._iterator = iter(self._loader)
-            batch = next(self._iterator, _END)
-        if batch is _END:
-            self._report_end()
-        self.num_taken += 1
-        return batch
-
-    def num_ready(self) -> int:
-        """Batches that workers have finished and the loop has not taken; 0 where nobody knows.
-
-        Read from the DataLoader iterator's own bookkeeping (torch 2.x), which has no public
-        counterpart: a queue of finished batches, and those that arrived out of turn.
-        """
-        tasks = getattr(self._iterator, "_task_info", None)
-        queue = getattr(self._iterator, "_data_queue", None)
-        if tasks is None or queue is None:
-            return 0
-        try:
-            return int(queue.qsize()) + sum(len(task) == 2 for task in tasks.values())
-        except NotImplementedError:  # macOS counts no semaphores.
-            return 0
-
-    def _report_end(self) -> None:
-        if self.num_taken == 0:
-            self._trial.end(
-                FailureCause.NO_DATA,
-                "the loader delivered no batch: is the dataset "
-                "empty, or smaller than a batch with drop_last?",
-            )
-        self._trial.end(
-            FailureCause.LOOP_ENDED,
-            f"the data ended after {self.num_taken} steps and cannot be read again: pass "
-            "autotune.steps a loader, not an iterator",
-        )
-
-
-_END: Any = object()
 
 
 def _unit_name(units: UnitCounter | None) -> str | None:
@@ -176,39 +206,19 @@ def _unit_name(units: UnitCounter | None) -> str | None:
     return name if name.isidentifier() else "units"
 
 
-def count_samples(batch: object, batch_size: int) -> int:
-    """Samples in a batch: `batch_size`, or fewer where the batch is plainly a last, partial one.
-
-    That is so where all its tensors agree on a smaller first dimension, and nothing in it has
-    `batch_size` entries: what a batch looks like is the script's own affair (time first, a tuple
-    of images, several parts), and a wrong guess would compare batch sizes wrongly.
-    """
-    lengths: set[int] = set()
-    first_dimensions: set[int] = set()
-    _collect(batch, lengths, first_dimensions, depth=3)
-    if len(first_dimensions) == 1 and batch_size not in lengths:
-        return min(batch_size, *first_dimensions)
-    return batch_size
-
-
-def _collect(part: object, lengths: set[int], first_dimensions: set[int], depth: int) -> None:
-    """Lengths of all containers and dimensions in a batch, and the first ones of its tensors."""
-    shape = getattr(part, "shape", None)
-    if shape:
-        lengths.update(shape)
-        first_dimensions.add(int(shape[0]))
-    elif isinstance(part, (list, tuple, Mapping)) and depth:
-        if isinstance(part, (list, tuple)):
-            lengths.add(len(part))
-        for inner in part.values() if isinstance(part, Mapping) else part:
-            _collect(inner, lengths, first_dimensions, depth - 1)
-
-
 def _synchronise() -> None:
     """Wait for the GPU, at the edges of blocks only; nothing where there is none in use."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.synchronize()
+
+
+def _device_memory_bytes() -> int | None:
+    """Peak memory that torch reserved on the GPU; None where none is in use."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return int(torch.cuda.max_memory_reserved())
 
 
 def _is_unwinding(frame: Any) -> bool:  # noqa: ANN401

@@ -1,4 +1,4 @@
-"""What one measured trial gives: blocks of steps, and the figures computed from them."""
+"""What one trial comes to: its figures, or the cause of its failure."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import dataclasses
 import enum
 from collections.abc import Sequence
 
-# A block is disturbed when processes outside the trial used more than this share of the usable
-# cores while it ran. With as many threads as cores, a single busy neighbour slows a step 3-10
-# times, so the limit is low.
-DISTURBED_CPU_SHARE = 0.10
+from autotune.blocks import Block, Probes, Sample
+from autotune.config import ThroughputConfig
 
 
 class StartMode(enum.StrEnum):
@@ -42,62 +40,6 @@ class Failure:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
-    """A run of consecutive training steps, timed in the training process.
-
-    Attributes:
-        num_steps: Micro-steps, that is batches handed to the loop.
-        num_samples: Samples in them.
-        num_units: Units in them, as the script counts them (samples where it does not say).
-        duration_s: From the first request for a batch to the end of the last step.
-        wait_s: The part of it that the loop waited for the loader.
-        first_batch_at_s: Monotonic time at which the first batch was handed to the loop.
-        ready_change: Batches that the loader held ready at the end, less those at the start.
-    """
-
-    num_steps: int
-    num_samples: int
-    num_units: float
-    duration_s: float
-    wait_s: float
-    first_batch_at_s: float
-    ready_change: int = 0
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
-    """What the machine did while one or more blocks ran, seen from the coordinator.
-
-    Attributes:
-        wall_s: Length of the observation.
-        cpu_s: CPU seconds of the trial's process tree.
-        other_cpu_s: CPU seconds of everything else on the usable cores, stolen time included; what
-            a quota leaves to others is not counted.
-        memory_bytes: Memory of the tree at the end (PSS, so that shared pages count once).
-    """
-
-    wall_s: float
-    cpu_s: float
-    other_cpu_s: float
-    memory_bytes: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Sample:
-    """Consecutive blocks measured without a pause, and what the machine did meanwhile."""
-
-    blocks: tuple[Block, ...]
-    usage: Usage
-    usable_cores: int
-
-    @property
-    def disturbed(self) -> bool:
-        """Whether other processes took a noticeable share of the usable cores."""
-        capacity_s = self.usage.wall_s * self.usable_cores
-        return self.usage.other_cpu_s > DISTURBED_CPU_SHARE * capacity_s
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """The figures of one trial, from all its samples.
 
@@ -107,12 +49,24 @@ class Measurement:
         seconds_per_step: Wall seconds per micro-step.
         seconds_per_optimizer_step: The same per optimizer step.
         data_wait_share: Share of the time that the loop waited for the loader, 0 to 1.
-        cpu_utilisation: CPU seconds of the process tree ÷ (wall seconds x usable cores).
+        cpu_utilisation: CPU seconds of the process tree ÷ (wall seconds x cores it may use).
         cpu_s_per_sample: CPU seconds of the process tree per sample.
-        peak_memory_bytes: Largest memory of the process tree seen at a block's end.
+        wait_cpu_share: Share of these that the training process used while it waited for its
+            workers: spinning threads, mostly. None without workers, where waiting is loading.
+        throttled_share: Share of the time that a cgroup's quota held processes up.
+        peak_memory_bytes: Peak memory of the process tree.
+        shared_memory_bytes: Most of `/dev/shm` that the trial used.
+        device_memory_bytes: Peak memory on the GPU; None where none is used.
         measured_s: Wall seconds inside the counted blocks.
         num_steps: Micro-steps in the counted blocks.
-        num_disturbed: Samples during which the machine was busy with something else.
+        num_blocks: Counted blocks.
+        num_disturbed: Blocks that something else disturbed; these count only if all are.
+        warm_up_s: Seconds of uncounted steps at the start.
+        settled: Whether the loop stopped getting faster in that time.
+        steps_per_epoch: Steps until the data begins again, where the loader tells.
+        epoch_end_s: What an epoch's end costs beyond an ordinary step; None where none was seen.
+        compute_units_per_s: The step's throughput by itself, where it was probed.
+        load_units_per_s: The loader's throughput by itself, where it was probed.
     """
 
     samples_per_s: float
@@ -122,58 +76,118 @@ class Measurement:
     data_wait_share: float
     cpu_utilisation: float
     cpu_s_per_sample: float
+    wait_cpu_share: float | None
+    throttled_share: float
     peak_memory_bytes: int
+    shared_memory_bytes: int
+    device_memory_bytes: int | None
     measured_s: float
     num_steps: int
+    num_blocks: int
     num_disturbed: int
+    warm_up_s: float
+    settled: bool
+    steps_per_epoch: int | None
+    epoch_end_s: float | None
+    compute_units_per_s: float | None
+    load_units_per_s: float | None
 
 
-def sustained_steps(blocks: Sequence[Block]) -> float:
-    """Steps that the loader could feed for good, of those that `blocks` counted.
+def sustained_share(blocks: Sequence[Block]) -> float:
+    """Of the batches that `blocks` took, the share that the loader could deliver for good.
 
     A full prefetch buffer lets a loader-bound loop run at compute speed for a while. Flow balance
     takes that off: what the loader produced is what was consumed plus the change in the batches
-    it holds ready. A buffer that fills shows spare capacity, which earns nothing.
+    it holds ready. A buffer that fills shows spare capacity, which earns nothing. Where epochs end
+    within the blocks, a buffer cannot outlast them, and there is nothing to take off.
 
     Source: conservation of flow over an observation (Denning & Buzen 1978, "The Operational
     Analysis of Queueing Network Models").
     """
     num_steps = sum(block.num_steps for block in blocks)
+    if any(block.num_epoch_ends for block in blocks):
+        return 1.0
     drained = min(0, sum(block.ready_change for block in blocks))
     # At least half a step: a short block may drain everything that it consumed.
-    return max(num_steps + drained, 0.5)
+    return max(num_steps + drained, 0.5) / num_steps
 
 
-def summarise(samples: Sequence[Sample], *, gradient_accumulation_steps: int) -> Measurement:
-    """The figures of one trial. Undisturbed samples decide; disturbed ones only if all are.
+def counted_blocks(samples: Sequence[Sample]) -> list[Block]:
+    """The undisturbed blocks; all of them where every one was disturbed."""
+    blocks = [block for sample in samples for block in sample.blocks]
+    return [block for block in blocks if not block.interference] or blocks
+
+
+def summarise(
+    samples: Sequence[Sample],
+    config: ThroughputConfig,
+    *,
+    steps_per_epoch: int | None = None,
+    probes: Probes | None = None,
+) -> Measurement:
+    """The figures of one trial of `config`.
 
     Args:
-        samples: At least one.
-        gradient_accumulation_steps: Micro-steps per optimizer step.
+        samples: At least one. The loop is frozen between them, so that their blocks join up.
+        config: What ran.
+        steps_per_epoch: Length of the loader, where it has one.
+        probes: What probing found, where it was done.
     """
-    counted = [sample for sample in samples if not sample.disturbed] or list(samples)
-    blocks = [block for sample in counted for block in sample.blocks]
-    duration_s = sum(block.duration_s for block in blocks)
+    blocks = counted_blocks(samples)
     num_steps = sum(block.num_steps for block in blocks)
     num_samples = sum(block.num_samples for block in blocks)
-    # Balanced sample by sample: between two samples the loop pauses and the buffer fills again.
-    balance = sum(sustained_steps(sample.blocks) for sample in counted) / num_steps
+    elapsed_s = sum(block.duration_s for block in blocks)
+    epoch_end_s = _epoch_end_s(blocks, probes)
+    duration_s = elapsed_s
+    if steps_per_epoch and epoch_end_s is not None:
+        # As many ends as belong to so many steps, rather than those that happened to be seen.
+        num_seen = sum(block.num_epoch_ends for block in blocks)
+        duration_s += (num_steps / steps_per_epoch - num_seen) * epoch_end_s
+    balance = sustained_share(blocks)
     seconds_per_step = duration_s / (num_steps * balance)
-    cpu_s = sum(sample.usage.cpu_s for sample in counted)
-    wall_s = sum(sample.usage.wall_s for sample in counted)
+    cpu_s = sum(block.cpu_s for block in blocks)
+    settling = next((sample.settling for sample in samples if sample.settling), None)
+    device_memory = [s.device_memory_bytes for s in samples if s.device_memory_bytes is not None]
+    wait_cpu_share = sum(block.wait_cpu_s for block in blocks) / cpu_s if cpu_s else 0.0
     return Measurement(
         samples_per_s=num_samples * balance / duration_s,
         units_per_s=sum(block.num_units for block in blocks) * balance / duration_s,
         seconds_per_step=seconds_per_step,
-        seconds_per_optimizer_step=seconds_per_step * gradient_accumulation_steps,
-        data_wait_share=sum(block.wait_s for block in blocks) / duration_s,
-        cpu_utilisation=cpu_s / (wall_s * counted[0].usable_cores),
-        cpu_s_per_sample=cpu_s / wall_s * duration_s / num_samples,
-        peak_memory_bytes=max(sample.usage.memory_bytes for sample in samples),
-        measured_s=duration_s,
+        seconds_per_optimizer_step=seconds_per_step * config.gradient_accumulation_steps,
+        data_wait_share=sum(block.wait_s for block in blocks) / elapsed_s,
+        cpu_utilisation=cpu_s / sum(block.duration_s * block.capacity_cores for block in blocks),
+        cpu_s_per_sample=cpu_s / num_samples,
+        wait_cpu_share=wait_cpu_share if config.num_workers else None,
+        throttled_share=sum(block.throttled_s for block in blocks) / elapsed_s,
+        peak_memory_bytes=max(sample.memory_bytes for sample in samples),
+        shared_memory_bytes=max(sample.shared_memory_bytes for sample in samples),
+        device_memory_bytes=max(device_memory, default=None),
+        measured_s=elapsed_s,
         num_steps=num_steps,
-        num_disturbed=sum(sample.disturbed for sample in samples),
+        num_blocks=len(blocks),
+        num_disturbed=sum(bool(b.interference) for sample in samples for b in sample.blocks),
+        warm_up_s=settling.duration_s if settling else 0.0,
+        settled=settling.settled if settling else True,
+        steps_per_epoch=steps_per_epoch,
+        epoch_end_s=epoch_end_s,
+        compute_units_per_s=probes.compute_units_per_s if probes else None,
+        load_units_per_s=probes.load_units_per_s if probes else None,
     )
+
+
+def _epoch_end_s(blocks: Sequence[Block], probes: Probes | None) -> float | None:
+    """What an epoch's end costs beyond an ordinary wait: as seen, or else as probed."""
+    num_ends = sum(block.num_epoch_ends for block in blocks)
+    ends_s = sum(block.epoch_end_s for block in blocks)
+    num_others = sum(block.num_steps for block in blocks) - num_ends
+    ordinary_s = sum(block.wait_s for block in blocks) - ends_s
+    if num_ends:
+        found_s = ends_s / num_ends
+    elif probes is not None and probes.epoch_start_s is not None:
+        found_s = probes.epoch_start_s
+    else:
+        return None
+    return max(0.0, found_s - ordinary_s / num_others if num_others else 0.0)
 
 
 def figure(value: float) -> str:

@@ -123,6 +123,14 @@ def print_result(console: Console, result: Result, out: str) -> None:
             f"no significant gain: the best other configuration reached {interval} of the "
             "baseline's throughput; the baseline's settings are kept",
         )
+    for role, bottleneck in (
+        ("baseline", result.baseline_bottleneck),
+        ("chosen", result.bottleneck),
+    ):
+        if bottleneck is not None and not (
+            role == "chosen" and best.config == best.baseline.config
+        ):
+            say(console, f"the {role} settings are {bottleneck}")
     say(console, _how(result))
     for line in _warnings(result):
         say(console, line)
@@ -231,14 +239,27 @@ def _warnings(result: Result) -> list[str]:
             f"{best.baseline.config.effective_batch_size}: the learning rate may need another "
             "look; name effective_batch_size in load_config to keep it fixed"
         )
+    for difference in result.fork_differences:
+        lines.append(
+            f"note: {difference.config.summary} ran at {figure(difference.forked)} forked and at "
+            f"{figure(difference.fresh)} ({figure(difference.fresh_low)} to "
+            f"{figure(difference.fresh_high)}) in fresh processes: the fresh ones count"
+        )
+    if result.unsteady:
+        lines.append(
+            "note: the chosen settings are unsteady: their speed varied far more than that of the "
+            "others, or had not settled"
+        )
+    causes = "; ".join(result.disturbed_by)
     if result.num_disturbed_runs:
         lines.append(
-            f"note: other processes used the cores all through {result.num_disturbed_runs} of the "
-            "confirming runs: the figures are uncertain; tune again when the machine is quiet"
+            f"note: {result.num_disturbed_runs} of the confirming runs were disturbed throughout "
+            f"by {causes}: the figures are uncertain; tune again when the machine is quiet"
         )
     elif result.num_disturbed:
+        waited = f", {result.waited_s:.0f} s were spent waiting" if result.waited_s > 1 else ""
         lines.append(
-            f"note: other processes used the cores during {result.num_disturbed} measurements; "
-            "these were measured again where there was time"
+            f"note: {result.num_disturbed} blocks were disturbed by {causes}; these were measured "
+            f"again where there was time{waited}"
         )
     return lines

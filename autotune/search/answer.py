@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 
 from autotune.best_config import (
@@ -17,11 +17,26 @@ from autotune.best_config import (
 from autotune.config import ThroughputConfig
 from autotune.machine import this_machine
 from autotune.measurement import StartMode, figure
+from autotune.search.bottleneck import Bottleneck
 from autotune.search.confirmation import Choice, Interval
 from autotune.search.definition import StudyDefinition
 from autotune.search.knowledge import Knowledge
 from autotune.search.study import StudyStore, TrialRecord
 from autotune.validation import validate
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ForkDifference:
+    """A configuration whose forked trial lies outside what one more fresh run would reach.
+
+    Rates are in units per second; the fresh ones decide.
+    """
+
+    config: ThroughputConfig
+    forked: float
+    fresh: float
+    fresh_low: float
+    fresh_high: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +50,14 @@ class Result:
         num_ruled_out: Of these, settled by a bound.
         num_rounds: Rounds of the confirmation.
         num_failed: Trials that failed.
-        num_disturbed: Measurements during which other processes used the cores.
-        num_disturbed_runs: Confirming runs that never had the machine for themselves.
+        num_disturbed: Blocks that something disturbed.
+        num_disturbed_runs: Confirming runs of which every block was disturbed.
+        disturbed_by: What disturbed them, the most frequent first.
+        waited_s: Seconds spent on waiting for a quiet machine.
+        fork_differences: Where forked trials and fresh processes did not agree.
+        baseline_bottleneck: What holds the baseline back; None where it was not probed.
+        bottleneck: The same of the chosen configuration.
+        unsteady: Whether the chosen configuration's speed varied more than that of others.
         config_path: The settings file that the measured loop loads in training, if it does.
         start_mode: How searching trials were started.
         fresh_reason: Why not by forking, None if they were.
@@ -51,6 +72,12 @@ class Result:
     num_failed: int
     num_disturbed: int
     num_disturbed_runs: int
+    disturbed_by: tuple[str, ...]
+    waited_s: float
+    fork_differences: tuple[ForkDifference, ...]
+    baseline_bottleneck: Bottleneck | None
+    bottleneck: Bottleneck | None
+    unsteady: bool
     config_path: str | None
     start_mode: StartMode
     fresh_reason: str | None
@@ -100,6 +127,33 @@ def make_best_config(
             versions=store.facts["versions"],
         ),
     )
+
+
+def fork_differences(
+    choice: Choice, records: Sequence[TrialRecord], configs: Iterable[ThroughputConfig]
+) -> tuple[ForkDifference, ...]:
+    """Of some configurations, those whose forked and fresh trials do not agree."""
+    found = []
+    for config in dict.fromkeys(configs):
+        forked = [
+            record.units_per_s
+            for record in records
+            if record.config == config
+            and record.measurement is not None
+            and record.start_mode is StartMode.FORK
+        ]
+        fresh = choice.rates[config]
+        if forked and not fresh.low <= forked[-1] <= fresh.high:
+            found.append(
+                ForkDifference(
+                    config=config,
+                    forked=forked[-1],
+                    fresh=fresh.mean,
+                    fresh_low=fresh.low,
+                    fresh_high=fresh.high,
+                )
+            )
+    return tuple(found)
 
 
 def complete_rounds(

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from scipy.special import stdtrit
 
 from autotune.config import ThroughputConfig
@@ -18,11 +19,14 @@ from autotune.config import ThroughputConfig
 # a gain below it is none.
 INDIFFERENCE = 0.02
 _CONFIDENCE = 0.95
-# Weak prior on the spread between two runs of one configuration, worth two runs' knowledge: two
-# passes over 204 configurations on a 2-core machine differed by 3.6 % in the median, hence a
-# standard deviation of 3.6 % / (0.6745 · √2). It keeps two lucky repeats from claiming certainty.
-_PRIOR_LOG_SD = 0.038
-_PRIOR_FREEDOM = 2
+# Priors on the spread of runs, on the log scale: standard deviation, and the runs that it is worth.
+# They keep two lucky repeats from claiming certainty. Measured in turn, in one round: 10 pairs of
+# equal forked trials on a 2-core virtual machine, 3 s each in blocks of 0.25 s, differed by 3 %
+# (root mean square), hence 2.1 % for one of a pair.
+_PAIRED_LOG_SD, _PAIRED_FREEDOM = 0.021, 2
+# At different times: these pairs' own rates varied by 12 % over minutes; a quiet machine's do by
+# 2 or 3 %. This is in between.
+_REPEATED_LOG_SD, _REPEATED_FREEDOM = 0.05, 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,32 +103,73 @@ def cost_key(config: ThroughputConfig) -> tuple[int, ...]:
     )
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _MeanSquares:
+    """Analysis of variance of log rates in rounds: log rate = configuration + round + rest.
+
+    Source: Montgomery, "Design and Analysis of Experiments", randomised complete block design.
+    """
+
+    num_configs: int
+    num_rounds: int
+    of_rounds: float
+    of_rest: float
+
+    @classmethod
+    def of(cls, logs: Mapping[ThroughputConfig, Sequence[float]]) -> _MeanSquares:
+        """The mean squares; 0 where there is nothing to tell them from."""
+        table = np.array(list(logs.values()))
+        num_configs, num_rounds = table.shape
+        effects = table.mean(axis=0) - table.mean()
+        rest = table - table.mean(axis=1, keepdims=True) - effects
+        freedom = num_rounds - 1
+        rest_freedom = (num_configs - 1) * freedom
+        return cls(
+            num_configs=num_configs,
+            num_rounds=num_rounds,
+            of_rounds=num_configs * float((effects**2).sum()) / freedom if freedom else 0.0,
+            of_rest=float((rest**2).sum()) / rest_freedom if rest_freedom else 0.0,
+        )
+
+    @property
+    def rest_freedom(self) -> int:
+        """Degrees of freedom of the rest."""
+        return (self.num_configs - 1) * (self.num_rounds - 1)
+
+    @property
+    def repeated(self) -> tuple[float, float]:
+        """Variance between runs of one configuration in different rounds, and its freedom.
+
+        All configurations share a round's drift: many of them tell little more of it than one.
+        Source: Satterthwaite 1946, "An Approximate Distribution of Estimates of Variance
+        Components".
+        """
+        freedom = self.num_rounds - 1
+        shared = self.of_rounds / self.num_configs
+        own = self.of_rest * (self.num_configs - 1) / self.num_configs
+        total = shared + own
+        if not total:
+            return 0.0, float(freedom)
+        own_squared = own**2 / self.rest_freedom if self.rest_freedom else 0.0
+        return total, total**2 / (shared**2 / freedom + own_squared)
+
+
 def _compare(
     logs: Mapping[ThroughputConfig, Sequence[float]],
     means: Mapping[ThroughputConfig, float],
     best: ThroughputConfig,
     baseline: ThroughputConfig,
 ) -> Ratio:
-    """Interval from the residuals of the additive model log rate = configuration + round.
-
-    Bonferroni over the candidates, since the best was picked from among them.
-    Source: Montgomery, "Design and Analysis of Experiments", randomised complete block design.
-    """
-    num_rounds, num_configs = len(logs[baseline]), len(logs)
-    grand = sum(means.values()) / num_configs
-    effects = [
-        sum(values[index] for values in logs.values()) / num_configs - grand
-        for index in range(num_rounds)
-    ]
-    residuals = [
-        values[index] - means[config] - effects[index]
-        for config, values in logs.items()
-        for index in range(num_rounds)
-    ]
-    freedom = (num_configs - 1) * (num_rounds - 1)
-    sd, quantile = _spread(residuals, freedom, num_comparisons=num_configs - 1)
+    """Interval of a ratio; Bonferroni over the candidates, since the best was picked from them."""
+    squares = _MeanSquares.of(logs)
+    half_width = _half_width(
+        squares.of_rest,
+        squares.rest_freedom,
+        prior=(_PAIRED_LOG_SD, _PAIRED_FREEDOM),
+        num_comparisons=squares.num_configs - 1,
+        scale=2 / squares.num_rounds,
+    )
     difference = means[best] - means[baseline]
-    half_width = quantile * sd * math.sqrt(2 / num_rounds)
     return Ratio(
         ratio=math.exp(difference),
         low=math.exp(difference - half_width),
@@ -135,11 +180,16 @@ def _compare(
 def _predict(
     logs: Mapping[ThroughputConfig, Sequence[float]], means: Mapping[ThroughputConfig, float]
 ) -> dict[ThroughputConfig, Interval]:
-    """Prediction intervals, from the spread of repeats pooled over all configurations."""
-    residuals = [value - means[config] for config, values in logs.items() for value in values]
-    num_rounds = len(next(iter(logs.values())))
-    sd, quantile = _spread(residuals, len(logs) * (num_rounds - 1), num_comparisons=1)
-    half_width = quantile * sd * math.sqrt(1 + 1 / num_rounds)
+    """Bounds of one more run at another time, from the spread of repeats of all configurations."""
+    squares = _MeanSquares.of(logs)
+    variance, freedom = squares.repeated
+    half_width = _half_width(
+        variance,
+        freedom,
+        prior=(_REPEATED_LOG_SD, _REPEATED_FREEDOM),
+        num_comparisons=1,
+        scale=1 + 1 / squares.num_rounds,
+    )
     return {
         config: Interval(
             mean=math.exp(mean), low=math.exp(mean - half_width), high=math.exp(mean + half_width)
@@ -148,14 +198,21 @@ def _predict(
     }
 
 
-def _spread(
-    residuals: Sequence[float], freedom: int, *, num_comparisons: int
-) -> tuple[float, float]:
-    """Standard deviation behind the residuals, and Student's quantile for it."""
-    total = sum(residual**2 for residual in residuals)
+def _half_width(
+    variance: float,
+    freedom: float,
+    *,
+    prior: tuple[float, int],
+    num_comparisons: int,
+    scale: float,
+) -> float:
+    """Half the interval of something whose variance is `scale` times `variance`.
+
+    Source: moderated variances, Smyth 2004, "Linear Models and Empirical Bayes Methods".
+    """
+    prior_sd, prior_freedom = prior
+    total = freedom + prior_freedom
     # A spread that is larger than the prior's was seen, and is not talked down.
-    if total < freedom * _PRIOR_LOG_SD**2 or not freedom:
-        total += _PRIOR_FREEDOM * _PRIOR_LOG_SD**2
-        freedom += _PRIOR_FREEDOM
+    moderated = max(variance, (freedom * variance + prior_freedom * prior_sd**2) / total)
     tail = (1 - _CONFIDENCE) / 2 / num_comparisons
-    return math.sqrt(total / freedom), float(stdtrit(freedom, 1 - tail))
+    return float(stdtrit(total, 1 - tail)) * math.sqrt(moderated * scale)

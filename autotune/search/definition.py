@@ -51,6 +51,7 @@ class StudyDefinition:
         confirm_s: Seconds of steps in each confirming run.
         confirm_rounds: Confirming runs for each finalist and for the baseline.
         num_finalists: Configurations that are confirmed beside the baseline.
+        allow_busy: Whether to measure on a machine that other processes keep busy.
         start_deadline_s: Longest time from a start to the loop's first batch.
         seed: For samplers that draw, and for the order of confirming runs.
     """
@@ -64,11 +65,12 @@ class StudyDefinition:
     budget_s: _Seconds = 300.0
     max_trials: Annotated[int, Field(ge=1)] | None = None
     start_mode: StartMode | None = None
-    block_s: _Seconds = 0.5
-    max_blocks: Annotated[int, Field(ge=1, le=1000)] = 3
-    confirm_s: _Seconds = 3.0
+    block_s: _Seconds = 0.25
+    max_blocks: Annotated[int, Field(ge=1, le=1000)] = 6
+    confirm_s: _Seconds = 4.0
     confirm_rounds: Annotated[int, Field(ge=1, le=1000)] = 3
     num_finalists: Annotated[int, Field(ge=1, le=100)] = 3
+    allow_busy: bool = False
     start_deadline_s: _Seconds = 600.0
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 

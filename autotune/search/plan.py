@@ -9,8 +9,9 @@ from autotune.config import ThroughputConfig
 from autotune.machine import this_machine
 from autotune.measurement import StartMode
 from autotune.search.definition import StudyDefinition
-from autotune.search.visits import WARM_UP, Limits, run_through
+from autotune.search.visits import Limits, run_through, settling_s
 from autotune.space import Space, default_axes
+from autotune.trials.neighbours import QuietKeeper
 from autotune.trials.runner import Introduction, Runner
 
 
@@ -67,17 +68,20 @@ def try_out(definition: StudyDefinition, runner: Runner) -> tuple[Plan, Estimate
             first_step_deadline_s=definition.start_deadline_s,
             end_s=time.monotonic(),
         )
-        outcome = run_through(trial, definition, limits=limits)
+        outcome = run_through(trial, definition, limits=limits, keeper=QuietKeeper(0.0))
     sample_s = 1.0 / outcome.measurement.samples_per_s
 
     def visit_s(config: ThroughputConfig, num_blocks: int) -> float:
         step_s = config.batch_size * sample_s
-        warm_up_s = max(WARM_UP.min_s, WARM_UP.min_steps * step_s)
         start_s = 0.2 if runner.mode is StartMode.FORK else outcome.start_up_s
-        return start_s + warm_up_s + num_blocks * max(definition.block_s, step_s)
+        return start_s + settling_s(step_s) + num_blocks * max(definition.block_s, step_s)
 
     optimizer_step_s = outcome.measurement.seconds_per_optimizer_step
-    run_s = outcome.start_up_s + max(definition.confirm_s, optimizer_step_s)
+    run_s = (
+        outcome.start_up_s
+        + settling_s(outcome.measurement.seconds_per_step)
+        + max(definition.confirm_s, optimizer_step_s)
+    )
     fixed_s = run_s * (1 + definition.confirm_rounds * (1 + definition.num_finalists))
     without_workers = [config for config in plan.configurations if config.num_workers == 0]
     return plan, Estimate(

@@ -15,23 +15,16 @@ import psutil
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from autotune.blocks import Sample
 from autotune.config import ThroughputConfig
 from autotune.errors import BadInputError
-from autotune.measurement import (
-    Block,
-    Failure,
-    FailureCause,
-    Measurement,
-    Sample,
-    StartMode,
-    Usage,
-)
+from autotune.measurement import Failure, FailureCause, Measurement, StartMode
 from autotune.search.storage import open_storage, shown_url, sqlite_path
 from autotune.space import AXIS_NAMES
 from autotune.validation import validate
 
 # Of what is stored in a study; another number means that it cannot be read.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Phase(enum.StrEnum):
@@ -56,7 +49,7 @@ class TrialRecord:
         failure: Why there are none; None for a trial that still runs.
         samples: What was measured, block by block.
         start_up_s: From the request to the first batch handed to the loop.
-        duration_s: From the request for the trial to its last block, or to its failure.
+        duration_s: Seconds in which it was started or ran, or until it failed.
         started_at: When it was stored that the trial begins.
         round_number: Round of the confirmation.
         unit: Name of the script's own unit, None where samples count.
@@ -320,20 +313,15 @@ def _read(trial: FrozenTrial) -> TrialRecord:
         start_mode=StartMode(mode) if mode else None,
         measurement=measurement,
         failure=failure,
-        samples=tuple(_read_sample(raw) for raw in attributes.get("raw_samples", ())),
+        samples=tuple(
+            validate(Sample, raw, source=f"trial {trial.number}")
+            for raw in attributes.get("raw_samples", ())
+        ),
         start_up_s=attributes.get("start_up_s"),
         duration_s=attributes.get("duration_s"),
         started_at=trial.datetime_start,
         round_number=attributes.get("round_number"),
         unit=attributes.get("unit"),
-    )
-
-
-def _read_sample(raw: Mapping[str, Any]) -> Sample:
-    return Sample(
-        blocks=tuple(Block(**block) for block in raw["blocks"]),
-        usage=Usage(**raw["usage"]),
-        usable_cores=raw["usable_cores"],
     )
 
 

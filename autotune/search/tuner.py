@@ -2,37 +2,49 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import random
-import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 
+import psutil
+
 from autotune.best_config import MachineRecord
+from autotune.blocks import Interference
 from autotune.config import ThroughputConfig
-from autotune.errors import BadInputError, CommandError, NothingWorkedError
+from autotune.errors import BadInputError, BusyMachineError, CommandError, NothingWorkedError
 from autotune.machine import this_machine
 from autotune.measurement import FailureCause, StartMode, figure
 from autotune.search.answer import (
     Result,
     complete_rounds,
+    fork_differences,
     make_best_config,
     stored_result,
 )
+from autotune.search.bottleneck import diagnose
 from autotune.search.confirmation import choose
 from autotune.search.definition import StudyDefinition
 from autotune.search.knowledge import Knowledge
 from autotune.search.plan import Plan, make_plan
 from autotune.search.progress import Observer, Progress
 from autotune.search.proposals import make_proposer
+from autotune.search.recorder import Recorder
+from autotune.search.spread import BlockSpread
 from autotune.search.study import Outcome, Phase, StudyStore, TrialRecord
 from autotune.search.visits import Limits, run_through, visit
+from autotune.trials.neighbours import Load
 from autotune.trials.runner import Runner
 from autotune.trials.trial import Trial, TrialFailedError
 
 # A start that takes so many times as long as the baseline's is given up.
 _START_PATIENCE = 10.0
 _LEAST_START_DEADLINE_S = 30.0
+# A machine that is busy at the start is given so long to become quiet.
+_START_WAIT_S = 15.0
+# Of the free memory, what finalists that are open at once may take.
+_MEMORY_SHARE = 0.7
 
 
 class Tuner:
@@ -60,7 +72,7 @@ class Tuner:
         self._store = store
         self._runner = runner
         self._observer = observer
-        self._deadline_s = time.monotonic() + definition.budget_s
+        self._recorder = Recorder(definition, store=store, runner=runner, observer=observer)
 
     def run(self) -> Result:
         """Measure until the space is settled or the budget is spent, and choose.
@@ -69,7 +81,9 @@ class Tuner:
             CommandError: The baseline cannot be measured.
             NothingWorkedError: There was time for nothing beside the baseline.
             BadInputError: The study is of another command or machine, or an axis does not fit.
+            BusyMachineError: Other processes leave too little of the machine.
         """
+        self._check_load()
         try:
             trial = self._runner.start_default()
         except TrialFailedError as error:
@@ -87,6 +101,17 @@ class Tuner:
         )
         complete = self._search(plan, baseline)
         return self._answer(plan, baseline, complete)
+
+    def _check_load(self) -> None:
+        """Before anything is started, look at what else the machine is doing."""
+        keeper = self._recorder.keeper
+        if self._definition.allow_busy or keeper.wait(_START_WAIT_S):
+            return
+        load = keeper.last_load
+        if load is not None and load.is_too_high:
+            raise BusyMachineError(_too_busy(load))
+        if load is not None:
+            self._observer.note(f"note: {load}")
 
     def _plan(self) -> Plan:
         """What is to be searched; a study holds runs of one workload on one machine only.
@@ -131,14 +156,20 @@ class Tuner:
         """Measure the script as it is, in a fresh process: how training runs without tuning."""
         number = self._store.begin(plan.baseline, Phase.BASELINE)
         patience_s = self._definition.start_deadline_s
-        limits = Limits(step_s=None, first_step_deadline_s=patience_s, end_s=self._deadline_s)
+        recorder = self._recorder
         try:
-            outcome = run_through(trial, self._definition, limits=limits)
+            outcome = run_through(
+                trial,
+                self._definition,
+                limits=recorder.limits(plan.baseline),
+                keeper=recorder.keeper,
+            )
         except TrialFailedError as error:
-            self._store.fail(number, error.failure, trial.mode, trial.age_s)
+            self._store.fail(number, error.failure, trial.mode, trial.active_s)
             raise CommandError(error.explain("the baseline")) from error
         self._store.complete(number, outcome)
-        # From here on it is known what a start takes.
+        # From here on it is known what a start takes, and a step.
+        recorder.sample_s = 1 / outcome.measurement.samples_per_s
         self._runner.start_deadline_s = min(
             patience_s, max(_LEAST_START_DEADLINE_S, _START_PATIENCE * outcome.start_up_s)
         )
@@ -161,7 +192,7 @@ class Tuner:
                 return True
             if num_visits == self._definition.max_trials:
                 return False
-            if self._left_s() < self._confirmation_s(baseline):
+            if self._recorder.left_s < self._confirmation_s(baseline):
                 return False
             config = proposer.propose(candidates, knowledge.measured, knowledge.bound)
             self._visit(config, Phase.SEARCH, baseline, knowledge.incumbent)
@@ -193,41 +224,18 @@ class Tuner:
         self, config: ThroughputConfig, phase: Phase, baseline: TrialRecord, incumbent: float
     ) -> TrialRecord:
         def measure(trial: Trial, limits: Limits) -> Outcome:
-            return visit(trial, self._definition, incumbent=incumbent, limits=limits)
+            return visit(
+                trial,
+                self._definition,
+                incumbent=incumbent,
+                limits=limits,
+                keeper=self._recorder.keeper,
+            )
 
-        return self._run_trial(config, phase, self._runner.mode, baseline, measure)
-
-    def _run_trial(
-        self,
-        config: ThroughputConfig,
-        phase: Phase,
-        mode: StartMode,
-        baseline: TrialRecord,
-        measure: Callable[[Trial, Limits], Outcome],
-        **attributes: int,
-    ) -> TrialRecord:
-        """Start a trial, measure it, end it, and store what came of it."""
-        assert baseline.measurement is not None
-        limits = Limits(
-            step_s=config.batch_size / baseline.measurement.samples_per_s,
-            first_step_deadline_s=self._runner.start_deadline_s,
-            end_s=self._deadline_s,
-        )
-        number = self._store.begin(config, phase, **attributes)
-        started_s = time.monotonic()
-        try:
-            with self._runner.start(config, mode) as trial:
-                mode = trial.mode
-                outcome = measure(trial, limits)
-        except TrialFailedError as error:
-            self._store.fail(number, error.failure, mode, time.monotonic() - started_s)
-            self._observer.note(f"{config.summary}: {error.failure.cause}: {error}")
-        else:
-            self._store.complete(number, outcome)
-        return self._store.records()[number]
+        return self._recorder.run(config, phase, measure)
 
     def _confirm(self, plan: Plan, baseline: TrialRecord, complete: bool) -> list[TrialRecord]:
-        """Run finalists and baseline in fresh processes, in rounds of changing order."""
+        """Run finalists and baseline in fresh processes, side by side, in rounds."""
         knowledge = self._knowledge(plan)
         finalists = knowledge.finalists(plan.baseline, self._num_finalists(baseline))
         if not finalists and not complete:
@@ -236,39 +244,47 @@ class Tuner:
                 f"more with --budget (a run of the baseline alone took {_run_s(baseline):.0f} s"
                 + (", disturbed by other processes)" if _is_disturbed(baseline) else ")")
             )
-
-        def measure(trial: Trial, limits: Limits) -> Outcome:
-            return run_through(trial, self._definition, limits=limits)
-
-        order = [plan.baseline, *finalists]
-        shuffle = random.Random(self._definition.seed).shuffle
-        confirmed: list[TrialRecord] = []
+        configs = [plan.baseline, *finalists]
+        side_by_side = self._fit_together(configs)
+        how = "side by side" if side_by_side else "one after another, since memory is short"
         self._observer.note(
-            f"confirming {len(finalists)} finalists and the baseline in fresh processes"
+            f"confirming {len(finalists)} finalists and the baseline in fresh processes, {how}"
         )
+        shuffle = random.Random(self._definition.seed)
+        confirmed: list[TrialRecord] = []
         for number in range(1, self._definition.confirm_rounds + 1):
-            started_s = time.monotonic()
-            shuffle(order)
-            for config in tuple(order):
-                record = self._run_trial(
-                    config,
-                    Phase.CONFIRM,
-                    StartMode.FRESH,
-                    baseline,
-                    measure,
-                    round_number=number,
-                )
-                confirmed.append(record)
-                if record.failure is not None and config != plan.baseline:
-                    order.remove(config)
-                self._show(plan, baseline, knowledge, Phase.CONFIRM)
-            if self._left_s() < time.monotonic() - started_s:
+            left_s = self._recorder.left_s
+            found = self._recorder.run_round(
+                configs, number=number, side_by_side=side_by_side, shuffle=shuffle
+            )
+            confirmed += found
+            failed = {record.config for record in found if record.failure is not None}
+            configs = [c for c in configs if c == plan.baseline or c not in failed]
+            self._show(plan, baseline, knowledge, Phase.CONFIRM)
+            if self._recorder.left_s < left_s - self._recorder.left_s:
                 break
         return confirmed
 
+    def _fit_together(self, configs: Sequence[ThroughputConfig]) -> bool:
+        """Whether all of these may be in memory at once, by what their trials so far held.
+
+        GPUs have no room to spare as a rule, and torch's allocator gives nothing back: not there.
+        """
+        needed: dict[ThroughputConfig, int] = {}
+        for record in self._store.records():
+            found = record.measurement
+            if found is not None and record.config in configs:
+                if found.device_memory_bytes is not None:
+                    return False
+                needed[record.config] = max(
+                    needed.get(record.config, 0),
+                    found.peak_memory_bytes + found.shared_memory_bytes,
+                )
+        return sum(needed.values()) < _MEMORY_SHARE * psutil.virtual_memory().available
+
     def _num_finalists(self, baseline: TrialRecord) -> int:
         """As many as asked for, or as fit in the time that is left; at least one."""
-        num_runs = self._left_s() / (self._definition.confirm_rounds * _run_s(baseline))
+        num_runs = self._recorder.left_s / (self._definition.confirm_rounds * _run_s(baseline))
         return max(1, min(self._definition.num_finalists, int(num_runs) - 1))
 
     def _confirmation_s(self, baseline: TrialRecord) -> float:
@@ -279,15 +295,18 @@ class Tuner:
     def _answer(self, plan: Plan, baseline: TrialRecord, complete: bool) -> Result:
         # The host's memory and threads are no part of a fresh training run.
         self._runner.close()
-        runs = complete_rounds(self._confirm(plan, baseline, complete), plan.baseline)
+        confirmed = self._confirm(plan, baseline, complete)
+        runs = complete_rounds(confirmed, plan.baseline)
         if not runs:
             raise NothingWorkedError(
                 "the baseline failed in every round of the confirmation: see the causes with "
                 "`autotune show`"
             )
+        self._check_disturbance(runs)
         rates = {config: [record.units_per_s for record in found] for config, found in runs.items()}
+        choice = choose(rates, plan.baseline)
         best = make_best_config(
-            choose(rates, plan.baseline),
+            choice,
             runs,
             baseline=plan.baseline,
             definition=self._definition,
@@ -296,6 +315,8 @@ class Tuner:
         )
         knowledge = self._knowledge(plan)
         records = self._store.records()
+        searched = [r for r in records if r.phase in (Phase.SEARCH, Phase.PROBE)]
+        spread = BlockSpread.of(records)
         result = Result(
             best=best,
             num_configurations=len(plan.configurations),
@@ -308,6 +329,12 @@ class Tuner:
             ),
             num_disturbed=sum(r.measurement.num_disturbed for r in records if r.measurement),
             num_disturbed_runs=sum(_is_disturbed(run) for found in runs.values() for run in found),
+            disturbed_by=_disturbed_by(records, self._recorder.keeper.last_load),
+            waited_s=self._recorder.keeper.waited_s,
+            fork_differences=fork_differences(choice, records, (plan.baseline, best.config)),
+            baseline_bottleneck=diagnose(plan.baseline, runs[plan.baseline], searched),
+            bottleneck=diagnose(best.config, runs[best.config], searched),
+            unsteady=any(spread.is_unsteady(run) for run in runs[best.config]),
             config_path=self._store.facts["config_path"],
             start_mode=self._runner.mode,
             fresh_reason=self._runner.fresh_reason,
@@ -321,8 +348,29 @@ class Tuner:
         searched = {*plan.configurations, plan.baseline}
         return Knowledge.of(r for r in self._store.records() if r.config in searched)
 
-    def _left_s(self) -> float:
-        return self._deadline_s - time.monotonic()
+    def _check_disturbance(self, runs: Mapping[ThroughputConfig, Sequence[TrialRecord]]) -> None:
+        """Give no answer where others used so much of the machine that it would be worthless."""
+        if self._definition.allow_busy or not all(
+            _is_disturbed(run) for found in runs.values() for run in found
+        ):
+            return
+        blocks = [
+            block
+            for found in runs.values()
+            for run in found
+            for sample in run.samples
+            for block in sample.blocks
+        ]
+        seconds = sum(block.duration_s for block in blocks)
+        others_s = sum(block.other_cpu_s + block.stolen_s for block in blocks)
+        last = self._recorder.keeper.last_load
+        load = Load(
+            cores=others_s / seconds,
+            capacity_cores=blocks[0].capacity_cores,
+            neighbours=last.neighbours if last else (),
+        )
+        if load.is_too_high:
+            raise BusyMachineError(_too_busy(load))
 
     def _show(self, plan: Plan, baseline: TrialRecord, knowledge: Knowledge, phase: Phase) -> None:
         measured = knowledge.measured
@@ -335,7 +383,7 @@ class Tuner:
                 baseline=baseline.units_per_s,
                 best=measured.get(best, baseline.units_per_s),
                 best_config=best,
-                left_s=max(0.0, self._left_s()),
+                left_s=max(0.0, self._recorder.left_s),
                 phase=phase,
                 unit=_unit(baseline),
             )
@@ -356,8 +404,32 @@ def _unit(record: TrialRecord) -> str:
 
 
 def _is_disturbed(record: TrialRecord) -> bool:
-    """Whether other processes used the cores all the time that a trial was measured."""
-    return all(sample.disturbed for sample in record.samples)
+    """Whether not one block of a trial was undisturbed."""
+    return all(block.interference for sample in record.samples for block in sample.blocks)
+
+
+def _disturbed_by(records: Sequence[TrialRecord], load: Load | None) -> tuple[str, ...]:
+    """What disturbed blocks of a study, the most frequent first, by name where one is known."""
+    causes = collections.Counter(
+        cause.value
+        for record in records
+        for sample in record.samples
+        for block in sample.blocks
+        for cause in block.interference
+    )
+    named = tuple(str(neighbour) for neighbour in load.neighbours) if load else ()
+    found = [cause for cause, _ in causes.most_common()]
+    if named and Interference.OTHER_PROCESSES in found:
+        position = found.index(Interference.OTHER_PROCESSES)
+        found[position] = f"{found[position]} ({', '.join(named)})"
+    return tuple(found)
+
+
+def _too_busy(load: Load) -> str:
+    return (
+        f"the machine is too busy to measure on: {load}. Run the same command again when it is "
+        "quiet (what was measured is kept), or measure in spite of it with --allow-busy"
+    )
 
 
 def _run_s(baseline: TrialRecord) -> float:

@@ -1,6 +1,6 @@
 """How long a trial is measured: briefly in the search, longer where it decides.
 
-Samples that other processes disturbed are kept, and measured again within a bound.
+Blocks that something disturbed are kept, and measured again within a bound.
 """
 
 from __future__ import annotations
@@ -9,23 +9,31 @@ import dataclasses
 import math
 import time
 
-from autotune.measurement import Sample, summarise
+from autotune.blocks import BlockMode, BlockRequest, Probes, Sample
+from autotune.measurement import summarise
 from autotune.search.definition import StudyDefinition
 from autotune.search.study import Outcome
-from autotune.trials.trial import BlockRequest, Trial
+from autotune.trials.neighbours import QuietKeeper
+from autotune.trials.trial import Trial
 
-# The first steps pay for lazy initialisation, caches for new shapes and a growing allocator.
-WARM_UP = BlockRequest(min_s=0.1, min_steps=2)
+# About the longest time for a loop to reach its steady state.
+SETTLE_S = 1.0
+# The first step of all is taken to last as long as so many others.
+_FIRST_STEP = 3
 # A visit goes on while its rate is at least this share of the best one so far.
 _KEEPS_UP = 0.9
-# At most so many disturbed samples of a trial are measured again.
-_MAX_REPEATS = 2
+# That is not judged on less than this, nor on less than a block.
+_LEAST_VISIT_S = 0.5
+# At most so many disturbed blocks of a trial are measured again, for each that was asked for.
+MAX_REPEATS = 2
 # An answer that takes this many times as long as expected is given up.
 _PATIENCE = 20.0
 _LEAST_PATIENCE_S = 30.0
 # Once the time is up, what has begun may still take so many times as long as expected.
 _LATE_PATIENCE = 3.0
 _LEAST_LATE_PATIENCE_S = 10.0
+# The loader's workers are given so long to come to rest before an epoch is begun.
+_REST_S = 2.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +50,11 @@ class Limits:
     first_step_deadline_s: float
     end_s: float
 
+    @property
+    def are_reached(self) -> bool:
+        """Whether the time is up."""
+        return time.monotonic() > self.end_s
+
     def patience_s(self, expected_s: float) -> float:
         """Seconds after which an answer that should take `expected_s` is given up."""
         patience_s = max(_LEAST_PATIENCE_S, _PATIENCE * expected_s)
@@ -49,8 +62,129 @@ class Limits:
         return min(patience_s, max(left_s, _LATE_PATIENCE * expected_s, _LEAST_LATE_PATIENCE_S))
 
 
+class Run:
+    """One trial while it is measured, block by block.
+
+    Args:
+        trial: Ready, not yet asked for anything.
+        definition: Says how long a block is.
+        limits: What the trial may take.
+        whole: Whether blocks are whole optimizer steps, however long these are.
+    """
+
+    def __init__(
+        self, trial: Trial, definition: StudyDefinition, limits: Limits, *, whole: bool
+    ) -> None:
+        self.trial = trial
+        self.samples: list[Sample] = []
+        self.probes: Probes | None = None
+        self._definition = definition
+        self._limits = limits
+        accumulation = trial.config.gradient_accumulation_steps
+        # Batches arrive in patterns as long as there are workers, since they arrive in order.
+        period = 1 if whole else max(1, trial.config.num_workers)
+        self._request = BlockRequest(
+            min_s=definition.block_s,
+            multiple_of=math.lcm(accumulation, period),
+            cut_s=None if whole else 2 * definition.block_s,
+        )
+        self._settle()
+
+    @property
+    def block_s(self) -> float:
+        """About what a block takes."""
+        return max(self._request.min_s, self._request.multiple_of * self._step_s)
+
+    @property
+    def units_per_s(self) -> float:
+        """Throughput so far."""
+        return summarise(self.samples, self.trial.config).units_per_s
+
+    def measure(self) -> Sample:
+        """One more block; the caller decides whether it is kept in `samples`."""
+        return self._ask(self._request, self.block_s)
+
+    def measure_until(
+        self, num_blocks: int, keeper: QuietKeeper, *, least_units_per_s: float = 0.0
+    ) -> None:
+        """Blocks until so many were undisturbed, or the run is hopeless, or the time is up.
+
+        Args:
+            num_blocks: Undisturbed blocks wanted.
+            keeper: Waits for a quiet machine after a disturbed one.
+            least_units_per_s: A run below this is hopeless.
+        """
+        repeats_left = MAX_REPEATS
+        num_quiet = 0
+        judged_from = math.ceil(_LEAST_VISIT_S / self.block_s)
+        while num_quiet < num_blocks:
+            self.samples.append(self.measure())
+            if not self.samples[-1].disturbed:
+                num_quiet += 1
+            elif repeats_left:
+                repeats_left -= 1
+                keeper.wait()
+                continue
+            else:
+                return
+            hopeless = num_quiet >= judged_from and self.units_per_s < least_units_per_s
+            if hopeless or self._limits.are_reached:
+                return
+
+    def probe(self) -> None:
+        """Time the step and the loader, each by itself, and the start of an epoch."""
+        num_workers = max(1, self.trial.config.num_workers)
+        compute = dataclasses.replace(self._request, mode=BlockMode.COMPUTE)
+        load = dataclasses.replace(self._request, mode=BlockMode.LOAD, multiple_of=num_workers)
+        compute_sample = self._ask(compute, self.block_s)
+        load_sample = self._ask(load, self.block_s)
+        self.probes = Probes(
+            compute_units_per_s=compute_sample.blocks[0].units_per_s,
+            load_units_per_s=load_sample.blocks[0].units_per_s,
+            epoch_start_s=self.trial.begin_epoch(
+                limit_s=_REST_S, deadline_s=self._limits.patience_s(_REST_S + self.block_s)
+            ),
+        )
+
+    def outcome(self) -> Outcome:
+        """What is to be stored."""
+        assert self.trial.start_up_s is not None
+        return Outcome(
+            measurement=summarise(
+                self.samples,
+                self.trial.config,
+                steps_per_epoch=self.trial.steps_per_epoch,
+                probes=self.probes,
+            ),
+            samples=self.samples,
+            start_mode=self.trial.mode,
+            start_up_s=self.trial.start_up_s,
+            duration_s=self.trial.active_s,
+            unit=self.trial.unit,
+        )
+
+    def _settle(self) -> None:
+        request = dataclasses.replace(self._request, num_blocks=0, settle_s=SETTLE_S)
+        limits = self._limits
+        patience_s = limits.first_step_deadline_s
+        if limits.step_s is not None:
+            patience_s = limits.patience_s(settling_s(limits.step_s))
+        sample = self.trial.measure(request, deadline_s=patience_s)
+        assert sample.settling is not None
+        self.samples.append(sample)
+        self._step_s = sample.settling.step_s
+
+    def _ask(self, request: BlockRequest, expected_s: float) -> Sample:
+        return self.trial.measure(request, deadline_s=self._limits.patience_s(expected_s))
+
+
 def visit(
-    trial: Trial, definition: StudyDefinition, *, incumbent: float, limits: Limits
+    trial: Trial,
+    definition: StudyDefinition,
+    *,
+    incumbent: float,
+    limits: Limits,
+    keeper: QuietKeeper,
 ) -> Outcome:
     """Measure briefly: a block, and further ones while it keeps up with the incumbent.
 
@@ -59,91 +193,37 @@ def visit(
         definition: Says how long a block is and how many there may be.
         incumbent: Units per second of the best configuration so far, 0 for none.
         limits: What the trial may take.
+        keeper: Waits for a quiet machine.
     """
-    step_s = _warm_up(trial, definition, limits)
-    accumulation = trial.config.gradient_accumulation_steps
-    request = BlockRequest(
-        min_s=definition.block_s,
-        multiple_of=accumulation if _is_affordable(trial, definition, step_s) else 1,
-        lead_in_s=definition.block_s,
-    )
-    patience_s = limits.patience_s(_expected_s(request, step_s))
-    samples: list[Sample] = []
-    for _ in range(definition.max_blocks + _MAX_REPEATS):
-        samples.append(trial.measure(request, deadline_s=patience_s))
-        num_quiet = sum(not sample.disturbed for sample in samples)
-        measurement = summarise(samples, gradient_accumulation_steps=accumulation)
-        told = num_quiet > 0 or len(samples) > _MAX_REPEATS
-        hopeless = told and measurement.units_per_s < _KEEPS_UP * incumbent
-        late = time.monotonic() > limits.end_s
-        if hopeless or late or num_quiet == definition.max_blocks:
-            break
-    return _outcome(trial, samples)
+    run = Run(trial, definition, limits, whole=False)
+    run.measure_until(definition.max_blocks, keeper, least_units_per_s=_KEEPS_UP * incumbent)
+    return run.outcome()
 
 
-def run_through(trial: Trial, definition: StudyDefinition, *, limits: Limits) -> Outcome:
-    """Measure longer and without a pause, in whole optimizer steps, as training runs.
+def run_through(
+    trial: Trial,
+    definition: StudyDefinition,
+    *,
+    limits: Limits,
+    keeper: QuietKeeper,
+    probed: bool = False,
+) -> Outcome:
+    """Measure longer, in whole optimizer steps, as training runs.
 
     Args:
         trial: Ready, not yet asked for anything.
         definition: Says how long to measure.
         limits: What the trial may take.
+        keeper: Waits for a quiet machine.
+        probed: Whether step and loader are timed by themselves as well.
     """
-    step_s = _warm_up(trial, definition, limits)
-    accumulation = trial.config.gradient_accumulation_steps
-    request = BlockRequest(
-        num_blocks=math.ceil(definition.confirm_s / max(definition.block_s, accumulation * step_s)),
-        min_s=definition.block_s,
-        multiple_of=accumulation,
-        lead_in_s=definition.confirm_s,
-    )
-    patience_s = limits.patience_s(_expected_s(request, step_s))
-    samples = [trial.measure(request, deadline_s=patience_s)]
-    while (
-        samples[-1].disturbed and len(samples) <= _MAX_REPEATS and time.monotonic() < limits.end_s
-    ):
-        samples.append(trial.measure(request, deadline_s=patience_s))
-    return _outcome(trial, samples)
+    run = Run(trial, definition, limits, whole=True)
+    run.measure_until(math.ceil(definition.confirm_s / run.block_s), keeper)
+    if probed:
+        run.probe()
+    return run.outcome()
 
 
-def _warm_up(trial: Trial, definition: StudyDefinition, limits: Limits) -> float:
-    """Run the first steps, the first optimizer step too if that is cheap; gives a step's time."""
-    patience_s = limits.first_step_deadline_s
-    if limits.step_s is not None:
-        patience_s = limits.patience_s(WARM_UP.min_s + WARM_UP.min_steps * limits.step_s)
-    step_s = _step_s(trial.measure(WARM_UP, deadline_s=patience_s))
-    # The first step is no measure of those that follow.
-    accumulation = trial.config.gradient_accumulation_steps
-    num_steps = accumulation if _is_affordable(trial, definition, step_s) else 1
-    again = BlockRequest(min_s=0.0, min_steps=num_steps)
-    patience_s = limits.patience_s(num_steps * step_s)
-    return min(step_s, _step_s(trial.measure(again, deadline_s=patience_s)))
-
-
-def _step_s(sample: Sample) -> float:
-    block = sample.blocks[-1]
-    return block.duration_s / block.num_steps
-
-
-def _is_affordable(trial: Trial, definition: StudyDefinition, step_s: float) -> bool:
-    """Whether a whole optimizer step takes not much longer than a block."""
-    return trial.config.gradient_accumulation_steps * step_s <= 2 * definition.block_s
-
-
-def _expected_s(request: BlockRequest, step_s: float) -> float:
-    steps_s = (request.multiple_of + request.min_steps) * step_s
-    return request.num_blocks * max(request.min_s, steps_s) + request.lead_in_s
-
-
-def _outcome(trial: Trial, samples: list[Sample]) -> Outcome:
-    assert trial.start_up_s is not None
-    return Outcome(
-        measurement=summarise(
-            samples, gradient_accumulation_steps=trial.config.gradient_accumulation_steps
-        ),
-        samples=samples,
-        start_mode=trial.mode,
-        start_up_s=trial.start_up_s,
-        duration_s=trial.age_s,
-        unit=trial.unit,
-    )
+def settling_s(step_s: float) -> float:
+    """About what settling takes with steps that take so long."""
+    return SETTLE_S + (_FIRST_STEP + 1) * step_s

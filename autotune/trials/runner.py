@@ -14,7 +14,6 @@ from typing import ClassVar, NoReturn, Self
 from autotune.channel import CHANNEL_VARIABLE, Channel, ChannelClosedError, Listener, Message
 from autotune.config import ThroughputConfig
 from autotune.errors import BadInputError
-from autotune.machine import usable_cores
 from autotune.measurement import Failure, FailureCause, StartMode
 from autotune.trials.groups import ProcessGroups
 from autotune.trials.trial import (
@@ -116,7 +115,6 @@ class Runner:
         self._listener = listener
         self._fork_host: _Host | None = None
         self._num_starts = 0
-        self._usable_cores = usable_cores()
 
     @property
     def mode(self) -> StartMode:
@@ -194,7 +192,7 @@ class Runner:
             output=host.output,
             end=lambda grace_s: self._end_host(host, grace_s),
         )
-        return Trial(host.channel, chosen, origin, StartMode.FRESH, self._usable_cores)
+        return Trial(host.channel, chosen, origin, StartMode.FRESH)
 
     def _bring_up_fork_host(self) -> bool:
         """Whether a host is there that can be forked; starts one where none is."""
@@ -235,7 +233,7 @@ class Runner:
             output=output,
             end=lambda grace_s: self._end_fork(host, pid, grace_s),
         )
-        return Trial(channel, config, origin, StartMode.FORK, self._usable_cores)
+        return Trial(channel, config, origin, StartMode.FORK)
 
     def _raise_host_gone(self, host: _Host, error: Exception) -> NoReturn:
         """The host died between two trials; the next start brings up another one."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import re
 import signal
 import time
@@ -11,11 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Self
 
+from autotune.blocks import BlockMode, BlockRequest, Sample
 from autotune.channel import Channel, ChannelClosedError, Message
 from autotune.config import ThroughputConfig
 from autotune.errors import AutotuneError
-from autotune.measurement import Block, Failure, FailureCause, Sample, StartMode
-from autotune.trials.usage import UsageMeter
+from autotune.measurement import Failure, FailureCause, StartMode
+from autotune.trials.memory import TreeMemory
 from autotune.validation import validate
 
 MAX_OUTPUT_LINES = 30
@@ -38,25 +41,6 @@ class TrialFailedError(AutotuneError):
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class BlockRequest:
-    """What a trial is asked to time, without a pause between the blocks.
-
-    Attributes:
-        num_blocks: How many blocks.
-        min_s: Shortest duration of a block.
-        min_steps: Fewest steps in a block.
-        multiple_of: The number of steps in a block is a multiple of this.
-        lead_in_s: Most seconds spent on uncounted steps until the prefetch buffer is steady.
-    """
-
-    num_blocks: int = 1
-    min_s: float
-    min_steps: int = 1
-    multiple_of: int = 1
-    lead_in_s: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class TrialOrigin:
     """How a trial came to be: what its owner needs to watch it and to end it.
 
@@ -75,30 +59,34 @@ class TrialOrigin:
 
 
 class Trial:
-    """A process of the user's that stands in `autotune.steps` and waits to be asked."""
+    """A process of the user's that stands in `autotune.steps` and waits to be asked.
+
+    Between two requests its whole process group is stopped (SIGSTOP). So its loader's workers
+    neither refill their buffers, which would flatter the next block, nor take CPU time from
+    another trial that is measured meanwhile: several can be open at once, and be asked in turn.
+
+    Attributes:
+        config: What runs.
+        mode: How it was started.
+        unit: Name of the unit that the script counts; None for samples.
+        steps_per_epoch: Length of the script's loader, where it has one.
+        start_up_s: From the request for the trial to the first batch handed to its loop.
+        active_s: Seconds in which it was started or ran; it does not count while it is stopped.
+    """
 
     def __init__(
-        self,
-        channel: Channel,
-        config: ThroughputConfig,
-        origin: TrialOrigin,
-        mode: StartMode,
-        usable_cores: int,
+        self, channel: Channel, config: ThroughputConfig, origin: TrialOrigin, mode: StartMode
     ) -> None:
         self.config = config
         self.mode = mode
         self.unit: str | None = None
+        self.steps_per_epoch: int | None = None
         self.start_up_s: float | None = None
+        self.active_s = 0.0
         self._channel = channel
         self._origin = origin
-        self._usable_cores = usable_cores
-        self._meter = UsageMeter(origin.root_pid, usable_cores)
+        self._memory = TreeMemory(origin.root_pid)
         self._ended = False
-
-    @property
-    def age_s(self) -> float:
-        """Seconds since the trial was asked for."""
-        return time.monotonic() - self._origin.requested_at_s
 
     def wait_until_ready(self, deadline_s: float) -> None:
         """Wait until the loop asks for its first batch.
@@ -106,25 +94,60 @@ class Trial:
         Raises:
             TrialFailedError: It did not within `deadline_s` seconds, or failed before.
         """
-        self.unit = self._expect("ready", deadline_s, "call autotune.steps").get("unit")
+        with self._memory.running():
+            message = self._expect("ready", deadline_s, "call autotune.steps")
+        self._signal(signal.SIGSTOP)
+        self.active_s = time.monotonic() - self._origin.requested_at_s
+        self.unit = message.get("unit")
+        self.steps_per_epoch = message.get("steps_per_epoch")
 
     def measure(self, request: BlockRequest, *, deadline_s: float) -> Sample:
-        """The blocks asked for, and what the machine did while they ran.
+        """The blocks asked for, and the memory that the trial held then.
 
         Raises:
             TrialFailedError: It failed, or did not answer within `deadline_s` seconds.
         """
-        before = self._meter.read()
-        try:
-            self._channel.send(**dataclasses.asdict(request))
-        except ChannelClosedError:
-            self._raise_ended()
-        message = self._expect("blocks", deadline_s, "finish a block of steps")
-        usage = self._meter.usage_since(before)
-        blocks = tuple(validate(Block, block, source="trial") for block in message["blocks"])
-        if self.start_up_s is None:
-            self.start_up_s = blocks[0].first_batch_at_s - self._origin.requested_at_s
-        return Sample(blocks=blocks, usage=usage, usable_cores=self._usable_cores)
+        answer = self._ask(request, deadline_s)
+        settling = answer.get("settling")
+        found = {
+            "blocks": answer["blocks"],
+            "settling": settling,
+            "memory_bytes": self._memory.peak_bytes(),
+            "shared_memory_bytes": self._memory.shared_bytes,
+            "device_memory_bytes": answer["device_memory_bytes"],
+        }
+        sample = validate(Sample, found, source="trial")
+        if self.start_up_s is None and sample.settling is not None:
+            self.start_up_s = sample.settling.first_batch_at_s - self._origin.requested_at_s
+        return sample
+
+    def begin_epoch(self, *, limit_s: float, deadline_s: float) -> float | None:
+        """Seconds from asking the loader for a new epoch to its first batch; None if it has none.
+
+        Args:
+            limit_s: Longest time for the loader's workers to come to rest before.
+            deadline_s: As for `measure`.
+        """
+        answer = self._ask(BlockRequest(mode=BlockMode.EPOCH, min_s=limit_s), deadline_s)
+        seconds = answer.get("epoch_start_s")
+        return None if seconds is None else float(seconds)
+
+    def _ask(self, request: BlockRequest, deadline_s: float) -> Message:
+        start_s = time.monotonic()
+        with self._memory.running():
+            self._signal(signal.SIGCONT)
+            try:
+                self._channel.send(**dataclasses.asdict(request))
+            except ChannelClosedError:
+                self._raise_ended()
+            answer = self._expect("blocks", deadline_s, "finish a block of steps")
+            self._signal(signal.SIGSTOP)
+        self.active_s += time.monotonic() - start_s
+        return answer
+
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._origin.root_pid, number)
 
     def close(self) -> None:
         """End the trial, its workers included."""

@@ -1,0 +1,180 @@
+"""What a trial is asked to time, and what it answers: blocks of consecutive steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+
+# Others disturb a block when they use more cores than this, or than that share of those that the
+# trial may use. Threads meet at barriers: one that is descheduled stalls all, so the limit is low.
+# A quiet 2-core machine was seen at 0.006 cores in the mean and 0.06 at most.
+_OTHERS_CORES, _OTHERS_SHARE = 0.1, 0.02
+# They do not disturb where at least this many cores are left over for them.
+_SPARE_CORES = 1.0
+# Shares of a block's time in which the trial was held up by other means.
+_STOLEN_SHARE, _THROTTLED_SHARE, _PRESSURE_SHARE = 0.05, 0.05, 0.05
+# A quota that the trial itself uses up throttles it in training too; that is no disturbance.
+_OWN_QUOTA_SHARE = 0.9
+
+
+class Interference(enum.StrEnum):
+    """What held a block up that is no part of the training."""
+
+    OTHER_PROCESSES = "other processes"
+    HYPERVISOR = "time stolen by the hypervisor"
+    QUOTA = "a quota used up by others"
+    MEMORY = "memory pressure"
+
+
+class BlockMode(enum.StrEnum):
+    """What a trial is asked to do while it is timed."""
+
+    TRAIN = "train"
+    COMPUTE = "compute"
+    LOAD = "load"
+    EPOCH = "epoch"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class BlockRequest:
+    """What a trial is asked to time, without a pause between the blocks.
+
+    Attributes:
+        mode: TRAIN feeds the loop from its loader; COMPUTE feeds it the same few batches again
+            and again; LOAD takes batches and gives the loop none; EPOCH times one restart of the
+            loader, and no block.
+        num_blocks: How many blocks; may be 0, for settling alone.
+        min_s: Shortest duration of a block.
+        multiple_of: The number of steps in a block is a multiple of this,
+        cut_s: unless the block has lasted so long; None for never.
+        settle_s: About the longest time spent on uncounted steps until the loop is in its steady
+            state; 0 for a loop that is in it already.
+    """
+
+    mode: BlockMode = BlockMode.TRAIN
+    num_blocks: int = 1
+    min_s: float
+    multiple_of: int = 1
+    cut_s: float | None = None
+    settle_s: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A run of consecutive training steps, timed in the training process.
+
+    Attributes:
+        num_steps: Micro-steps, that is batches handed to the loop.
+        num_samples: Samples in them.
+        num_units: Units in them, as the script counts them (samples where it does not say).
+        duration_s: From the first request for a batch to the end of the last step.
+        wait_s: The part of it that the loop waited for the loader.
+        ready_change: Batches that the loader held ready at the end, less those at the start.
+        num_epoch_ends: Times that the data ended and began again.
+        epoch_end_s: The part of `wait_s` that these took, up to the first batch after each.
+        capacity_cores: Cores that the trial may use: affinity and cgroup quotas applied.
+        cpu_s: CPU seconds of the trial's process tree, exited loader workers included.
+        wait_cpu_s: CPU seconds of the training process alone while it waited for the loader.
+        other_cpu_s: CPU seconds that others used of the trial's capacity.
+        stolen_s: Seconds that a hypervisor took from the cores, summed over them.
+        throttled_s: Seconds that a cgroup's quota held its processes up.
+        pressure_s: Seconds in which some process of the machine or cgroup waited for memory.
+    """
+
+    num_steps: int
+    num_samples: int
+    num_units: float
+    duration_s: float
+    wait_s: float
+    ready_change: int = 0
+    num_epoch_ends: int = 0
+    epoch_end_s: float = 0.0
+    capacity_cores: float = 1.0
+    cpu_s: float = 0.0
+    wait_cpu_s: float = 0.0
+    other_cpu_s: float = 0.0
+    stolen_s: float = 0.0
+    throttled_s: float = 0.0
+    pressure_s: float = 0.0
+
+    @property
+    def units_per_s(self) -> float:
+        """Throughput of the block by itself."""
+        return self.num_units / self.duration_s
+
+    @property
+    def interference(self) -> tuple[Interference, ...]:
+        """What disturbed the block; nothing where its figures can be trusted."""
+        others = self.other_cpu_s / self.duration_s
+        own = self.cpu_s / self.duration_s
+        limit = max(_OTHERS_CORES, _OTHERS_SHARE * self.capacity_cores)
+        crowded = self.capacity_cores - own - others < _SPARE_CORES
+        throttled = self.throttled_s > _THROTTLED_SHARE * self.duration_s
+        found = {
+            Interference.OTHER_PROCESSES: others > limit and crowded,
+            Interference.HYPERVISOR: self.stolen_s > _STOLEN_SHARE * self.duration_s,
+            Interference.QUOTA: throttled and own < _OWN_QUOTA_SHARE * self.capacity_cores,
+            Interference.MEMORY: self.pressure_s > _PRESSURE_SHARE * self.duration_s,
+        }
+        return tuple(cause for cause, applies in found.items() if applies)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Settling:
+    """The steps before the first block, which are not counted.
+
+    Attributes:
+        num_steps: How many.
+        duration_s: What they took, the first step included.
+        first_batch_at_s: Monotonic time at which the first batch was handed to the loop.
+        step_s: Seconds per step in the last of them.
+        settled: Whether the loop stopped getting faster within the time given.
+        num_discarded: Batches thrown away because more were ready than would be in steady state.
+    """
+
+    num_steps: int
+    duration_s: float
+    first_batch_at_s: float
+    step_s: float
+    settled: bool
+    num_discarded: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """What a trial answered to one request, and the memory that it held then.
+
+    Attributes:
+        blocks: Consecutive blocks.
+        settling: The uncounted steps before them, where the request asked for settling.
+        memory_bytes: Peak memory of the process tree so far (see `trials.memory`).
+        shared_memory_bytes: Of `/dev/shm`, what is used beyond what was at the trial's start.
+        device_memory_bytes: Peak memory reserved on the GPU; None where none is used.
+    """
+
+    blocks: tuple[Block, ...]
+    settling: Settling | None = None
+    memory_bytes: int = 0
+    shared_memory_bytes: int = 0
+    device_memory_bytes: int | None = None
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether any of its blocks was disturbed."""
+        return any(block.interference for block in self.blocks)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Probes:
+    """The two halves of a loop, each by itself, and the cost of an epoch's end.
+
+    Attributes:
+        compute_units_per_s: Throughput of the step when a batch costs nothing.
+        load_units_per_s: Throughput of the loader when the step costs nothing.
+        epoch_start_s: From asking for a new epoch to its first batch; None where the data cannot
+            be read again.
+    """
+
+    compute_units_per_s: float
+    load_units_per_s: float
+    epoch_start_s: float | None = None

@@ -1,0 +1,157 @@
+"""What the machine and a trial's processes have used so far, read at the edges of blocks.
+
+The training process reads them itself, between two blocks, so that they cover exactly the time
+that is measured; the coordinator sleeps meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from autotune import cgroup
+from autotune.machine import affinity, capacity_cores
+
+_MEMORY_PRESSURE = Path("/proc/pressure/memory")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    """Seconds since some fixed start. See `blocks.Block` for what each of them means."""
+
+    at_s: float
+    tree_cpu_s: float
+    busy_s: float
+    stolen_s: float
+    throttled_s: float
+    group_cpu_s: float | None
+    pressure_s: float
+
+
+class CounterReader:
+    """Reads the counters for the process tree that this process belongs to.
+
+    The tree is everything below the leader of its session, which is what the coordinator started:
+    this process and its loader workers, or a launcher with several ranks.
+    """
+
+    def __init__(self) -> None:
+        self.capacity_cores = capacity_cores()
+        self._cores = affinity()
+        self._tree_cpu = TreeCpu(os.getsid(0))
+
+    def find_processes(self) -> None:
+        """Look for processes of the tree; slow, so never close to a block."""
+        self._tree_cpu.find_processes()
+
+    def read(self) -> Counters:
+        """The counters now."""
+        busy_s, stolen_s = machine_cpu_s(self._cores)
+        return Counters(
+            at_s=time.monotonic(),
+            tree_cpu_s=self._tree_cpu.read(),
+            busy_s=busy_s,
+            stolen_s=stolen_s,
+            throttled_s=cgroup.throttled_s(),
+            group_cpu_s=cgroup.cpu_used_s(),
+            pressure_s=_memory_pressure_s(),
+        )
+
+    def used_between(self, start: Counters, end: Counters) -> dict[str, float]:
+        """What was used between two readings, by the names of `Block`'s attributes."""
+        cpu_s = end.tree_cpu_s - start.tree_cpu_s
+        # Under a quota others may use the cores that are left without disturbing anybody.
+        spare_s = (len(self._cores) - self.capacity_cores) * (end.at_s - start.at_s)
+        others_s = [end.busy_s - start.busy_s - cpu_s - spare_s]
+        if start.group_cpu_s is not None and end.group_cpu_s is not None:
+            others_s.append(end.group_cpu_s - start.group_cpu_s - cpu_s)
+        return {
+            "capacity_cores": self.capacity_cores,
+            "cpu_s": cpu_s,
+            # The counters tick independently: their difference may fall below zero.
+            "other_cpu_s": max(0.0, *others_s),
+            "stolen_s": end.stolen_s - start.stolen_s,
+            "throttled_s": end.throttled_s - start.throttled_s,
+            "pressure_s": end.pressure_s - start.pressure_s,
+        }
+
+
+class TreeCpu:
+    """CPU seconds of the process tree below `root_pid`, of which this process is a part."""
+
+    def __init__(self, root_pid: int) -> None:
+        self._root_pid = root_pid
+        self._pids: set[int] = set()
+        self._children: set[int] = set()
+        self._last_s: dict[int, float] = {}
+
+    def find_processes(self) -> None:
+        """Look for the tree's processes, which means going through all of the machine's."""
+        with contextlib.suppress(psutil.Error):
+            root = psutil.Process(self._root_pid)
+            processes = [root, *root.children(recursive=True)]
+            self._pids = {process.pid for process in processes} - {os.getpid()}
+            self._children |= {p.pid for p in processes if p.ppid() == os.getpid()}
+
+    def read(self) -> float:
+        """CPU seconds so far. Workers that an epoch started since the last look are seen too."""
+        workers = {child.pid for child in multiprocessing.active_children() if child.pid}
+        self._pids |= workers
+        self._children |= workers
+        for pid in tuple(self._pids):
+            try:
+                self._last_s[pid] = process_cpu_s(pid)
+            except (OSError, psutil.Error):
+                self._pids.discard(pid)
+                if pid in self._children:
+                    # A child that has ended counts among the reaped ones below.
+                    self._last_s.pop(pid, None)
+        reaped = resource.getrusage(resource.RUSAGE_CHILDREN)
+        own_s = time.process_time() + reaped.ru_utime + reaped.ru_stime
+        return own_s + sum(self._last_s.values())
+
+
+def process_cpu_s(pid: int) -> float:
+    """CPU seconds of one process, its ended threads included.
+
+    On Linux this asks the process's own clock, which takes half a microsecond and is exact, where
+    /proc counts in hundredths of a second. Source: clock_getcpuclockid(3); the kernel's encoding
+    of a process's clock is in include/linux/posix-timers_types.h (MAKE_PROCESS_CPUCLOCK).
+
+    Raises:
+        OSError: There is no such process.
+        psutil.Error: The same, on other systems.
+    """
+    if sys.platform == "linux":
+        return time.clock_gettime((~pid << 3) | 2)
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
+
+
+def machine_cpu_s(cores: frozenset[int]) -> tuple[float, float]:
+    """Seconds that some cores were busy, and seconds that a hypervisor took from them."""
+    idle_fields = ("idle", "iowait", "steal", "guest", "guest_nice")  # guest is part of user
+    per_core = psutil.cpu_times(percpu=True)
+    mine = [per_core[core]._asdict() for core in cores if core < len(per_core)]
+    busy_s = sum(value for core in mine for name, value in core.items() if name not in idle_fields)
+    return busy_s, sum(core.get("steal", 0.0) for core in mine)
+
+
+def _memory_pressure_s() -> float:
+    """Seconds so far in which at least one process waited for memory; 0 where nobody counts.
+
+    Source: https://docs.kernel.org/accounting/psi.html (total= is in microseconds).
+    """
+    try:
+        text = _MEMORY_PRESSURE.read_text()
+        return int(text.split("\n")[0].rpartition("total=")[2]) * 1e-6
+    except (OSError, ValueError):
+        return 0.0

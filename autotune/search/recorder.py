@@ -1,0 +1,126 @@
+"""Runs trials and stores what came of each, whatever that was."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+
+from autotune.config import ThroughputConfig
+from autotune.measurement import Failure, StartMode
+from autotune.search.definition import StudyDefinition
+from autotune.search.progress import Observer
+from autotune.search.rounds import RoundPlan, measure_round
+from autotune.search.study import Outcome, Phase, StudyStore, TrialRecord
+from autotune.search.visits import Limits
+from autotune.trials.neighbours import QuietKeeper
+from autotune.trials.runner import Runner
+from autotune.trials.trial import Trial, TrialFailedError
+
+# Of the budget, what may be spent on waiting for other processes to leave the cores alone.
+_WAITING_SHARE = 0.35
+
+
+class Recorder:
+    """Starts, measures and ends trials, and keeps them in a study.
+
+    Attributes:
+        keeper: Waits for a quiet machine.
+        sample_s: Seconds that a sample takes with the baseline; None until that is known.
+
+    Args:
+        definition: How long to measure.
+        store: Where trials are kept.
+        runner: Starts them.
+        observer: Is told of failures.
+    """
+
+    def __init__(
+        self,
+        definition: StudyDefinition,
+        *,
+        store: StudyStore,
+        runner: Runner,
+        observer: Observer,
+    ) -> None:
+        waiting_s = 0.0 if definition.allow_busy else _WAITING_SHARE * definition.budget_s
+        self.keeper = QuietKeeper(waiting_s)
+        self.sample_s: float | None = None
+        self._definition = definition
+        self._store = store
+        self._runner = runner
+        self._observer = observer
+        self._deadline_s = time.monotonic() + definition.budget_s
+
+    @property
+    def left_s(self) -> float:
+        """Seconds of the budget that are left."""
+        return self._deadline_s - time.monotonic()
+
+    def limits(self, config: ThroughputConfig) -> Limits:
+        """What a trial of `config` may take."""
+        return Limits(
+            step_s=None if self.sample_s is None else config.batch_size * self.sample_s,
+            first_step_deadline_s=self._runner.start_deadline_s,
+            end_s=self._deadline_s,
+        )
+
+    def run(
+        self,
+        config: ThroughputConfig,
+        phase: Phase,
+        measure: Callable[[Trial, Limits], Outcome],
+    ) -> TrialRecord:
+        """One trial by itself, started as trials of the search are."""
+        number = self._store.begin(config, phase)
+        mode = self._runner.mode
+        started_s = time.monotonic()
+        found: Outcome | Failure
+        try:
+            with self._runner.start(config, mode) as trial:
+                mode = trial.mode
+                found = measure(trial, self.limits(config))
+        except TrialFailedError as error:
+            found = error.failure
+        return self._keep(number, found, mode, time.monotonic() - started_s)
+
+    def run_round(
+        self,
+        configs: Sequence[ThroughputConfig],
+        *,
+        number: int,
+        side_by_side: bool,
+        shuffle: random.Random,
+    ) -> list[TrialRecord]:
+        """One round of the confirmation: a fresh process for each configuration."""
+        numbers: dict[ThroughputConfig, int] = {}
+        started_s = time.monotonic()
+
+        def start(config: ThroughputConfig) -> Trial:
+            numbers[config] = self._store.begin(config, Phase.CONFIRM, round_number=number)
+            return self._runner.start(config, StartMode.FRESH)
+
+        plan = RoundPlan(
+            definition=self._definition,
+            limits_of=self.limits,
+            keeper=self.keeper,
+            side_by_side=side_by_side,
+        )
+        found = measure_round(configs, start, plan, shuffle)
+        duration_s = time.monotonic() - started_s
+        return [
+            self._keep(numbers[config], result, StartMode.FRESH, duration_s)
+            for config, result in found.items()
+        ]
+
+    def _keep(
+        self, number: int, found: Outcome | Failure, mode: StartMode, duration_s: float
+    ) -> TrialRecord:
+        if isinstance(found, Failure):
+            self._store.fail(number, found, mode, duration_s)
+            record = self._store.records()[number]
+            self._observer.note(f"{record.config.summary}: {found.cause}: {found.message}")
+        else:
+            self._store.complete(number, found)
+            record = self._store.records()[number]
+        return record

@@ -1,0 +1,136 @@
+"""A round of the confirmation: configurations live side by side, measured block by block in turn.
+
+On a shared machine speed drifts within seconds. Blocks that follow each other closely share the
+drift, and it cancels in their ratio; runs one after another do not. A fresh process for each
+configuration in each round shows what differs from process to process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import math
+import random
+from collections.abc import Callable, Sequence
+
+from autotune.blocks import Sample
+from autotune.config import ThroughputConfig
+from autotune.measurement import Failure
+from autotune.search.definition import StudyDefinition
+from autotune.search.study import Outcome
+from autotune.search.visits import MAX_REPEATS, Limits, Run
+from autotune.trials.neighbours import QuietKeeper
+from autotune.trials.trial import Trial, TrialFailedError
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RoundPlan:
+    """How a round is run.
+
+    Attributes:
+        definition: Says how long a block is, and how long each configuration is measured.
+        limits_of: What a trial of a configuration may take.
+        keeper: Waits for a quiet machine.
+        side_by_side: Whether all trials are open at once; else one after another.
+    """
+
+    definition: StudyDefinition
+    limits_of: Callable[[ThroughputConfig], Limits]
+    keeper: QuietKeeper
+    side_by_side: bool
+
+
+def measure_round(
+    configs: Sequence[ThroughputConfig],
+    start: Callable[[ThroughputConfig], Trial],
+    plan: RoundPlan,
+    shuffle: random.Random,
+) -> dict[ThroughputConfig, Outcome | Failure]:
+    """Measure each configuration in a process of its own.
+
+    Args:
+        configs: In any order; they are started, and measured, in a random one.
+        start: Starts a trial.
+        plan: How.
+        shuffle: Decides the order, anew for each turn.
+    """
+    order = list(configs)
+    shuffle.shuffle(order)
+    groups = [order] if plan.side_by_side else [[config] for config in order]
+    found: dict[ThroughputConfig, Outcome | Failure] = {}
+    for group in groups:
+        found |= _Round(group, start, plan, shuffle).measure()
+    return found
+
+
+class _Round:
+    """The trials that are open at once."""
+
+    def __init__(
+        self,
+        configs: Sequence[ThroughputConfig],
+        start: Callable[[ThroughputConfig], Trial],
+        plan: RoundPlan,
+        shuffle: random.Random,
+    ) -> None:
+        self._configs = configs
+        self._start = start
+        self._plan = plan
+        self._shuffle = shuffle
+        self._runs: dict[ThroughputConfig, Run] = {}
+        self._failures: dict[ThroughputConfig, Failure] = {}
+
+    def measure(self) -> dict[ThroughputConfig, Outcome | Failure]:
+        """Start all, measure them in turn, end them."""
+        with contextlib.ExitStack() as stack:
+            for config in self._configs:
+                self._attempt(config, functools.partial(self._begin, config, stack))
+            self._take_turns()
+            for config, run in tuple(self._runs.items()):
+                self._attempt(config, run.probe)
+            return self._failures | {c: run.outcome() for c, run in self._runs.items()}
+
+    def _begin(self, config: ThroughputConfig, stack: contextlib.ExitStack) -> None:
+        plan = self._plan
+        trial = stack.enter_context(self._start(config))
+        self._runs[config] = Run(trial, plan.definition, plan.limits_of(config), whole=True)
+
+    def _take_turns(self) -> None:
+        """Turns of a block each; one that was disturbed is repeated by all, within a bound."""
+        longest_s = max((run.block_s for run in self._runs.values()), default=1.0)
+        turns_left = math.ceil(self._plan.definition.confirm_s / longest_s)
+        repeats_left = MAX_REPEATS * turns_left
+        while turns_left and self._runs:
+            turn = self._turn()
+            disturbed = [config for config, sample in turn.items() if sample.disturbed]
+            late = any(self._plan.limits_of(config).are_reached for config in turn)
+            if disturbed and repeats_left and not late:
+                # Kept for the record. What is not disturbed is dropped with its partners.
+                for config in disturbed:
+                    self._runs[config].samples.append(turn[config])
+                repeats_left -= 1
+                self._plan.keeper.wait()
+                continue
+            for config, sample in turn.items():
+                self._runs[config].samples.append(sample)
+            turns_left = 0 if late else turns_left - 1
+
+    def _turn(self) -> dict[ThroughputConfig, Sample]:
+        order = list(self._runs)
+        self._shuffle.shuffle(order)
+        turn: dict[ThroughputConfig, Sample] = {}
+        for config in order:
+            self._attempt(config, functools.partial(self._measure_into, turn, config))
+        return turn
+
+    def _measure_into(self, turn: dict[ThroughputConfig, Sample], config: ThroughputConfig) -> None:
+        turn[config] = self._runs[config].measure()
+
+    def _attempt(self, config: ThroughputConfig, action: Callable[[], object]) -> None:
+        """Do something with a configuration's trial; where that fails, it is out of the round."""
+        try:
+            action()
+        except TrialFailedError as error:
+            self._runs.pop(config, None)
+            self._failures[config] = error.failure

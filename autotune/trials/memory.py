@@ -1,0 +1,74 @@
+"""Memory of a process tree, read while it stands still."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+class TreeMemory:
+    """Memory of the process tree below `root_pid`.
+
+    Attributes:
+        shared_bytes: What the tree added to `/dev/shm`, where loader workers pass batches. Files
+            there have no owner to be told by; but of the trials that are open, one runs at a time.
+    """
+
+    def __init__(self, root_pid: int) -> None:
+        self.shared_bytes = 0
+        self._root_pid = root_pid
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """While the tree runs and no other trial does."""
+        before = _shared_memory_used()
+        yield
+        self.shared_bytes = max(0, self.shared_bytes + _shared_memory_used() - before)
+
+    def peak_bytes(self) -> int:
+        """The most that the tree has held, as far as can be told; 0 where it is gone.
+
+        The proportional set size (PSS) now, so that pages which forked processes share count
+        once, and for each process what its resident size was larger at its peak. Where the system
+        has no PSS (macOS), the unique set size.
+
+        Source: https://docs.kernel.org/filesystems/proc.html (VmHWM, VmRSS, Pss).
+        """
+        total = 0
+        for process in self._tree():
+            with contextlib.suppress(psutil.Error):
+                memory = process.memory_full_info()
+                total += getattr(memory, "pss", memory.uss) + _above_now(process.pid)
+        return total
+
+    def _tree(self) -> list[psutil.Process]:
+        try:
+            root = psutil.Process(self._root_pid)
+            return [root, *root.children(recursive=True)]
+        except psutil.Error:
+            return []
+
+
+def _above_now(pid: int) -> int:
+    """How much larger the resident memory of a process was at its peak than it is now."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    fields = dict(line.split(":", 1) for line in lines if line.startswith(("VmHWM", "VmRSS")))
+    kibibytes = [int(text.split()[0]) for text in fields.values()]
+    return 1024 * (max(kibibytes) - min(kibibytes)) if kibibytes else 0
+
+
+def _shared_memory_used() -> int:
+    try:
+        space = os.statvfs(_SHARED_MEMORY)
+    except OSError:
+        return 0
+    return (space.f_blocks - space.f_bfree) * space.f_frsize
