@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import multiprocessing
 import os
 import signal
 import time
@@ -91,11 +90,11 @@ class Batches(Generic[Batch]):
         batches = [self.take()]
         while len(batches) < _NUM_HELD and time.monotonic() < deadline_s:
             batches.append(self.take())
-        _signal_workers(signal.SIGSTOP)
+        self._signal_workers(signal.SIGSTOP)
         try:
             yield itertools.cycle(batches)
         finally:
-            _signal_workers(signal.SIGCONT)
+            self._signal_workers(signal.SIGCONT)
 
     def begin_epoch(self, limit_s: float) -> float | None:
         """Seconds from asking for a new epoch to its first batch.
@@ -114,6 +113,12 @@ class Batches(Generic[Batch]):
         if next(self._iterator, _END) is _END:
             return None
         return time.monotonic() - start_s
+
+    def _signal_workers(self, number: signal.Signals) -> None:
+        # Private, as above. Other children of the script may be needed by its step.
+        for worker in getattr(self._iterator, "_workers", ()):
+            with contextlib.suppress(OSError):
+                os.kill(worker.pid, number)
 
     def _report_end(self) -> None:
         if self.num_taken == 0:
@@ -155,10 +160,3 @@ def _collect(part: object, lengths: set[int], first_dimensions: set[int], depth:
             lengths.add(len(part))
         for inner in part.values() if isinstance(part, Mapping) else part:
             _collect(inner, lengths, first_dimensions, depth - 1)
-
-
-def _signal_workers(number: signal.Signals) -> None:
-    for child in multiprocessing.active_children():
-        if child.pid is not None:
-            with contextlib.suppress(OSError):
-                os.kill(child.pid, number)

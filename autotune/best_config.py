@@ -19,6 +19,7 @@ SCHEMA_VERSION = 1
 
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Bytes = Annotated[int, Field(ge=0)]
 _FORBID_UNKNOWN_KEYS = {"extra": "forbid"}
 
 
@@ -28,7 +29,8 @@ class Performance:
 
     Where the script counts units of its own, `units_per_s` is what was maximised.
     `samples_per_s_low` and `_high` bound, with 95 % confidence, what one more run will reach.
-    Shares are 0 to 1; `cpu_utilisation` is against the usable cores.
+    Shares are 0 to 1; `cpu_utilisation` is against the usable cores. The others are as in
+    `measurement.Measurement`; `shared_memory_bytes` are those in `/dev/shm`.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID_UNKNOWN_KEYS
@@ -39,8 +41,12 @@ class Performance:
     seconds_per_step: _Positive
     seconds_per_optimizer_step: _Positive
     cpu_utilisation: _Share
+    cpu_s_per_sample: _Share
     data_wait_share: _Share
-    peak_memory_bytes: Annotated[int, Field(ge=0)]
+    peak_memory_bytes: _Bytes
+    shared_memory_bytes: _Bytes = 0
+    device_memory_bytes: _Bytes | None = None
+    wait_cpu_share: _Share | None = None
     unit: str = "samples"
     units_per_s: _Positive | None = None
 

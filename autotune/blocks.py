@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import enum
 
-# Others disturb a block when they use more cores than this, or than that share of those that the
-# trial may use. Threads meet at barriers: one that is descheduled stalls all, so the limit is low.
-# A quiet 2-core machine was seen at 0.006 cores in the mean and 0.06 at most.
+# Others, or a hypervisor, disturb a block when they take more cores than this, or than that share
+# of those that the trial may use. Threads meet at barriers: one that is descheduled stalls all, so
+# the limit is low. A quiet 2-core machine was seen at 0.006 cores in the mean and 0.06 at most.
 _OTHERS_CORES, _OTHERS_SHARE = 0.1, 0.02
 # They do not disturb where at least this many cores are left over for them.
 _SPARE_CORES = 1.0
 # Shares of a block's time in which the trial was held up by other means.
-_STOLEN_SHARE, _THROTTLED_SHARE, _PRESSURE_SHARE = 0.05, 0.05, 0.05
+_THROTTLED_SHARE, _PRESSURE_SHARE = 0.05, 0.05
 # A quota that the trial itself uses up throttles it in training too; that is no disturbance.
 _OWN_QUOTA_SHARE = 0.9
 
@@ -112,7 +112,7 @@ class Block:
         throttled = self.throttled_s > _THROTTLED_SHARE * self.duration_s
         found = {
             Interference.OTHER_PROCESSES: others > limit and crowded,
-            Interference.HYPERVISOR: self.stolen_s > _STOLEN_SHARE * self.duration_s,
+            Interference.HYPERVISOR: self.stolen_s > limit * self.duration_s,
             Interference.QUOTA: throttled and own < _OWN_QUOTA_SHARE * self.capacity_cores,
             Interference.MEMORY: self.pressure_s > _PRESSURE_SHARE * self.duration_s,
         }

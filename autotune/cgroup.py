@@ -50,17 +50,21 @@ def throttled_s(root: Path = ROOT) -> float:
 
 
 def cpu_used_s(root: Path = ROOT) -> float | None:
-    """CPU seconds so far of the innermost group that has a quota; None where none has."""
-    for path in _directories("cpu", root):
-        if _quota(path) is not None:
-            usage_us = _read_table(path / "cpu.stat").get("usage_usec")
-            if usage_us is not None:
-                return usage_us * 1e-6
-    if cpu_quota_cores(root) is not None:
-        for path in _directories("cpuacct", root):
+    """CPU seconds so far of the innermost group that has a quota; None where nobody counts them.
+
+    Version 1 may count in another hierarchy, where this process can be in another group.
+    """
+    group = next((path for path in _directories("cpu", root) if _quota(path) is not None), None)
+    if group is None:
+        return None
+    usage_us = _read_table(group / "cpu.stat").get("usage_usec")
+    if usage_us is not None:
+        return usage_us * 1e-6
+    mount = root / "sys/fs/cgroup"
+    for path in _directories("cpuacct", root):
+        if path.relative_to(mount).parts[1:] == group.relative_to(mount).parts[1:]:
             usage_ns = _read_int(path / "cpuacct.usage")
-            if usage_ns is not None:
-                return usage_ns * 1e-9
+            return None if usage_ns is None else usage_ns * 1e-9
     return None
 
 

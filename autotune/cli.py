@@ -177,11 +177,11 @@ def run(
 @click.option("--json", "form", flag_value="json", help="Print a JSON list of trials.")
 def show(study: str | None, storage: str, form: str | None) -> None:
     """Print STUDY (by default the latest one in the storage) as a table, a row per trial."""
-    from autotune.report.frame import load_study
+    from autotune.report.frame import BLOCK_COLUMNS, load_study
 
     frame = load_study(storage, study)
     if form == "csv":
-        click.echo(frame.drop(columns="block_s").to_csv(index=False), nl=False)
+        click.echo(frame.drop(columns=list(BLOCK_COLUMNS)).to_csv(index=False), nl=False)
     elif form == "json":
         click.echo(frame.to_json(orient="records", indent=2))
     else:

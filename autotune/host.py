@@ -96,6 +96,7 @@ def become_trial(
             config_path=config_path,
             default_num_threads=_default_num_threads(),
             fork_obstacle=fork_obstacle(),
+            uses_cuda=_uses_cuda(),
             versions=_versions(),
         )
         channel, config = _serve(channel, path)
@@ -116,8 +117,7 @@ def fork_obstacle() -> str | None:
     num_threads = len(list(_TASKS.iterdir())) if _TASKS.is_dir() else threading.active_count()
     if num_threads > 1:
         return f"{num_threads} threads run when load_config is called"
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
+    if _uses_cuda():
         return "CUDA is initialised when load_config is called"
     return None
 
@@ -196,6 +196,12 @@ def _become_fork(host_channel: Channel, path: str, request: Mapping[str, Any]) -
     except ChannelClosedError:
         os._exit(0)
     return channel
+
+
+def _uses_cuda() -> bool:
+    """Whether the script has put anything on a GPU; asking does not touch CUDA."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.cuda.is_initialized())
 
 
 def _default_num_threads() -> int | None:

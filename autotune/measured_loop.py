@@ -26,6 +26,9 @@ _WINDOW_S = 0.1
 _SPEED_UP = 0.03
 # To a step that takes longer than this, cold caches make no difference.
 _COLD_S = 0.1
+# A loop that waits for more of the time than this waits for its loader; cores that are busy for
+# more than this are what the loader waits for.
+_WAITING_SHARE, _SATURATED_SHARE = 0.05, 0.8
 
 
 class MeasuredSteps(Generic[Batch]):
@@ -38,6 +41,7 @@ class MeasuredSteps(Generic[Batch]):
         self._loader = loader
         self._units = units
         self._step_s = 0.0
+        self._num_lead_in = 0
 
     def __len__(self) -> int:
         if isinstance(self._loader, Sized):
@@ -95,9 +99,9 @@ class MeasuredSteps(Generic[Batch]):
         if request.settle_s:
             settling = yield from self._settle(batches, request)
             answer["settling"] = dataclasses.asdict(settling)
-        elif self._step_s < _COLD_S:
-            # The first step after a pause finds cold caches.
-            yield batches.take()
+        else:
+            for _ in range(self._num_lead_in):
+                yield batches.take()
         yield from self._blocks(batches, batches.take, request, answer)
         return answer
 
@@ -154,6 +158,21 @@ class MeasuredSteps(Generic[Batch]):
             used = self._counters.used_between(before, after)
             answer["blocks"].append({**dataclasses.asdict(block), **used})
             before = after
+        if answer["blocks"]:
+            self._num_lead_in = self._lead_in(Block(**answer["blocks"][-1]))
+
+    def _lead_in(self, last: Block) -> int:
+        """Uncounted steps after the pause that follows a block.
+
+        The first step finds cold caches, which short steps feel. And what a stopped worker waits
+        for, a disk or a network, goes on: it comes back with an item half done. So where the loop
+        waits for workers that wait themselves, each delivers a batch before the next block.
+        """
+        waits = last.wait_s > _WAITING_SHARE * last.duration_s
+        saturated = last.cpu_s > _SATURATED_SHARE * last.capacity_cores * last.duration_s
+        if waits and not saturated and self._trial.config.num_workers:
+            return self._trial.config.num_workers
+        return int(last.duration_s < _COLD_S * last.num_steps)
 
     def _block(
         self, batches: Batches[Batch], take: Callable[[], Batch], request: BlockRequest

@@ -59,8 +59,8 @@ class Measurement:
         device_memory_bytes: Peak memory on the GPU; None where none is used.
         measured_s: Wall seconds inside the counted blocks.
         num_steps: Micro-steps in the counted blocks.
-        num_blocks: Counted blocks.
-        num_disturbed: Blocks that something else disturbed; these count only if all are.
+        num_blocks: Blocks measured.
+        num_disturbed: Of these, those that something disturbed; they count only if all are.
         warm_up_s: Seconds of uncounted steps at the start.
         settled: Whether the loop stopped getting faster in that time.
         steps_per_epoch: Steps until the data begins again, where the loader tells.
@@ -133,6 +133,7 @@ def summarise(
         steps_per_epoch: Length of the loader, where it has one.
         probes: What probing found, where it was done.
     """
+    measured = [block for sample in samples for block in sample.blocks]
     blocks = counted_blocks(samples)
     num_steps = sum(block.num_steps for block in blocks)
     num_samples = sum(block.num_samples for block in blocks)
@@ -164,8 +165,8 @@ def summarise(
         device_memory_bytes=max(device_memory, default=None),
         measured_s=elapsed_s,
         num_steps=num_steps,
-        num_blocks=len(blocks),
-        num_disturbed=sum(bool(b.interference) for sample in samples for b in sample.blocks),
+        num_blocks=len(measured),
+        num_disturbed=sum(bool(block.interference) for block in measured),
         warm_up_s=settling.duration_s if settling else 0.0,
         settled=settling.settled if settling else True,
         steps_per_epoch=steps_per_epoch,
@@ -190,6 +191,12 @@ def _epoch_end_s(blocks: Sequence[Block], probes: Probes | None) -> float | None
     return max(0.0, found_s - ordinary_s / num_others if num_others else 0.0)
 
 
-def figure(value: float) -> str:
-    """A measured value for people: four significant digits, whole numbers from a thousand on."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+def figure(value: float, relative_error: float | None = None) -> str:
+    """A measured value for people: four significant digits, whole numbers from a thousand on.
+
+    Args:
+        value: The value.
+        relative_error: Half of its 95 % interval, as a share of it, where that is known.
+    """
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return text if relative_error is None else f"{text} ±{100 * relative_error:.0f} %"

@@ -105,13 +105,18 @@ def check_axis(name: str, values: Iterable[object]) -> None:
 
 
 def default_axes(
-    *, usable_cores: int, baseline: ThroughputConfig, effective_batch_size: int | None
+    *,
+    usable_cores: int,
+    baseline: ThroughputConfig,
+    effective_batch_size: int | None,
+    uses_cuda: bool,
 ) -> dict[str, tuple[int | bool, ...]]:
     """The axes to search where the user names none.
 
     Batch sizes are the divisors of the effective batch, or half to sixteen times the baseline's.
     Workers go to twice the cores (loading may wait rather than compute), threads to the cores; a
-    baseline without a number of threads is a script without torch, and has none to tune.
+    baseline without a number of threads is a script without torch, and has none to tune. Only where
+    there is a GPU do page-locked batches help, by non-blocking copies to it.
     """
     if effective_batch_size is None:
         size = baseline.batch_size
@@ -129,6 +134,8 @@ def default_axes(
     }
     if baseline.num_threads is not None:
         axes["num_threads"] = tuple(sorted({*threads, usable_cores}))
+    if uses_cuda:
+        axes["pin_memory"] = (False, True)
     return axes
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,11 +87,11 @@ def _progress_line(progress: Progress) -> str:
     settled = progress.num_measured + progress.num_ruled_out
     minutes, seconds = divmod(round(progress.left_s), 60)
     ratio = progress.best / progress.baseline if progress.baseline else 0.0
+    best = f"{figure(progress.best, progress.best_error)} {progress.unit}/s"
     return (
         f"{progress.phase.value}: {settled}/{progress.num_configurations} settled "
-        f"({progress.num_measured} measured) | best {figure(progress.best)} {progress.unit}/s = "
-        f"{ratio:.2f}x baseline ({progress.best_config.summary}) | "
-        f"at most {minutes}:{seconds:02d} left"
+        f"({progress.num_measured} measured) | best {best} = {ratio:.2f}x baseline "
+        f"({progress.best_config.summary}) | at most {minutes}:{seconds:02d} left"
     )
 
 
@@ -152,7 +152,7 @@ def print_study(console: Console, frame: pd.DataFrame) -> None:
     table = Table(title=f"study {frame.attrs['study']}", title_justify="left")
     rows = [_study_row(row) for row in frame.to_dict("records")]
     for heading in rows[0] if rows else ():
-        left = heading in ("phase", "state", "start", "configuration", "cause")
+        left = heading in ("phase", "state", "start", "configuration", "remarks")
         table.add_column(heading, justify="left" if left else "right")
     for row in rows:
         table.add_row(*row.values())
@@ -175,44 +175,58 @@ def _study_row(row: Mapping[Hashable, Any]) -> dict[str, str]:
         "start": text("start_mode"),
         "configuration": row["configuration"],
         "samples/s": number("samples_per_s"),
+        "± %": number("relative_error", 100),
         "s/step": number("seconds_per_step"),
         "CPU %": number("cpu_utilisation", 100),
         "waiting %": number("data_wait_share", 100),
         "MiB": number("peak_memory_bytes", 2**-20),
         "start-up s": number("start_up_s"),
         "total s": number("duration_s"),
-        "cause": text("cause"),
+        "remarks": text("cause") or _remarks(row),
     }
 
 
-def _comparison(before: Performance, after: Performance) -> list[tuple[str, str, str]]:
-    def share(value: float) -> str:
-        return f"{100 * value:.0f} %"
+def _remarks(row: Mapping[Hashable, Any]) -> str:
+    """What to know of a trial's figures."""
+    remarks = []
+    if not pd.isna(row["num_disturbed"]) and row["num_disturbed"]:
+        remarks.append(f"{row['num_disturbed']} blocks disturbed")
+    if not pd.isna(row["unsteady"]) and row["unsteady"]:
+        remarks.append("unsteady")
+    return ", ".join(remarks)
 
-    def mebibytes(p: Performance) -> str:
-        return f"{p.peak_memory_bytes / 2**20:.0f}"
+
+def _comparison(before: Performance, after: Performance) -> list[tuple[str, str, str]]:
+    def share(value: float | None) -> str:
+        return "" if value is None else f"{100 * value:.0f} %"
+
+    def mebibytes(value: int | None) -> str:
+        return "" if value is None else f"{value / 2**20:,.0f}"
 
     def rate(p: Performance) -> str:
         low, high = figure(p.samples_per_s_low), figure(p.samples_per_s_high)
         return f"{figure(p.samples_per_s)} ({low} to {high})"
 
-    units = []
-    if before.units_per_s is not None and after.units_per_s is not None:
-        rates = figure(before.units_per_s), figure(after.units_per_s)
-        units.append((f"{before.unit}/s", *rates))
-    return [
-        ("samples/s (95 % of runs)", rate(before), rate(after)),
-        *units,
-        ("seconds per step", figure(before.seconds_per_step), figure(after.seconds_per_step)),
-        (
-            "seconds per optimizer step",
-            figure(before.seconds_per_optimizer_step),
-            figure(after.seconds_per_optimizer_step),
-        ),
-        ("CPU utilisation", share(before.cpu_utilisation), share(after.cpu_utilisation)),
-        ("waiting for data", share(before.data_wait_share), share(after.data_wait_share)),
-        ("peak memory, MiB", mebibytes(before), mebibytes(after)),
+    def both(label: str, form: Callable[[Performance], str]) -> tuple[str, str, str]:
+        return label, form(before), form(after)
+
+    rows = [
+        both("samples/s (95 % of runs)", rate),
+        both(f"{before.unit}/s", lambda p: figure(p.units_per_s or p.samples_per_s)),
+        both("seconds per step", lambda p: figure(p.seconds_per_step)),
+        both("seconds per optimizer step", lambda p: figure(p.seconds_per_optimizer_step)),
+        both("computing", lambda p: share(1 - p.data_wait_share)),
+        both("waiting for data", lambda p: share(p.data_wait_share)),
+        both("CPU utilisation", lambda p: share(p.cpu_utilisation)),
+        both("CPU seconds per 1,000 samples", lambda p: figure(1000 * p.cpu_s_per_sample)),
+        both("of these while waiting for workers", lambda p: share(p.wait_cpu_share)),
+        both("peak memory, MiB", lambda p: mebibytes(p.peak_memory_bytes)),
+        both("in /dev/shm, MiB", lambda p: mebibytes(p.shared_memory_bytes)),
+        both("on the GPU, MiB", lambda p: mebibytes(p.device_memory_bytes)),
     ]
+    if before.units_per_s is None:
+        del rows[1]
+    return [row for row in rows if any(row[1:])]
 
 
 def _how(result: Result) -> str:

@@ -10,8 +10,12 @@ import pandas as pd
 
 from autotune.config import ThroughputConfig
 from autotune.measurement import Measurement
+from autotune.search.spread import BlockSpread
 from autotune.search.storage import shown_url, storage_url
 from autotune.search.study import TrialRecord, find_study, read_records
+
+# Columns that hold a list in each row.
+BLOCK_COLUMNS = ("block_s", "block_units_per_s")
 
 
 def load_study(path_or_url: str | os.PathLike[str], name: str | None = None) -> pd.DataFrame:
@@ -26,10 +30,12 @@ def load_study(path_or_url: str | os.PathLike[str], name: str | None = None) -> 
     Returns:
         Columns: `number`, `started_at`, `state` (`complete`, `failed` or `running`), `phase`,
         `start_mode`, `configuration` (the settings on one line), every setting, every figure of
-        `autotune.measurement.Measurement` (shares and utilisation are 0 to 1), `start_up_s`,
-        `duration_s`, `round_number` of the confirmation, `cause` and `message` of a failure,
-        `unit` that `units_per_s` counts, and `block_s`: the durations of the blocks. What a trial
-        lacks is missing (NaN, NA, NaT or None).
+        `autotune.measurement.Measurement` (shares and utilisation are 0 to 1),
+        `relative_error` (half the width of the 95 % interval of the trial's throughput, as a
+        share of it), `unsteady` (see `search.spread`), `start_up_s`, `duration_s`,
+        `round_number` of the confirmation, `cause` and `message` of a failure, `unit` that
+        `units_per_s` counts, and lists of the blocks' durations and rates, `block_s` and
+        `block_units_per_s`. What a trial lacks is missing (NaN, NA, NaT or None).
         `frame.attrs` holds the study's facts: command, machine, baseline, versions, result.
 
     Raises:
@@ -37,13 +43,15 @@ def load_study(path_or_url: str | os.PathLike[str], name: str | None = None) -> 
     """
     url = storage_url(path_or_url if isinstance(path_or_url, str) else Path(path_or_url))
     study = find_study(url, name)
-    frame = pd.DataFrame([_row(record) for record in read_records(study)], columns=_columns())
+    records = read_records(study)
+    spread = BlockSpread.of(records)
+    frame = pd.DataFrame([_row(record, spread) for record in records], columns=_columns())
     frame = frame.astype(_types())
     frame.attrs.update(study.user_attrs, study=study.study_name, storage=shown_url(url))
     return frame
 
 
-def _row(record: TrialRecord) -> dict[str, object]:
+def _row(record: TrialRecord, spread: BlockSpread) -> dict[str, object]:
     measurement, failure = record.measurement, record.failure
     figures = dataclasses.asdict(measurement) if measurement else {}
     state = "complete" if measurement else "failed" if failure else "running"
@@ -57,6 +65,8 @@ def _row(record: TrialRecord) -> dict[str, object]:
         "configuration": record.config.summary,
         **record.config.to_dict(),
         **figures,
+        "relative_error": spread.relative_error(record),
+        "unsteady": spread.is_unsteady(record) if measurement else None,
         "start_up_s": record.start_up_s,
         "duration_s": record.duration_s,
         "round_number": record.round_number,
@@ -64,6 +74,7 @@ def _row(record: TrialRecord) -> dict[str, object]:
         "message": failure.message if failure else None,
         "unit": record.unit,
         "block_s": [block.duration_s for block in blocks],
+        "block_units_per_s": [block.units_per_s for block in blocks],
     }
 
 
@@ -74,7 +85,8 @@ def _columns() -> list[str]:
         *("number", "started_at", "state", "phase", "start_mode", "configuration"),
         *settings,
         *figures,
-        *("start_up_s", "duration_s", "round_number", "cause", "message", "unit", "block_s"),
+        *("relative_error", "unsteady", "start_up_s", "duration_s", "round_number"),
+        *("cause", "message", "unit", *BLOCK_COLUMNS),
     ]
 
 
@@ -87,6 +99,8 @@ def _types() -> dict[str, str]:
         **types,
         "number": "int64",
         "started_at": "datetime64[ns]",
+        "relative_error": "float64",
+        "unsteady": "boolean",
         "start_up_s": "float64",
         "duration_s": "float64",
         "round_number": "Int64",

@@ -198,6 +198,7 @@ def _performance(records: Sequence[TrialRecord], rate: Interval) -> Performance:
     """The figures of some runs of one configuration, averaged; times follow from the mean rate."""
     found = [record.measurement for record in records if record.measurement is not None]
     count = len(found)
+    waiting = [m.wait_cpu_share for m in found if m.wait_cpu_share is not None]
     # Where the script counts units, the interval is of these: per sample the ratio is the same.
     mean_units_per_s = sum(m.units_per_s for m in found) / count
     samples_per_unit = sum(m.samples_per_s for m in found) / count / mean_units_per_s
@@ -212,6 +213,13 @@ def _performance(records: Sequence[TrialRecord], rate: Interval) -> Performance:
         seconds_per_step=config.batch_size / samples_per_s,
         seconds_per_optimizer_step=config.effective_batch_size / samples_per_s,
         cpu_utilisation=sum(m.cpu_utilisation for m in found) / count,
+        cpu_s_per_sample=sum(m.cpu_s_per_sample for m in found) / count,
         data_wait_share=sum(m.data_wait_share for m in found) / count,
         peak_memory_bytes=max(m.peak_memory_bytes for m in found),
+        shared_memory_bytes=max(m.shared_memory_bytes for m in found),
+        device_memory_bytes=max(
+            (m.device_memory_bytes for m in found if m.device_memory_bytes is not None),
+            default=None,
+        ),
+        wait_cpu_share=sum(waiting) / len(waiting) if waiting else None,
     )

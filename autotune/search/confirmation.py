@@ -26,7 +26,7 @@ _CONFIDENCE = 0.95
 _PAIRED_LOG_SD, _PAIRED_FREEDOM = 0.021, 2
 # At different times: these pairs' own rates varied by 12 % over minutes; a quiet machine's do by
 # 2 or 3 %. This is in between.
-_REPEATED_LOG_SD, _REPEATED_FREEDOM = 0.05, 4
+_REPEATED_LOG_SD, _REPEATED_FREEDOM = 0.05, 2
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,8 +211,10 @@ def _half_width(
     Source: moderated variances, Smyth 2004, "Linear Models and Empirical Bayes Methods".
     """
     prior_sd, prior_freedom = prior
-    total = freedom + prior_freedom
     # A spread that is larger than the prior's was seen, and is not talked down.
-    moderated = max(variance, (freedom * variance + prior_freedom * prior_sd**2) / total)
+    if variance < prior_sd**2 or not freedom:
+        total = freedom + prior_freedom
+        variance = (freedom * variance + prior_freedom * prior_sd**2) / total
+        freedom = total
     tail = (1 - _CONFIDENCE) / 2 / num_comparisons
-    return float(stdtrit(total, 1 - tail)) * math.sqrt(moderated * scale)
+    return float(stdtrit(freedom, 1 - tail)) * math.sqrt(variance * scale)

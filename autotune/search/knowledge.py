@@ -20,7 +20,7 @@ _BOUND_SLACK = 1.1
 _FINALIST_SHARE = 0.85
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Knowledge:
     """The short trials of a study, as a view on the whole space.
 
@@ -29,11 +29,13 @@ class Knowledge:
         without_workers: Of visited ones without workers, what they could reach if loading took no
             time at all.
         out_of_memory: Configurations that ran out of memory.
+        in_doubt: Configurations that were visited once, and disturbed throughout.
     """
 
     measured: Mapping[ThroughputConfig, float]
     without_workers: Mapping[ThroughputConfig, float]
     out_of_memory: tuple[ThroughputConfig, ...]
+    in_doubt: tuple[ThroughputConfig, ...]
 
     @classmethod
     def of(cls, records: Iterable[TrialRecord]) -> Knowledge:
@@ -41,11 +43,16 @@ class Knowledge:
         measured: dict[ThroughputConfig, float] = {}
         without_workers: dict[ThroughputConfig, float] = {}
         out_of_memory: list[ThroughputConfig] = []
+        visits: list[ThroughputConfig] = []
+        disturbed: list[ThroughputConfig] = []
         for record in records:
             failure, measurement = record.failure, record.measurement
             if record.phase not in (Phase.SEARCH, Phase.PROBE):
                 continue
+            visits.append(record.config)
             if measurement is not None:
+                if measurement.num_disturbed == measurement.num_blocks:
+                    disturbed.append(record.config)
                 measured[record.config] = measurement.units_per_s
                 if record.config.num_workers == 0:
                     step_share = max(1.0 - measurement.data_wait_share, 1e-6)
@@ -55,7 +62,10 @@ class Knowledge:
                 if failure.cause is FailureCause.OUT_OF_MEMORY:
                     out_of_memory.append(record.config)
         return cls(
-            MappingProxyType(measured), MappingProxyType(without_workers), tuple(out_of_memory)
+            measured=MappingProxyType(measured),
+            without_workers=MappingProxyType(without_workers),
+            out_of_memory=tuple(out_of_memory),
+            in_doubt=tuple(config for config in disturbed if visits.count(config) == 1),
         )
 
     @property

@@ -47,6 +47,7 @@ def make_plan(definition: StudyDefinition, introduction: Introduction) -> Plan:
         usable_cores=this_machine().usable_cores,
         baseline=baseline,
         effective_batch_size=effective,
+        uses_cuda=introduction.uses_cuda,
     )
     space = Space(axes={**axes, **definition.axes}, effective_batch_size=effective)
     return Plan(baseline=baseline, space=space, configurations=space.configurations(baseline))

@@ -19,6 +19,7 @@ class Progress:
         num_ruled_out: Of these, settled without a visit.
         baseline: Units per second of the baseline.
         best: Units per second of the fastest so far.
+        best_error: Half of its 95 % interval, as a share of it; None where it is not known.
         best_config: The fastest so far.
         left_s: Seconds that the run may still take.
         phase: What is going on.
@@ -30,6 +31,7 @@ class Progress:
     num_ruled_out: int
     baseline: float
     best: float
+    best_error: float | None
     best_config: ThroughputConfig
     left_s: float
     phase: Phase

@@ -33,12 +33,14 @@ class RoundPlan:
         limits_of: What a trial of a configuration may take.
         keeper: Waits for a quiet machine.
         side_by_side: Whether all trials are open at once; else one after another.
+        probed: Whether step and loader are timed by themselves, too.
     """
 
     definition: StudyDefinition
     limits_of: Callable[[ThroughputConfig], Limits]
     keeper: QuietKeeper
     side_by_side: bool
+    probed: bool = True
 
 
 def measure_round(
@@ -87,8 +89,11 @@ class _Round:
             for config in self._configs:
                 self._attempt(config, functools.partial(self._begin, config, stack))
             self._take_turns()
-            for config, run in tuple(self._runs.items()):
-                self._attempt(config, run.probe)
+            if self._plan.probed:
+                for run in self._runs.values():
+                    # What was measured stands, even if the loop does not bear to be probed.
+                    with contextlib.suppress(TrialFailedError):
+                        run.probe()
             return self._failures | {c: run.outcome() for c, run in self._runs.items()}
 
     def _begin(self, config: ThroughputConfig, stack: contextlib.ExitStack) -> None:
@@ -109,8 +114,8 @@ class _Round:
                 # Kept for the record. What is not disturbed is dropped with its partners.
                 for config in disturbed:
                     self._runs[config].samples.append(turn[config])
-                repeats_left -= 1
-                self._plan.keeper.wait()
+                # Where the machine does not get quiet, repeating is in vain.
+                repeats_left = repeats_left - 1 if self._plan.keeper.wait() else 0
                 continue
             for config, sample in turn.items():
                 self._runs[config].samples.append(sample)

@@ -103,6 +103,7 @@ class StudyStore:
     def __init__(self, study: optuna.Study, *, alone: bool) -> None:
         self._study = study
         self._alone = alone
+        self._finished: dict[int, TrialRecord] = {}
         if study.user_attrs.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION or (
             "schema_version" not in study.user_attrs and study.get_trials(deepcopy=False)
         ):
@@ -182,7 +183,14 @@ class StudyStore:
 
     def records(self) -> tuple[TrialRecord, ...]:
         """All trials, by number."""
-        return read_records(self._study)
+        found = []
+        for trial in self._study.get_trials(deepcopy=False):
+            record = self._finished.get(trial.number) or _read(trial)
+            if trial.state.is_finished():
+                # It does not change any more, and validating it again takes time.
+                self._finished[trial.number] = record
+            found.append(record)
+        return tuple(found)
 
     def _set_attributes(self, number: int, attributes: Mapping[str, Any]) -> None:
         trial_id = self._study._storage.get_trial_id_from_study_id_trial_number(

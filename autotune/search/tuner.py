@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import random
-from collections.abc import Mapping, Sequence
 from importlib import metadata
 
-import psutil
-
 from autotune.best_config import MachineRecord
-from autotune.blocks import Interference
 from autotune.config import ThroughputConfig
-from autotune.errors import BadInputError, BusyMachineError, CommandError, NothingWorkedError
+from autotune.errors import BadInputError, CommandError, NothingWorkedError
 from autotune.machine import this_machine
 from autotune.measurement import FailureCause, StartMode, figure
 from autotune.search.answer import (
@@ -26,6 +20,13 @@ from autotune.search.answer import (
 from autotune.search.bottleneck import diagnose
 from autotune.search.confirmation import choose
 from autotune.search.definition import StudyDefinition
+from autotune.search.disturbance import (
+    check_before_start,
+    check_confirmed,
+    disturbed_by,
+    is_disturbed_throughout,
+)
+from autotune.search.finals import Finals, confirmation_s
 from autotune.search.knowledge import Knowledge
 from autotune.search.plan import Plan, make_plan
 from autotune.search.progress import Observer, Progress
@@ -34,17 +35,12 @@ from autotune.search.recorder import Recorder
 from autotune.search.spread import BlockSpread
 from autotune.search.study import Outcome, Phase, StudyStore, TrialRecord
 from autotune.search.visits import Limits, run_through, visit
-from autotune.trials.neighbours import Load
 from autotune.trials.runner import Runner
 from autotune.trials.trial import Trial, TrialFailedError
 
 # A start that takes so many times as long as the baseline's is given up.
 _START_PATIENCE = 10.0
 _LEAST_START_DEADLINE_S = 30.0
-# A machine that is busy at the start is given so long to become quiet.
-_START_WAIT_S = 15.0
-# Of the free memory, what finalists that are open at once may take.
-_MEMORY_SHARE = 0.7
 
 
 class Tuner:
@@ -83,7 +79,6 @@ class Tuner:
             BadInputError: The study is of another command or machine, or an axis does not fit.
             BusyMachineError: Other processes leave too little of the machine.
         """
-        self._check_load()
         try:
             trial = self._runner.start_default()
         except TrialFailedError as error:
@@ -94,24 +89,19 @@ class Tuner:
             if earlier is not None:
                 self._observer.note("this study is complete: nothing is measured again")
                 return earlier
+            # The trial stands still: what is seen now are others.
+            note = check_before_start(self._recorder.keeper, allow_busy=self._definition.allow_busy)
+            if note:
+                self._observer.note(note)
             baseline = self._measure_baseline(trial, plan)
+        relative_error = BlockSpread.of([baseline]).relative_error(baseline)
         self._observer.note(
             f"{len(plan.configurations)} configurations; baseline "
-            f"{figure(baseline.units_per_s)} {_unit(baseline)}/s with {plan.baseline.summary}"
+            f"{figure(baseline.units_per_s, relative_error)} {_unit(baseline)}/s with "
+            f"{plan.baseline.summary}"
         )
         complete = self._search(plan, baseline)
         return self._answer(plan, baseline, complete)
-
-    def _check_load(self) -> None:
-        """Before anything is started, look at what else the machine is doing."""
-        keeper = self._recorder.keeper
-        if self._definition.allow_busy or keeper.wait(_START_WAIT_S):
-            return
-        load = keeper.last_load
-        if load is not None and load.is_too_high:
-            raise BusyMachineError(_too_busy(load))
-        if load is not None:
-            self._observer.note(f"note: {load}")
 
     def _plan(self) -> Plan:
         """What is to be searched; a study holds runs of one workload on one machine only.
@@ -187,12 +177,15 @@ class Tuner:
                 for config in plan.configurations
                 if config not in knowledge.measured and not knowledge.rules_out(config)
             ]
+            if not candidates and not self._definition.allow_busy:
+                # A second look at what something disturbed from beginning to end.
+                candidates = list(knowledge.in_doubt)
             self._show(plan, baseline, knowledge, Phase.SEARCH)
             if not candidates:
                 return True
             if num_visits == self._definition.max_trials:
                 return False
-            if self._recorder.left_s < self._confirmation_s(baseline):
+            if self._recorder.left_s < confirmation_s(self._definition, baseline):
                 return False
             config = proposer.propose(candidates, knowledge.measured, knowledge.bound)
             self._visit(config, Phase.SEARCH, baseline, knowledge.incumbent)
@@ -234,75 +227,38 @@ class Tuner:
 
         return self._recorder.run(config, phase, measure)
 
-    def _confirm(self, plan: Plan, baseline: TrialRecord, complete: bool) -> list[TrialRecord]:
-        """Run finalists and baseline in fresh processes, side by side, in rounds."""
-        knowledge = self._knowledge(plan)
-        finalists = knowledge.finalists(plan.baseline, self._num_finalists(baseline))
-        if not finalists and not complete:
-            raise NothingWorkedError(
-                "no configuration beside the baseline could be measured in the time given: give "
-                f"more with --budget (a run of the baseline alone took {_run_s(baseline):.0f} s"
-                + (", disturbed by other processes)" if _is_disturbed(baseline) else ")")
-            )
-        configs = [plan.baseline, *finalists]
-        side_by_side = self._fit_together(configs)
-        how = "side by side" if side_by_side else "one after another, since memory is short"
-        self._observer.note(
-            f"confirming {len(finalists)} finalists and the baseline in fresh processes, {how}"
-        )
-        shuffle = random.Random(self._definition.seed)
-        confirmed: list[TrialRecord] = []
-        for number in range(1, self._definition.confirm_rounds + 1):
-            left_s = self._recorder.left_s
-            found = self._recorder.run_round(
-                configs, number=number, side_by_side=side_by_side, shuffle=shuffle
-            )
-            confirmed += found
-            failed = {record.config for record in found if record.failure is not None}
-            configs = [c for c in configs if c == plan.baseline or c not in failed]
-            self._show(plan, baseline, knowledge, Phase.CONFIRM)
-            if self._recorder.left_s < left_s - self._recorder.left_s:
-                break
-        return confirmed
-
-    def _fit_together(self, configs: Sequence[ThroughputConfig]) -> bool:
-        """Whether all of these may be in memory at once, by what their trials so far held.
-
-        GPUs have no room to spare as a rule, and torch's allocator gives nothing back: not there.
-        """
-        needed: dict[ThroughputConfig, int] = {}
-        for record in self._store.records():
-            found = record.measurement
-            if found is not None and record.config in configs:
-                if found.device_memory_bytes is not None:
-                    return False
-                needed[record.config] = max(
-                    needed.get(record.config, 0),
-                    found.peak_memory_bytes + found.shared_memory_bytes,
-                )
-        return sum(needed.values()) < _MEMORY_SHARE * psutil.virtual_memory().available
-
-    def _num_finalists(self, baseline: TrialRecord) -> int:
-        """As many as asked for, or as fit in the time that is left; at least one."""
-        num_runs = self._recorder.left_s / (self._definition.confirm_rounds * _run_s(baseline))
-        return max(1, min(self._definition.num_finalists, int(num_runs) - 1))
-
-    def _confirmation_s(self, baseline: TrialRecord) -> float:
-        """Time kept for the confirmation: what it takes, but never most of the budget."""
-        runs = (self._definition.num_finalists + 1) * self._definition.confirm_rounds
-        return min(runs * _run_s(baseline), 0.5 * self._definition.budget_s)
-
     def _answer(self, plan: Plan, baseline: TrialRecord, complete: bool) -> Result:
         # The host's memory and threads are no part of a fresh training run.
         self._runner.close()
-        confirmed = self._confirm(plan, baseline, complete)
+        knowledge = self._knowledge(plan)
+        finals = Finals(self._definition, self._recorder, self._store)
+        finalists = finals.choose(knowledge, plan.baseline, baseline)
+        if not finalists and not complete:
+            raise NothingWorkedError(
+                "no configuration beside the baseline could be measured in the time given: give "
+                f"more with --budget (a run of the baseline alone took {baseline.duration_s:.0f} s"
+                + (", disturbed by other processes)" if is_disturbed_throughout(baseline) else ")")
+            )
+        side_by_side = finals.fit_together([plan.baseline, *finalists])
+        how = "side by side" if side_by_side else "one after another, for want of memory"
+        self._observer.note(
+            f"confirming {len(finalists)} finalists and the baseline in fresh processes, {how}"
+        )
+        confirmed = finals.confirm(
+            [plan.baseline, *finalists],
+            side_by_side=side_by_side,
+            show=lambda: self._show(plan, baseline, knowledge, Phase.CONFIRM),
+        )
         runs = complete_rounds(confirmed, plan.baseline)
         if not runs:
             raise NothingWorkedError(
                 "the baseline failed in every round of the confirmation: see the causes with "
                 "`autotune show`"
             )
-        self._check_disturbance(runs)
+        if not self._definition.allow_busy:
+            check_confirmed(
+                [run for found in runs.values() for run in found], self._recorder.keeper
+            )
         rates = {config: [record.units_per_s for record in found] for config, found in runs.items()}
         choice = choose(rates, plan.baseline)
         best = make_best_config(
@@ -313,7 +269,6 @@ class Tuner:
             storage=self._storage,
             store=self._store,
         )
-        knowledge = self._knowledge(plan)
         records = self._store.records()
         searched = [r for r in records if r.phase in (Phase.SEARCH, Phase.PROBE)]
         spread = BlockSpread.of(records)
@@ -328,8 +283,10 @@ class Tuner:
                 for record in records
             ),
             num_disturbed=sum(r.measurement.num_disturbed for r in records if r.measurement),
-            num_disturbed_runs=sum(_is_disturbed(run) for found in runs.values() for run in found),
-            disturbed_by=_disturbed_by(records, self._recorder.keeper.last_load),
+            num_disturbed_runs=sum(
+                is_disturbed_throughout(run) for found in runs.values() for run in found
+            ),
+            disturbed_by=disturbed_by(records, self._recorder.keeper),
             waited_s=self._recorder.keeper.waited_s,
             fork_differences=fork_differences(choice, records, (plan.baseline, best.config)),
             baseline_bottleneck=diagnose(plan.baseline, runs[plan.baseline], searched),
@@ -343,34 +300,16 @@ class Tuner:
         self._store.set_facts(result=dataclasses.asdict(result))
         return result
 
+    def _relative_error(self, config: ThroughputConfig, units_per_s: float | None) -> float | None:
+        """How sure the rate of a visited configuration is."""
+        records = self._store.records()
+        found = [r for r in records if r.config == config and r.units_per_s == units_per_s]
+        return BlockSpread.of(records).relative_error(found[-1]) if found else None
+
     def _knowledge(self, plan: Plan) -> Knowledge:
         """What is known of this plan's configurations; a study may hold others as well."""
         searched = {*plan.configurations, plan.baseline}
         return Knowledge.of(r for r in self._store.records() if r.config in searched)
-
-    def _check_disturbance(self, runs: Mapping[ThroughputConfig, Sequence[TrialRecord]]) -> None:
-        """Give no answer where others used so much of the machine that it would be worthless."""
-        if self._definition.allow_busy or not all(
-            _is_disturbed(run) for found in runs.values() for run in found
-        ):
-            return
-        blocks = [
-            block
-            for found in runs.values()
-            for run in found
-            for sample in run.samples
-            for block in sample.blocks
-        ]
-        seconds = sum(block.duration_s for block in blocks)
-        others_s = sum(block.other_cpu_s + block.stolen_s for block in blocks)
-        last = self._recorder.keeper.last_load
-        load = Load(
-            cores=others_s / seconds,
-            capacity_cores=blocks[0].capacity_cores,
-            neighbours=last.neighbours if last else (),
-        )
-        if load.is_too_high:
-            raise BusyMachineError(_too_busy(load))
 
     def _show(self, plan: Plan, baseline: TrialRecord, knowledge: Knowledge, phase: Phase) -> None:
         measured = knowledge.measured
@@ -382,6 +321,7 @@ class Tuner:
                 num_ruled_out=_num_ruled_out(plan, knowledge),
                 baseline=baseline.units_per_s,
                 best=measured.get(best, baseline.units_per_s),
+                best_error=self._relative_error(best, measured.get(best)),
                 best_config=best,
                 left_s=max(0.0, self._recorder.left_s),
                 phase=phase,
@@ -401,38 +341,3 @@ def _num_ruled_out(plan: Plan, knowledge: Knowledge) -> int:
 
 def _unit(record: TrialRecord) -> str:
     return record.unit or "samples"
-
-
-def _is_disturbed(record: TrialRecord) -> bool:
-    """Whether not one block of a trial was undisturbed."""
-    return all(block.interference for sample in record.samples for block in sample.blocks)
-
-
-def _disturbed_by(records: Sequence[TrialRecord], load: Load | None) -> tuple[str, ...]:
-    """What disturbed blocks of a study, the most frequent first, by name where one is known."""
-    causes = collections.Counter(
-        cause.value
-        for record in records
-        for sample in record.samples
-        for block in sample.blocks
-        for cause in block.interference
-    )
-    named = tuple(str(neighbour) for neighbour in load.neighbours) if load else ()
-    found = [cause for cause, _ in causes.most_common()]
-    if named and Interference.OTHER_PROCESSES in found:
-        position = found.index(Interference.OTHER_PROCESSES)
-        found[position] = f"{found[position]} ({', '.join(named)})"
-    return tuple(found)
-
-
-def _too_busy(load: Load) -> str:
-    return (
-        f"the machine is too busy to measure on: {load}. Run the same command again when it is "
-        "quiet (what was measured is kept), or measure in spite of it with --allow-busy"
-    )
-
-
-def _run_s(baseline: TrialRecord) -> float:
-    """What a confirming run takes: as long as the baseline's, its start included."""
-    assert baseline.duration_s is not None
-    return baseline.duration_s

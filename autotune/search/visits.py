@@ -100,9 +100,10 @@ class Run:
         """Throughput so far."""
         return summarise(self.samples, self.trial.config).units_per_s
 
-    def measure(self) -> Sample:
-        """One more block; the caller decides whether it is kept in `samples`."""
-        return self._ask(self._request, self.block_s)
+    def measure(self, num_blocks: int = 1) -> Sample:
+        """Blocks without a pause between; the caller decides whether to keep them in `samples`."""
+        request = dataclasses.replace(self._request, num_blocks=num_blocks)
+        return self._ask(request, num_blocks * self.block_s)
 
     def measure_until(
         self, num_blocks: int, keeper: QuietKeeper, *, least_units_per_s: float = 0.0
@@ -114,22 +115,23 @@ class Run:
             keeper: Waits for a quiet machine after a disturbed one.
             least_units_per_s: A run below this is hopeless.
         """
+        judged_from = min(num_blocks, math.ceil(_LEAST_VISIT_S / self.block_s))
+        wanted = judged_from if least_units_per_s else num_blocks
         repeats_left = MAX_REPEATS
         num_quiet = 0
-        judged_from = math.ceil(_LEAST_VISIT_S / self.block_s)
         while num_quiet < num_blocks:
-            self.samples.append(self.measure())
-            if not self.samples[-1].disturbed:
-                num_quiet += 1
-            elif repeats_left:
-                repeats_left -= 1
-                keeper.wait()
+            sample = self.measure(wanted - num_quiet)
+            self.samples.append(sample)
+            num_quiet += sum(not block.interference for block in sample.blocks)
+            if self._limits.are_reached or (sample.disturbed and not repeats_left):
+                return
+            if num_quiet < wanted:
+                # Where the machine does not get quiet, once more, and then no more.
+                repeats_left = repeats_left - 1 if keeper.wait() else 0
                 continue
-            else:
+            if self.units_per_s < least_units_per_s:
                 return
-            hopeless = num_quiet >= judged_from and self.units_per_s < least_units_per_s
-            if hopeless or self._limits.are_reached:
-                return
+            wanted = num_blocks
 
     def probe(self) -> None:
         """Time the step and the loader, each by itself, and the start of an epoch."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import os
 import time
 
@@ -16,9 +15,10 @@ from autotune.machine import affinity, capacity_cores
 # A machine is too busy to measure on when others use more cores than this, or than that share of
 # those that may be used. Less than that is measured in spite of, and told.
 _BUSY_CORES, _BUSY_SHARE = 0.5, 0.1
-# It is quiet when they use less than this in two looks in a row.
-_QUIET_CORES = 0.1
-_LOOK_S = 0.25
+# It is quiet when they use less than this, or than that share, in so many looks in a row.
+_QUIET_CORES, _QUIET_SHARE = 0.1, 0.02
+_NUM_LOOKS, _LOOK_S = 2, 0.25
+_LONGEST_WAIT_S = 15.0
 # Fewer cores than this are not worth naming.
 _NAMED_CORES = 0.05
 _MAX_NAMED = 3
@@ -55,7 +55,7 @@ class Load:
     @property
     def is_quiet(self) -> bool:
         """Whether the machine is as good as idle."""
-        return self.cores < max(_QUIET_CORES, 0.02 * self.capacity_cores)
+        return self.cores < max(_QUIET_CORES, _QUIET_SHARE * self.capacity_cores)
 
     @property
     def is_too_high(self) -> bool:
@@ -92,33 +92,43 @@ def look_at_load(duration_s: float = _LOOK_S) -> Load:
 
 
 class QuietKeeper:
-    """Waits for a quiet machine, for so long in all.
+    """Waits for a quiet machine.
 
     Args:
         limit_s: Seconds that may be spent on waiting in the whole run.
+
+    Attributes:
+        waited_s: Seconds spent so far.
+        last_load: What others were last seen to use; None where nothing was seen.
     """
 
     def __init__(self, limit_s: float) -> None:
         self.waited_s = 0.0
         self.last_load: Load | None = None
-        self._left_s = limit_s
+        self._limit_s = limit_s
+        self._patience_s = _LONGEST_WAIT_S
 
-    def wait(self, limit_s: float = math.inf) -> bool:
-        """Wait until the machine is quiet, at most so long; gives whether it is."""
+    def wait(self) -> bool:
+        """Wait until the machine is quiet, or for as long as seems worthwhile.
+
+        Gives whether it is quiet. Patience is halved each time that it was in vain: what goes on
+        for good is not waited for again and again.
+        """
+        start_s = time.monotonic()
+        limit_s = min(self._patience_s, self._limit_s - self.waited_s)
         num_quiet = 0
-        deadline_s = time.monotonic() + min(limit_s, self._left_s)
-        while num_quiet < 2:
-            start_s = time.monotonic()
+        while True:
             load = look_at_load()
             num_quiet = num_quiet + 1 if load.is_quiet else 0
-            if load.neighbours or load.is_too_high:
+            if not load.is_quiet:
                 self.last_load = load
-            spent_s = time.monotonic() - start_s
-            self._left_s -= spent_s
-            self.waited_s += spent_s
-            if num_quiet < 2 and time.monotonic() > deadline_s:
-                return False
-        return True
+            waited_s = time.monotonic() - start_s
+            if num_quiet == _NUM_LOOKS or waited_s > limit_s:
+                break
+        self.waited_s += waited_s
+        is_quiet = num_quiet == _NUM_LOOKS
+        self._patience_s = _LONGEST_WAIT_S if is_quiet else self._patience_s / 2
+        return is_quiet
 
 
 def _cpu_by_process() -> dict[int, float]:

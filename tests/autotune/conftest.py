@@ -1,11 +1,17 @@
 """Small training scripts, run for real."""
 
+import subprocess
 import sys
 import textwrap
 import time
 
 import psutil
 import pytest
+
+from autotune.channel import Listener
+from autotune.counters import process_cpu_s
+from autotune.trials.groups import ProcessGroups
+from autotune.trials.runner import Runner
 
 SCRIPT = """
 import sys, time, os
@@ -108,6 +114,56 @@ def light_script(tmp_path, monkeypatch):
     """The same for a script that does without torch, and so cannot have loader workers."""
     monkeypatch.chdir(tmp_path)
     return lambda **parts: _write(tmp_path, script_text(LIGHT_SCRIPT, **parts))
+
+
+@pytest.fixture
+def start_runner():
+    """Makes runners; ends everything afterwards."""
+    groups = ProcessGroups()
+    opened = []
+
+    def make(command, *, start_mode=None, start_deadline_s=60.0):
+        listener = Listener().__enter__()
+        runner = Runner(
+            tuple(command),
+            groups=groups,
+            listener=listener,
+            start_mode=start_mode,
+            start_deadline_s=start_deadline_s,
+        )
+        opened.extend((listener, runner))
+        return runner
+
+    yield make
+    for item in reversed(opened):
+        item.__exit__(None, None, None)
+    groups.close()
+
+
+@pytest.fixture
+def hogs():
+    """Starts processes that each keep a core busy; ends them afterwards."""
+    started = []
+
+    def start(number):
+        new = [
+            subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
+            for _ in range(number)
+        ]
+        started.extend(new)
+        for hog in new:
+            assert wait_until(lambda pid=hog.pid: process_cpu_s(pid) > 0.05)
+        return new
+
+    yield start
+    for hog in started:
+        stop(hog)
+
+
+def stop(process):
+    """Kill a child and wait for its end."""
+    process.kill()
+    process.wait()
 
 
 def _write(directory, text):

@@ -25,6 +25,10 @@ FIGURES = {
     "seconds_per_step": 0.4,
     "seconds_per_optimizer_step": 0.4,
     "cpu_utilisation": 0.9,
+    "cpu_s_per_sample": 0.05,
+    "shared_memory_bytes": 2**20,
+    "device_memory_bytes": None,
+    "wait_cpu_share": 0.1,
     "data_wait_share": 0.01,
     "peak_memory_bytes": 2**30,
 }

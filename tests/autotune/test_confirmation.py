@@ -67,3 +67,21 @@ def test_equal_configurations_are_rarely_called_different(noise):
         contained += choice.rates[BASELINE].low <= again <= choice.rates[BASELINE].high
     assert false_alarms <= 0.05 * num_studies
     assert contained >= 0.93 * num_studies
+
+
+@pytest.mark.parametrize("drift", [0.02, 0.1])
+def test_one_more_run_falls_into_its_interval_where_rounds_share_their_drift(drift):
+    random_ = random.Random(2)
+    contained = 0
+    num_studies = 600
+    for _ in range(num_studies):
+        configs = (BASELINE, CHEAP, DEAR)
+        rates = {config: [] for config in configs}
+        for _ in range(3):
+            shared = random_.gauss(0, drift)
+            for config in configs:
+                rates[config].append(10 * math.exp(shared + random_.gauss(0, 0.01)))
+        choice = choose(rates, BASELINE)
+        again = 10 * math.exp(random_.gauss(0, drift) + random_.gauss(0, 0.01))
+        contained += choice.rates[BASELINE].low <= again <= choice.rates[BASELINE].high
+    assert contained >= 0.93 * num_studies

@@ -8,6 +8,8 @@ from autotune.measurement import Failure, FailureCause, Measurement
 from autotune.search.knowledge import Knowledge
 from autotune.search.study import Phase, TrialRecord
 
+from . import made_up
+
 BASELINE = ThroughputConfig(batch_size=2, num_threads=1)
 FIGURES = Measurement(
     samples_per_s=1.0,
@@ -17,10 +19,21 @@ FIGURES = Measurement(
     data_wait_share=0.0,
     cpu_utilisation=0.5,
     cpu_s_per_sample=1.0,
+    wait_cpu_share=None,
+    throttled_share=0.0,
     peak_memory_bytes=1,
+    shared_memory_bytes=0,
+    device_memory_bytes=None,
     measured_s=1.0,
     num_steps=1,
+    num_blocks=1,
     num_disturbed=0,
+    warm_up_s=0.5,
+    settled=True,
+    steps_per_epoch=None,
+    epoch_end_s=None,
+    compute_units_per_s=None,
+    load_units_per_s=None,
 )
 
 
@@ -100,3 +113,23 @@ def test_finalists_are_the_fastest_beside_the_baseline():
     assert knowledge.finalists(BASELINE, 2) == (workers(1), workers(2))
     assert knowledge.finalists(BASELINE, 9) == (workers(1), workers(2), workers(4))
     assert Knowledge.of([record(BASELINE, 1.0)]).finalists(BASELINE, 3) == ()
+
+
+def visited(*blocks, config=BASELINE):
+    return made_up.record(*blocks, config=config)
+
+
+DISTURBED = made_up.block(stolen_s=0.5)
+
+
+def test_a_configuration_that_was_disturbed_throughout_is_in_doubt_until_it_is_visited_again():
+    assert Knowledge.of([visited(DISTURBED)]).in_doubt == (BASELINE,)
+    assert Knowledge.of([visited(made_up.block())]).in_doubt == ()
+    assert Knowledge.of([visited(DISTURBED), visited(DISTURBED)]).in_doubt == ()
+    other = workers(2)
+    twice = [visited(DISTURBED), visited(DISTURBED, config=other), visited(DISTURBED)]
+    assert Knowledge.of(twice).in_doubt == (other,)
+
+
+def test_a_configuration_with_quiet_blocks_beside_disturbed_ones_is_not_in_doubt():
+    assert Knowledge.of([visited(made_up.block(), DISTURBED, DISTURBED)]).in_doubt == ()

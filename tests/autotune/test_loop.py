@@ -5,6 +5,7 @@ import sys
 
 import autotune
 from autotune import measured_loop
+from autotune.batches import count_samples
 
 
 def run_python(code):
@@ -24,7 +25,7 @@ def test_samples_are_counted_in_batches_of_any_shape():
     import torch
 
     def count(batch):
-        return measured_loop.count_samples(batch, 16)
+        return count_samples(batch, 16)
 
     full, partial = torch.zeros(16, 3), torch.zeros(5, 3)
     assert count(full) == count([full, torch.zeros(16)]) == count({"x": (full,), "y": 2}) == 16

@@ -1,64 +1,138 @@
+import dataclasses
+
 import pytest
 
-from autotune.measurement import Block, Sample, Usage, summarise, sustained_steps
+from autotune.blocks import Probes
+from autotune.config import ThroughputConfig
+from autotune.measurement import summarise, sustained_share
 
+from .made_up import PLAIN, SETTLING, block, sample
 
-def block(num_steps=10, duration_s=1.0, ready_change=0, **changes):
-    values = {
-        "num_steps": num_steps,
-        "num_samples": 4 * num_steps,
-        "num_units": 400.0 * num_steps,
-        "duration_s": duration_s,
-        "wait_s": 0.25 * duration_s,
-        "first_batch_at_s": 0.0,
-        "ready_change": ready_change,
-    }
-    return Block(**{**values, **changes})
-
-
-def sample(*blocks, cpu_s=1.0, other_cpu_s=0.0, memory_bytes=100):
-    wall_s = sum(b.duration_s for b in blocks)
-    usage = Usage(wall_s=wall_s, cpu_s=cpu_s, other_cpu_s=other_cpu_s, memory_bytes=memory_bytes)
-    return Sample(blocks=blocks, usage=usage, usable_cores=2)
+PROBES = Probes(compute_units_per_s=5000.0, load_units_per_s=7000.0, epoch_start_s=0.425)
 
 
 def test_throughput_is_samples_over_time_with_waits_included():
-    found = summarise([sample(block(), block(duration_s=3.0))], gradient_accumulation_steps=4)
+    config = dataclasses.replace(PLAIN, gradient_accumulation_steps=4)
+    found = summarise([sample(block(), block(duration_s=3.0))], config)
     assert found.samples_per_s == pytest.approx(80 / 4)
     assert found.units_per_s == pytest.approx(8000 / 4)
     assert found.seconds_per_step == pytest.approx(4 / 20)
     assert found.seconds_per_optimizer_step == pytest.approx(4 * 4 / 20)
     assert found.data_wait_share == pytest.approx(0.25)
-    assert found.cpu_utilisation == pytest.approx(1 / 8)
-    assert found.cpu_s_per_sample == pytest.approx(1 / 80)
+    assert found.cpu_utilisation == pytest.approx(4 / 8)
+    assert found.cpu_s_per_sample == pytest.approx(4 / 80)
+    assert (found.measured_s, found.num_steps, found.num_blocks) == (4.0, 20, 2)
+
+
+def test_utilisation_is_of_the_cores_that_may_be_used():
+    found = summarise([sample(block(capacity_cores=1.5, cpu_s=1.2, throttled_s=0.3))], PLAIN)
+    assert found.cpu_utilisation == pytest.approx(0.8)
+    assert found.throttled_share == pytest.approx(0.3)
+
+
+def test_time_spun_away_while_waiting_is_told_where_there_are_workers():
+    spinning = sample(block(cpu_s=2.0, wait_cpu_s=0.5))
+    with_workers = dataclasses.replace(PLAIN, num_workers=2)
+    assert summarise([spinning], with_workers).wait_cpu_share == pytest.approx(0.25)
+    assert summarise([spinning], PLAIN).wait_cpu_share is None
+    assert summarise([sample(block(cpu_s=0.0))], with_workers).wait_cpu_share == 0.0
 
 
 def test_batches_taken_from_a_full_buffer_are_not_throughput():
     # 10 steps were taken, 8 of them from the buffer: the loader made 2 in that second.
-    found = summarise([sample(block(ready_change=-8))], gradient_accumulation_steps=1)
+    found = summarise([sample(block(ready_change=-8))], PLAIN)
     assert found.samples_per_s == pytest.approx(4 * 2)
+    assert found.units_per_s == pytest.approx(400 * 2)
     assert found.seconds_per_step == pytest.approx(0.5)
 
 
 def test_a_buffer_that_fills_earns_nothing():
-    assert sustained_steps([block(ready_change=5)]) == 10
+    assert sustained_share([block(ready_change=5)]) == 1.0
 
 
 def test_a_buffer_that_gave_everything_leaves_a_positive_rate():
-    assert sustained_steps([block(num_steps=2, ready_change=-8)]) == 0.5
+    assert sustained_share([block(num_steps=2, ready_change=-8)]) == 0.25
 
 
-def test_the_buffer_is_balanced_within_a_sample_and_not_across_pauses():
-    drained, steady = sample(block(ready_change=-8)), sample(block(ready_change=+8))
-    found = summarise([drained, steady], gradient_accumulation_steps=1)
-    assert found.samples_per_s == pytest.approx(4 * (2 + 10) / 2)
+def test_the_buffer_is_balanced_over_all_blocks_since_the_loop_is_frozen_between_them():
+    drained, filled = sample(block(ready_change=-8)), sample(block(ready_change=+8))
+    found = summarise([drained, filled], PLAIN)
+    assert found.samples_per_s == pytest.approx(4 * 20 / 2)
 
 
-def test_disturbed_samples_are_reported_and_count_only_if_there_are_no_others():
-    quiet, disturbed = sample(block()), sample(block(duration_s=5.0), other_cpu_s=4.0)
-    found = summarise([disturbed, quiet], gradient_accumulation_steps=1)
+def test_a_buffer_that_epochs_empty_is_not_balanced():
+    assert sustained_share([block(ready_change=-8), block(num_epoch_ends=1)]) == 1.0
+
+
+def test_as_many_epoch_ends_are_charged_as_belong_to_the_steps():
+    # Of 20 steps 19 wait 10 ms; the end of an epoch, which took 0.41 s, was seen once.
+    blocks = [
+        block(wait_s=0.1),
+        block(wait_s=0.5, num_epoch_ends=1, epoch_end_s=0.41),
+    ]
+    found = summarise([sample(*blocks)], PLAIN, steps_per_epoch=5)
+    assert found.epoch_end_s == pytest.approx(0.4)
+    # Four belong to 20 steps with epochs of 5.
+    assert found.samples_per_s == pytest.approx(80 / (2 + 3 * 0.4))
+    assert found.seconds_per_step == pytest.approx((2 + 3 * 0.4) / 20)
+    # One belongs to 40 steps with epochs of 40, so that half of the one seen is taken off.
+    rare = summarise([sample(*blocks)], PLAIN, steps_per_epoch=40)
+    assert rare.samples_per_s == pytest.approx(80 / (2 - 0.5 * 0.4))
+    assert rare.measured_s == 2.0
+    assert summarise([sample(*blocks)], PLAIN).samples_per_s == pytest.approx(40)
+
+
+def test_an_epoch_end_that_was_not_seen_is_charged_as_probed():
+    # An ordinary step waits 25 ms.
+    found = summarise([sample(block())], PLAIN, steps_per_epoch=5, probes=PROBES)
+    assert found.epoch_end_s == pytest.approx(0.4)
+    assert found.samples_per_s == pytest.approx(40 / (1 + 2 * 0.4))
+    unseen = summarise([sample(block())], PLAIN, steps_per_epoch=5)
+    assert unseen.epoch_end_s is None
+    assert unseen.samples_per_s == pytest.approx(40)
+    once = dataclasses.replace(PROBES, epoch_start_s=None)
+    assert summarise([sample(block())], PLAIN, steps_per_epoch=5, probes=once).epoch_end_s is None
+
+
+def test_an_epoch_end_that_is_cheaper_than_a_step_earns_nothing():
+    cheap = dataclasses.replace(PROBES, epoch_start_s=0.001)
+    found = summarise([sample(block())], PLAIN, steps_per_epoch=5, probes=cheap)
+    assert found.epoch_end_s == 0.0
     assert found.samples_per_s == pytest.approx(40)
-    assert found.num_disturbed == 1
-    alone = summarise([disturbed], gradient_accumulation_steps=1)
+
+
+def test_blocks_of_which_every_step_ends_an_epoch_can_be_summarised():
+    ends = block(num_steps=2, num_epoch_ends=2, epoch_end_s=0.5, wait_s=0.5)
+    found = summarise([sample(ends)], PLAIN, steps_per_epoch=1)
+    assert found.samples_per_s == pytest.approx(8)
+
+
+def test_disturbed_blocks_are_reported_and_count_only_if_there_are_no_others():
+    quiet, disturbed = block(), block(duration_s=5.0, other_cpu_s=4.0)
+    found = summarise([sample(disturbed), sample(quiet)], PLAIN)
+    assert found.samples_per_s == pytest.approx(40)
+    assert (found.num_blocks, found.num_disturbed) == (2, 1)
+    alone = summarise([sample(disturbed)], PLAIN)
     assert alone.samples_per_s == pytest.approx(8)
-    assert alone.num_disturbed == 1
+    assert (alone.num_blocks, alone.num_disturbed) == (1, 1)
+
+
+def test_memory_is_the_most_that_any_sample_held():
+    samples = [
+        sample(block(), memory_bytes=7, shared_memory_bytes=1, device_memory_bytes=5),
+        sample(block(), memory_bytes=3, shared_memory_bytes=2),
+    ]
+    found = summarise(samples, PLAIN)
+    assert (found.peak_memory_bytes, found.shared_memory_bytes) == (7, 2)
+    assert found.device_memory_bytes == 5
+    assert summarise(samples[1:], PLAIN).device_memory_bytes is None
+
+
+def test_warming_up_and_probing_are_reported():
+    settling = dataclasses.replace(SETTLING, settled=False)
+    found = summarise([sample(settling=settling), sample(block())], PLAIN, probes=PROBES)
+    assert (found.warm_up_s, found.settled) == (0.5, False)
+    assert (found.compute_units_per_s, found.load_units_per_s) == (5000.0, 7000.0)
+    bare = summarise([sample(block())], ThroughputConfig(batch_size=4), steps_per_epoch=9)
+    assert (bare.warm_up_s, bare.settled, bare.steps_per_epoch) == (0.0, True, 9)
+    assert bare.compute_units_per_s is None

@@ -14,8 +14,9 @@ import yaml
 
 import autotune
 from autotune.best_config import read_best_config
+from autotune.machine import affinity
 
-from .conftest import processes_of, wait_until
+from .conftest import processes_of, stop, wait_until
 
 # Short blocks: these tests look at what happens, not at how fast anything is.
 QUICK = {
@@ -27,6 +28,8 @@ QUICK = {
     "confirm_rounds": 2,
     "start_deadline_s": 30,
     "budget": "60s",
+    # Whatever else the machine does while the tests run.
+    "allow_busy": True,
 }
 # A step that takes its time whatever the batch: the largest batch is by far the fastest.
 FIXED_STEP = "time.sleep(0.01)"
@@ -117,7 +120,9 @@ def test_a_complete_study_is_not_measured_again_and_a_fresh_one_stands_beside_it
 
 
 def test_settings_that_change_nothing_are_no_gain_and_the_baseline_is_kept(study):
-    options = study(script={"step": "time.sleep(0.003 * config.batch_size)"}, confirm_rounds=3)
+    # A batch costs next to nothing by itself: the gain is far below what counts as one.
+    script = {"step": "time.sleep(0.003 * config.batch_size)", "item": "pass"}
+    options = study(script=script, confirm_rounds=3)
     done = autotune_run(*options)
     assert done.returncode == 0
     assert "no significant gain" in done.stdout
@@ -257,6 +262,77 @@ def test_where_forked_trials_fail_fresh_ones_are_used_in_later_runs_too(study):
     assert read_best_config(Path("best_config.yaml")).config.batch_size == 8
 
 
+def test_where_forked_and_fresh_trials_differ_the_fresh_ones_count(study):
+    options = study(
+        script={
+            "before": "parent = os.getpid()",
+            "step": "time.sleep(0.01 if os.getpid() == parent else 0.06)",
+        },
+    )
+    done = autotune_run(*options)
+    assert done.returncode == 0, done.stderr
+    best = read_best_config(Path("best_config.yaml"))
+    assert best.config.batch_size == 8
+    for summary in ("batch 4, workers 0", "batch 8, workers 0"):
+        assert f"note: {summary} ran at " in done.stdout
+    assert "in fresh processes: the fresh ones count" in done.stdout
+    # 10 ms a step, not 60.
+    assert best.expected.seconds_per_step < 0.04
+    forked = trials().query("start_mode == 'fork'")
+    assert (forked["seconds_per_step"] > 0.06).all()
+
+
+def test_beside_a_hog_that_stays_there_is_no_answer_unless_it_is_asked_for(study, hogs):
+    # Waiting takes a third of the budget.
+    options = study(allow_busy=False, budget="8s", block_s=0.1, confirm_rounds=1)
+    Path("best_config.yaml").write_text("mine")
+    processes = hogs(len(affinity()))
+    done = autotune_run(*options)
+    assert done.returncode == 1, done.stdout
+    assert "error: the machine is too busy to measure on: " in done.stderr
+    assert any(f"while True: pass (process {hog.pid}, " in done.stderr for hog in processes)
+    assert "--allow-busy" in done.stderr
+    assert Path("best_config.yaml").read_text() == "mine"
+    assert count_trials() == 0
+
+    done = autotune_run(*options, "--allow-busy", "--budget", "30s")
+    assert done.returncode == 0, done.stderr
+    assert "were disturbed throughout by other processes (" in done.stdout
+    assert any(f"while True: pass (process {hog.pid}, " in done.stdout for hog in processes)
+    assert read_best_config(Path("best_config.yaml")).config.batch_size == 8
+    assert (trials()["num_disturbed"] > 0).all()
+
+
+def test_a_hog_that_leaves_is_waited_for(study, hogs):
+    options = study(allow_busy=False, confirm_rounds=1)
+    processes = hogs(len(affinity()))
+    run = subprocess.Popen(
+        [sys.executable, "-m", "autotune", "run", *options, "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    # It has opened its study, and looks at what else runs.
+    assert wait_until(lambda: Path("studies/autotune.db").exists(), 30)
+    time.sleep(3.0)
+    assert count_trials() == 0
+    for hog in processes:
+        stop(hog)
+    stdout, _ = run.communicate(timeout=90)
+    assert run.returncode == 0
+    assert json.loads(stdout)["waited_s"] > 1
+
+
+def test_what_holds_the_settings_back_is_told(study):
+    # 10 ms to compute and 1 ms to load, whatever the batch.
+    done = autotune_run(*study(confirm_rounds=1))
+    assert done.returncode == 0, done.stderr
+    for role in ("baseline", "chosen"):
+        assert f"the {role} settings are overhead-bound: the step alone reaches " in done.stdout
+    frame = trials()
+    assert frame["compute_units_per_s"].notna().equals(frame["phase"] == "confirm")
+    assert (frame["steps_per_epoch"] == 4000).all()
+
+
 def test_a_second_process_of_the_script_is_turned_away(study):
     code = (
         "import subprocess; env = os.environ | {'AGAIN': '1'}\n"
@@ -389,7 +465,7 @@ LONG = {
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interrupted_run_ends_at_once_and_goes_on_later(study, number):
+def test_an_interrupted_run_ends_at_once(study, number):
     options = study(**LONG)
     Path("best_config.yaml").write_text("mine")
     run = begin_run(options, 4)
@@ -402,9 +478,15 @@ def test_an_interrupted_run_ends_at_once_and_goes_on_later(study, number):
     assert "Traceback" not in stderr
     assert wait_until(lambda: not processes_of(Path.cwd() / "train it.py"), 1.0)
     assert Path("best_config.yaml").read_text() == "mine"
-    before = trials().query("state == 'complete' and phase == 'search'")
     assert not (trials()["state"] == "running").any()
 
+
+def test_what_an_interrupted_run_measured_is_kept_by_the_next(study):
+    options = study(**LONG)
+    run = begin_run(options, 4)
+    run.send_signal(signal.SIGINT)
+    run.communicate(timeout=10)
+    before = trials().query("state == 'complete' and phase == 'search'")
     assert autotune_run(*options).returncode == 0
     after = trials().query("state == 'complete' and phase in ('search', 'probe')")
     assert set(before["number"]) <= set(after["number"])

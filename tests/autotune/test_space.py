@@ -50,7 +50,9 @@ def test_a_bad_axis_is_named(axes, message):
 
 @pytest.mark.parametrize("usable_cores", [1, 2, 4, 6, 64])
 def test_default_axes_fit_the_machine(usable_cores):
-    axes = default_axes(usable_cores=usable_cores, baseline=BASELINE, effective_batch_size=None)
+    axes = default_axes(
+        usable_cores=usable_cores, baseline=BASELINE, effective_batch_size=None, uses_cuda=False
+    )
     assert max(axes["num_threads"]) == usable_cores
     assert max(axes["num_workers"]) <= max(2 * usable_cores, 1)
     assert 0 in axes["num_workers"]
@@ -62,9 +64,19 @@ def test_default_axes_fit_the_machine(usable_cores):
 def test_default_batch_sizes_divide_the_effective_batch(effective):
     baseline = ThroughputConfig(batch_size=1)
     assert "num_threads" not in default_axes(
-        usable_cores=2, baseline=baseline, effective_batch_size=None
+        usable_cores=2, baseline=baseline, effective_batch_size=None, uses_cuda=False
     )
-    axes = default_axes(usable_cores=2, baseline=baseline, effective_batch_size=effective)
+    axes = default_axes(
+        usable_cores=2, baseline=baseline, effective_batch_size=effective, uses_cuda=False
+    )
     assert all(effective % size == 0 for size in axes["batch_size"])
     assert {1, effective} <= set(axes["batch_size"])
     assert len(axes["batch_size"]) <= 9
+
+
+@pytest.mark.parametrize("uses_cuda", [True, False])
+def test_page_locked_batches_are_searched_where_there_is_a_gpu(uses_cuda):
+    axes = default_axes(
+        usable_cores=2, baseline=BASELINE, effective_batch_size=None, uses_cuda=uses_cuda
+    )
+    assert axes.get("pin_memory") == ((False, True) if uses_cuda else None)

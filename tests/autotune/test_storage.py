@@ -2,41 +2,37 @@ import dataclasses
 import warnings
 
 import optuna
+import pandas as pd
 import pytest
 
 import autotune
 from autotune.config import ThroughputConfig
 from autotune.errors import BadInputError
-from autotune.measurement import (
-    Block,
-    Failure,
-    FailureCause,
-    Sample,
-    StartMode,
-    Usage,
-    summarise,
-)
+from autotune.measurement import Failure, FailureCause, StartMode, summarise
+from autotune.report.frame import BLOCK_COLUMNS
 from autotune.search.storage import storage_url
-from autotune.search.study import Outcome, Phase, find_study, open_study, read_records
+from autotune.search.study import (
+    SCHEMA_VERSION,
+    Outcome,
+    Phase,
+    find_study,
+    open_study,
+    read_records,
+)
+
+from .made_up import SETTLING, block, sample
 
 CONFIG = ThroughputConfig(batch_size=8, num_workers=2, num_threads=1, pin_memory=True)
 PLAIN = ThroughputConfig(batch_size=1)
-SAMPLE = Sample(
-    blocks=(
-        Block(
-            num_steps=2,
-            num_samples=16,
-            num_units=160.0,
-            duration_s=2.0,
-            wait_s=0.5,
-            first_batch_at_s=5.0,
-        ),
-    ),
-    usage=Usage(wall_s=2.0, cpu_s=3.0, other_cpu_s=0.1, memory_bytes=2**30),
-    usable_cores=2,
+SAMPLE = sample(
+    block(num_steps=2, num_samples=16, num_units=160.0, duration_s=2.0, cpu_s=3.0, ready_change=-1),
+    block(num_steps=2, num_samples=16, num_units=160.0, duration_s=2.0, cpu_s=3.0, ready_change=1),
+    settling=SETTLING,
+    memory_bytes=2**30,
+    shared_memory_bytes=2**20,
 )
 OUTCOME = Outcome(
-    measurement=summarise([SAMPLE], gradient_accumulation_steps=1),
+    measurement=summarise([SAMPLE], CONFIG, steps_per_epoch=100),
     samples=[SAMPLE],
     start_mode=StartMode.FORK,
     start_up_s=0.1,
@@ -123,7 +119,7 @@ def test_a_frame_has_its_types_whatever_the_study_holds(store, url):
     assert empty.empty
     assert list(empty.columns) == list(full.columns)
     assert (
-        (empty.dtypes.drop("block_s") == full.dtypes.drop("block_s"))
+        (empty.dtypes.drop(list(BLOCK_COLUMNS)) == full.dtypes.drop(list(BLOCK_COLUMNS)))
         .loc[["number", "samples_per_s", "start_up_s", "num_threads", "started_at"]]
         .all()
     )
@@ -131,7 +127,12 @@ def test_a_frame_has_its_types_whatever_the_study_holds(store, url):
     assert row["configuration"] == CONFIG.summary
     assert row["batch_size"] == 8
     assert row["cpu_utilisation"] == pytest.approx(0.75)
-    assert row["block_s"] == [2.0]
+    assert row["block_s"] == [2.0, 2.0]
+    assert row["steps_per_epoch"] == 100
+    assert pd.isna(row["device_memory_bytes"])
+    assert row["block_units_per_s"] == [80.0, 80.0]
+    assert row["relative_error"] == pytest.approx(0.0)
+    assert not row["unsteady"]
 
 
 @pytest.mark.parametrize("content", [b"this is no database", b""])
@@ -146,3 +147,12 @@ def test_settings_that_a_newer_version_added_do_not_hide_a_study(store, url):
     number = store.begin(CONFIG, Phase.SEARCH)
     store.complete(number, dataclasses.replace(OUTCOME, unit=None))
     assert len(autotune.load_study(url)) == 1
+
+
+def test_a_study_that_another_version_made_is_refused(url):
+    open_study(url, "old", fresh=False)
+    study = optuna.load_study(storage=url, study_name="old")
+    study.set_user_attr("schema_version", SCHEMA_VERSION - 1)
+    with pytest.raises(BadInputError, match="study old: was not made by this version"):
+        open_study(url, "old", fresh=False)
+    assert open_study(url, "old", fresh=True).name == "old.2"

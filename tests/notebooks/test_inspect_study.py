@@ -9,17 +9,11 @@ import pytest
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+from autotune.blocks import Block, Probes, Sample, Settling
 from autotune.config import ThroughputConfig
-from autotune.measurement import (
-    Block,
-    Failure,
-    FailureCause,
-    Sample,
-    StartMode,
-    Usage,
-    summarise,
-)
+from autotune.measurement import Failure, FailureCause, StartMode, summarise
 from autotune.search.answer import Result, make_best_config
+from autotune.search.bottleneck import diagnose
 from autotune.search.confirmation import choose
 from autotune.search.definition import StudyDefinition
 from autotune.search.storage import storage_url
@@ -70,24 +64,35 @@ def complete(store: StudyStore, config: ThroughputConfig, phase: Phase, number: 
     loading_s = 0.001 * config.batch_size / max(1, num_workers)
     computing_s = 0.02 / (config.num_threads or 1) + 0.0002 * config.batch_size * (1 + number / 50)
     step_s = max(loading_s, computing_s) if num_workers else loading_s + computing_s
-    block = Block(
-        num_steps=20,
-        num_samples=20 * config.batch_size,
-        num_units=20.0 * config.batch_size,
-        duration_s=20 * step_s,
-        wait_s=20 * (step_s - computing_s),
-        first_batch_at_s=1.0,
+    num_threads = config.num_threads or 1
+    settling = Settling(
+        num_steps=3, duration_s=1.0, first_batch_at_s=1.0, step_s=step_s, settled=True
     )
-    usage = Usage(
-        wall_s=20 * step_s,
-        cpu_s=20 * (computing_s * (config.num_threads or 1) + loading_s * max(1, num_workers)),
-        other_cpu_s=20 * step_s if config.batch_size == 16 else 0.0,
-        memory_bytes=300 << 20,
+    # Four blocks that differ a little, as blocks do.
+    blocks = tuple(
+        Block(
+            num_steps=20,
+            num_samples=20 * config.batch_size,
+            num_units=20.0 * config.batch_size,
+            duration_s=20 * step_s * drift,
+            wait_s=20 * (step_s - computing_s) * drift,
+            capacity_cores=2.0,
+            cpu_s=20 * (computing_s * num_threads + loading_s * max(1, num_workers)),
+            other_cpu_s=20 * step_s if config.batch_size == 16 else 0.0,
+        )
+        for drift in (1.0, 1.02, 0.98, 1.01)
     )
-    samples = (Sample(blocks=(block,), usage=usage, usable_cores=2),)
+    samples = (Sample(blocks=blocks, settling=settling, memory_bytes=300 << 20),)
+    probes = None
+    if phase is Phase.CONFIRM:
+        probes = Probes(
+            compute_units_per_s=config.batch_size / computing_s,
+            load_units_per_s=config.batch_size / loading_s,
+            epoch_start_s=0.1,
+        )
     mode = StartMode.FORK if phase in (Phase.PROBE, Phase.SEARCH) else StartMode.FRESH
     outcome = Outcome(
-        measurement=summarise(samples, gradient_accumulation_steps=1),
+        measurement=summarise(samples, config, steps_per_epoch=1000, probes=probes),
         samples=samples,
         start_mode=mode,
         start_up_s=loading_s + (0.05 if mode is StartMode.FORK else 2.5),
@@ -118,6 +123,7 @@ def finish(store: StudyStore, path: Path) -> None:
         storage=storage_url(path),
         store=store,
     )
+    searched = [record for record in store.records() if record.phase is Phase.SEARCH]
     result = Result(
         best=best,
         num_configurations=18,
@@ -125,9 +131,15 @@ def finish(store: StudyStore, path: Path) -> None:
         num_ruled_out=0,
         num_rounds=3,
         num_failed=1,
-        num_disturbed_runs=0,
-        config_path=None,
         num_disturbed=0,
+        num_disturbed_runs=0,
+        disturbed_by=(),
+        waited_s=0.0,
+        fork_differences=(),
+        baseline_bottleneck=diagnose(BASELINE, runs[BASELINE], searched),
+        bottleneck=diagnose(best.config, runs[best.config], searched),
+        unsteady=False,
+        config_path=None,
         start_mode=StartMode.FORK,
         fresh_reason=None,
         complete=True,

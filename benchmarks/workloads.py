@@ -1,0 +1,153 @@
+"""Small training loops with known characters, for the other benchmarks: `workloads.py NAME`.
+
+Without --seconds and --steps it trains until it is ended, which is how autotune runs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+import autotune
+
+# Ordinary training is timed from here on.
+WARM_UP_S = 5.0
+TRAP_SAMPLE_S, TRAP_STEP_S, TRAP_FIRST_STEP_S = 0.02, 0.008, 2.0
+FIXED_SAMPLE_S = 0.01
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+class Images(Dataset[Batch]):
+    """Pictures that are augmented when they are asked for: about 0.2 ms of Python and NumPy."""
+
+    def __init__(self) -> None:
+        self.pictures = np.random.default_rng(0).integers(0, 256, (512, 3, 72, 72), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return 16_384
+
+    def __getitem__(self, index: int) -> Batch:
+        random = np.random.default_rng(index)
+        top, left = random.integers(0, 24, 2)
+        image = self.pictures[index % 512, :, top : top + 48, left : left + 48]
+        image = image[:, :, :: random.choice((-1, 1))].astype(np.float32)
+        image = (image - image.mean()) / (image.std() + 1e-6)
+        image += random.normal(0.0, 0.1, image.shape).astype(np.float32)
+        return torch.from_numpy(image), torch.tensor(index % 10)
+
+
+class Tokens(Dataset[Batch]):
+    """Windows of a text that lies in memory: loading costs nearly nothing."""
+
+    def __init__(self) -> None:
+        self.text = torch.randint(0, 256, (1_000_000,), generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return 50_000
+
+    def __getitem__(self, index: int) -> Batch:
+        window = self.text[index * 16 : index * 16 + 65]
+        return window[:-1], window[1:]
+
+
+class Slow(Dataset[Batch]):
+    """Samples that take their time and no CPU, as from a distant storage."""
+
+    def __init__(self, sample_s: float) -> None:
+        self.sample_s = sample_s
+
+    def __len__(self) -> int:
+        return 20_000
+
+    def __getitem__(self, index: int) -> Batch:
+        time.sleep(self.sample_s)
+        return torch.full((64,), float(index % 7)), torch.tensor(index % 10)
+
+
+class LanguageModel(nn.Module):
+    """Two Transformer layers over bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(256, 128)
+        layer = nn.TransformerEncoderLayer(128, 4, 256, batch_first=True, dropout=0.0)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(128, 256)
+
+    def forward(self, tokens_bt: torch.Tensor) -> torch.Tensor:
+        """Logits, [B, V, T]."""
+        return self.head(self.layers(self.embedding(tokens_bt))).transpose(1, 2)
+
+
+def convolutions() -> nn.Module:
+    """A small image classifier."""
+    layers = [nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.Conv2d(16, 32, 3, 2), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(512, 10))
+
+
+def perceptron() -> nn.Module:
+    """A model that takes next to no time."""
+    return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
+WORKLOADS = {
+    "images": (Images, convolutions),
+    "tokens": (Tokens, LanguageModel),
+    "storage": (lambda: Slow(0.002), perceptron),
+    # The loader is the bottleneck, and a slow first step leaves its workers time to get ahead.
+    "trap": (lambda: Slow(TRAP_SAMPLE_S), perceptron),
+    # No setting changes the speed: each sample takes its time in the step.
+    "fixed": (lambda: Slow(0.0), perceptron),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("name", choices=WORKLOADS)
+    parser.add_argument("--seconds", type=float, help="train so long, and print the throughput")
+    parser.add_argument("--steps", type=int, help="train so many steps, and print the throughput")
+    parser.add_argument("--batch-size", type=int, default=32)
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    make_dataset, make_model = WORKLOADS[args.name]
+    dataset, model = make_dataset(), make_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    default = autotune.ThroughputConfig(batch_size=args.batch_size)
+    config = autotune.load_config("best_config.yaml", default=default)
+    loader = config.dataloader(dataset, shuffle=True, drop_last=True)
+
+    start_s = time.monotonic()
+    counted_from_s = start_s + (WARM_UP_S if args.seconds else 0.0)
+    num_samples, num_steps = 0, 0
+    for _ in itertools.count():
+        for x, y in autotune.steps(loader):
+            loss = nn.functional.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if args.name == "trap":
+                time.sleep(TRAP_FIRST_STEP_S if num_steps == 0 else TRAP_STEP_S)
+            if args.name == "fixed":
+                time.sleep(FIXED_SAMPLE_S * len(x))
+            num_steps += 1
+            now_s = time.monotonic()
+            if now_s < counted_from_s:
+                start_s = now_s
+                continue
+            num_samples += len(x)
+            if (args.steps and num_steps == args.steps) or (
+                args.seconds and now_s > counted_from_s + args.seconds
+            ):
+                print(json.dumps({"samples_per_s": num_samples / (now_s - start_s)}))
+                return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Blocks, samples and trials that nobody measured, for what only computes with them."""
+
+from autotune.blocks import Block, Sample, Settling
+from autotune.config import ThroughputConfig
+from autotune.measurement import summarise
+from autotune.search.study import Phase, TrialRecord
+
+PLAIN = ThroughputConfig(batch_size=4)
+SETTLING = Settling(num_steps=3, duration_s=0.5, first_batch_at_s=10.0, step_s=0.1, settled=True)
+
+
+def block(num_steps=10, duration_s=1.0, **changes):
+    """A block of batches of 4, on two cores; nothing disturbed it."""
+    values = {
+        "num_steps": num_steps,
+        "num_samples": 4 * num_steps,
+        "num_units": 400.0 * num_steps,
+        "duration_s": duration_s,
+        "wait_s": 0.25 * duration_s,
+        "capacity_cores": 2.0,
+        "cpu_s": duration_s,
+    }
+    return Block(**{**values, **changes})
+
+
+def block_at(units_per_s):
+    """A block with that throughput."""
+    return block(num_units=units_per_s, num_steps=10, duration_s=1.0)
+
+
+def sample(*blocks, memory_bytes=100, **changes):
+    return Sample(blocks=blocks, memory_bytes=memory_bytes, **changes)
+
+
+def record(*blocks, config=PLAIN, settling=None, number=0, phase=Phase.SEARCH, **changes):
+    """A trial of `config` that had these blocks."""
+    samples = (sample(*blocks, settling=settling),)
+    values = {"measurement": summarise(samples, config), "samples": samples}
+    return TrialRecord(number=number, phase=phase, config=config, **{**values, **changes})

@@ -1,0 +1,119 @@
+"""Trials stand still between two requests, their loader's workers included."""
+
+import time
+
+import psutil
+import pytest
+
+from autotune.blocks import BlockMode, BlockRequest
+from autotune.config import ThroughputConfig
+from autotune.counters import process_cpu_s
+from autotune.measurement import StartMode
+
+from .conftest import processes_of, wait_until
+
+CONFIG = ThroughputConfig(batch_size=4)
+WITH_WORKERS = ThroughputConfig(batch_size=4, num_workers=2)
+# More batches than the workers have ready.
+BLOCK = BlockRequest(min_s=0.1, multiple_of=20)
+# An item that takes CPU time, so that a worker that went on would show.
+BUSY_ITEM = "sum(range(20000))"
+
+
+def tree_of(trial):
+    root = psutil.Process(trial._origin.root_pid)
+    return [root, *root.children(recursive=True)]
+
+
+def are_stopped(processes):
+    return all(process.status() == psutil.STATUS_STOPPED for process in processes)
+
+
+def cpu_s(processes):
+    return [process_cpu_s(process.pid) for process in processes]
+
+
+def unchanged(used_s):
+    """Being stopped takes a few microseconds."""
+    return pytest.approx(used_s, abs=0.001)
+
+
+@pytest.mark.parametrize("mode", list(StartMode))
+def test_trainer_and_workers_are_stopped_between_requests_and_go_on_at_the_next(
+    script, start_runner, mode
+):
+    runner = start_runner(script(item=BUSY_ITEM))
+    with runner.start(WITH_WORKERS, mode) as trial:
+        for _ in range(3):
+            tree = tree_of(trial)
+            assert len(tree) == 3
+            assert wait_until(lambda found=tree: are_stopped(found), 2.0)
+            used_s = cpu_s(tree)
+            time.sleep(0.2)
+            assert cpu_s(tree) == unchanged(used_s)
+            (block,) = trial.measure(BLOCK, deadline_s=30).blocks
+            assert block.num_steps >= 20
+            after_s = cpu_s(tree)
+            assert all(after > used for used, after in zip(used_s, after_s, strict=True))
+
+
+@pytest.mark.parametrize("mode", list(StartMode))
+def test_a_stopped_trial_can_be_ended(script, start_runner, mode):
+    command = script()
+    runner = start_runner(command)
+    trial = runner.start(WITH_WORKERS, mode)
+    trial.measure(BLOCK, deadline_s=30)
+    tree = tree_of(trial)
+    assert wait_until(lambda: are_stopped(tree), 2.0)
+    trial.close()
+    assert wait_until(lambda: not any(process.is_running() for process in tree), 2.0)
+    runner.close()
+    assert wait_until(lambda: not processes_of(command[1]), 2.0)
+
+
+def test_two_trials_are_open_at_once_and_measured_in_turn(script, start_runner):
+    runner = start_runner(script(item=BUSY_ITEM))
+    with (
+        runner.start(WITH_WORKERS, StartMode.FORK) as first,
+        runner.start(CONFIG, StartMode.FRESH) as second,
+    ):
+        trees = {trial: tree_of(trial) for trial in (first, second)}
+        for _ in range(2):
+            for trial, other in ((first, second), (second, first)):
+                assert wait_until(lambda found=other: are_stopped(trees[found]), 2.0)
+                used_s = cpu_s(trees[other])
+                (block,) = trial.measure(BLOCK, deadline_s=30).blocks
+                assert block.num_steps >= 20
+                # It stood still all the while.
+                assert cpu_s(trees[other]) == unchanged(used_s)
+        first.close()
+        assert second.measure(BLOCK, deadline_s=30).blocks
+
+
+def test_time_in_which_a_trial_stands_still_does_not_count(light_script, start_runner):
+    with start_runner(light_script()).start(CONFIG, StartMode.FORK) as trial:
+        before_s = trial.active_s
+        time.sleep(0.5)
+        trial.measure(BlockRequest(min_s=0.1), deadline_s=30)
+        assert 0.1 <= trial.active_s - before_s < 0.5
+
+
+def test_workers_fill_no_buffer_while_a_trial_stands_still(script, start_runner):
+    # 10 ms a batch: in 1 s all 16 batches that may be ready would be.
+    config = ThroughputConfig(batch_size=1, num_workers=1, prefetch_factor=16)
+    runner = start_runner(script(item="time.sleep(0.01)", step="pass"))
+    with runner.start(config, StartMode.FORK) as trial:
+        trial.measure(BlockRequest(min_s=0.0, settle_s=0.3), deadline_s=30)
+        time.sleep(1.0)
+        # As fast as batches come: one at a time, and a warming step before.
+        (block,) = trial.measure(BlockRequest(min_s=0.0, multiple_of=8), deadline_s=30).blocks
+        assert block.ready_change > -4
+        assert block.wait_s > 4 * 0.01
+
+
+def test_a_request_of_another_mode_finds_the_trial_stopped_too(script, start_runner):
+    with start_runner(script()).start(WITH_WORKERS, StartMode.FORK) as trial:
+        for mode in (BlockMode.COMPUTE, BlockMode.LOAD, BlockMode.TRAIN):
+            request = BlockRequest(mode=mode, min_s=0.05)
+            assert trial.measure(request, deadline_s=30).blocks
+            assert wait_until(lambda: are_stopped(tree_of(trial)), 2.0)
