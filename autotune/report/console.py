@@ -272,8 +272,10 @@ def _warnings(result: Result) -> list[str]:
         )
     elif result.num_disturbed:
         waited = f", {result.waited_s:.0f} s were spent waiting" if result.waited_s > 1 else ""
+        blocks = (
+            "1 block was" if result.num_disturbed == 1 else f"{result.num_disturbed} blocks were"
+        )
         lines.append(
-            f"note: {result.num_disturbed} blocks were disturbed by {causes}; these were measured "
-            f"again where there was time{waited}"
+            f"note: {blocks} disturbed by {causes}, and measured again where there was time{waited}"
         )
     return lines

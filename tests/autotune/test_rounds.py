@@ -174,7 +174,8 @@ def test_a_disturbed_turn_is_repeated_by_all_and_dropped_for_the_undisturbed():
     # The disturbed block itself is kept for the record, and does not count.
     assert blocks_of(found[CONFIGS[1]]) == [1, 2, 3, 4, 5]
     assert found[CONFIGS[1]].measurement.num_disturbed == 1
-    assert found[CONFIGS[1]].measurement.num_blocks == 4
+    assert found[CONFIGS[1]].measurement.num_blocks == 5
+    assert found[CONFIGS[1]].measurement.num_steps == found[CONFIGS[0]].measurement.num_steps
     assert found[CONFIGS[0]].measurement.num_disturbed == 0
 
 

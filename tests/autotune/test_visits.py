@@ -95,7 +95,7 @@ def test_disturbed_blocks_are_measured_again_and_kept_for_the_record():
     keeper = FakeKeeper()
     outcome = visit_of(FakeTrial(disturbed=(2, 3)), keeper=keeper)
     assert keeper.num_waits == 1
-    assert outcome.measurement.num_blocks == 6
+    assert outcome.measurement.num_blocks == 8
     assert outcome.measurement.num_disturbed == 2
 
 
@@ -117,7 +117,7 @@ def test_nothing_is_repeated_when_the_time_is_up():
     keeper = FakeKeeper()
     outcome = visit_of(FakeTrial(disturbed=(1,)), keeper=keeper, left_s=-1.0)
     assert keeper.num_waits == 0
-    assert outcome.measurement.num_blocks == 5
+    assert outcome.measurement.num_blocks == 6
 
 
 def test_blocks_of_a_visit_are_multiples_of_workers_and_are_cut():
