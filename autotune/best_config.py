@@ -15,7 +15,7 @@ from autotune.files import read_yaml, write_atomically
 from autotune.machine import Machine
 from autotune.validation import validate
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -144,7 +144,7 @@ def test_another_machine_gives_a_warning(path):
 @pytest.mark.parametrize(
     ("keys", "value", "message"),
     [
-        ("schema_version", 2, "schema_version must be 1, not 2"),
+        ("schema_version", 1, "schema_version must be 2, not 1"),
         ("config.batch_size", "8", r"config.batch_size: .*valid integer, not '8'"),
         ("config.batch_size", 0, "batch_size must be a whole number of at least 1, not 0"),
         ("config.batch_sizes", 8, "config.batch_sizes is no known key"),
@@ -172,7 +172,7 @@ def test_an_edited_file_is_refused_with_key_value_and_rule(path, keys, value, me
         ("a: 1\na: 2", "repeated key a"),
         ("a: &x [1]\nb: *x", "aliases"),
         ("a: !!python/object/apply:os.system ['true']", "not valid YAML"),
-        ("schema_version: 1", "is missing"),
+        ("schema_version: 2", "is missing"),
         ("x: " + "y" * 2_000_000, "larger than"),
         ("a: " + "[" * 5000, "not valid YAML"),
     ],

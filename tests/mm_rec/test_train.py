@@ -337,13 +337,13 @@ def write_best_config(path: Path, **settings: int | bool | None) -> None:
     figures = dict.fromkeys(
         ("samples_per_s", "samples_per_s_low", "samples_per_s_high", "seconds_per_step"), 1.0
     )
-    figures |= {"seconds_per_optimizer_step": 2.0, "cpu_utilisation": 0.5}
+    figures |= {"seconds_per_optimizer_step": 2.0, "cpu_utilisation": 0.5, "cpu_s_per_sample": 0.5}
     figures |= {"data_wait_share": 0.0, "peak_memory_bytes": 1}
     machine = {"fingerprint": "another", "cpu": "another CPU", "usable_cores": 64}
     machine |= {"memory_bytes": 1, "system": "x", "hostname": "y"}
     study = {"storage": "s", "name": "n", "trial_numbers": [1], "command": "c"}
     content = {
-        "schema_version": 1,
+        "schema_version": 2,
         "config": config,
         "expected": figures,
         "baseline": {**figures, "config": config},
