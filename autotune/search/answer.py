@@ -57,7 +57,7 @@ class Result:
         fork_differences: Where forked trials and fresh processes did not agree.
         baseline_bottleneck: What holds the baseline back; None where it was not probed.
         bottleneck: The same of the chosen configuration.
-        unsteady: Whether the chosen configuration's speed varied more than that of others.
+        unsteady: Whether most runs of the chosen configuration were (see `spread`).
         config_path: The settings file that the measured loop loads in training, if it does.
         start_mode: How searching trials were started.
         fresh_reason: Why not by forking, None if they were.

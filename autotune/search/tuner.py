@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from importlib import metadata
 
 from autotune.best_config import MachineRecord
@@ -291,7 +292,7 @@ class Tuner:
             fork_differences=fork_differences(choice, records, (plan.baseline, best.config)),
             baseline_bottleneck=diagnose(plan.baseline, runs[plan.baseline], searched),
             bottleneck=diagnose(best.config, runs[best.config], searched),
-            unsteady=any(spread.is_unsteady(run) for run in runs[best.config]),
+            unsteady=statistics.mean(map(spread.is_unsteady, runs[best.config])) > 0.5,
             config_path=self._store.facts["config_path"],
             start_mode=self._runner.mode,
             fresh_reason=self._runner.fresh_reason,
