@@ -6,11 +6,16 @@ and each trial's own counts beside it for what its blocks are worth.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
+import numpy as np
+from scipy.optimize import brentq
 from scipy.special import fdtri, stdtrit
 
 from autotune.measurement import counted_blocks
@@ -30,12 +35,15 @@ class BlockSpread:
     """The spread of block rates around their trial's mean, on the log scale, over a study.
 
     Attributes:
-        variance: Pooled over all trials with at least two blocks; None where there are none.
-        freedom: Its degrees of freedom.
+        variance: Of a block, pooled over all trials with at least two; None where there are none.
+        residual_variance: The same as it shows within trials, whose blocks share what makes them
+            alike; equal to `variance` where they are independent.
+        freedom: Degrees of freedom of both.
         autocorrelation: Of neighbouring blocks, pooled; never below 0.
     """
 
     variance: float | None
+    residual_variance: float | None
     freedom: int
     autocorrelation: float
 
@@ -43,25 +51,38 @@ class BlockSpread:
     def of(cls, records: Iterable[TrialRecord]) -> BlockSpread:
         """The spread that a study's trials show.
 
-        Source: Marriott & Pope 1954, "Bias in the Estimation of Autocorrelations".
+        Blocks are taken for a first-order autoregression. Residuals from a mean of few values
+        understate both its variance and its autocorrelation, by as much as can be reckoned: the
+        autocorrelation is the one that would show as the residuals do.
         """
-        squares = products = 0.0
-        num_trials = num_blocks = 0
-        for record in records:
-            residuals = _residuals(record)
-            if len(residuals) < 2:
-                continue
-            squares += sum(value**2 for value in residuals)
-            products += sum(a * b for a, b in itertools.pairwise(residuals))
-            num_trials += 1
-            num_blocks += len(residuals)
-        freedom = num_blocks - num_trials
-        # Residuals from a mean of few values are correlated by -1 / their number.
-        correlation = products / squares + num_trials / num_blocks if squares else 0.0
+        groups = [group for record in records if len(group := _residuals(record)) > 1]
+        squares = sum(value**2 for group in groups for value in group)
+        products = sum(a * b for group in groups for a, b in itertools.pairwise(group))
+        freedom = sum(len(group) - 1 for group in groups)
+        if not squares:
+            none = 0.0 if groups else None
+            return cls(variance=none, residual_variance=none, freedom=freedom, autocorrelation=0.0)
+        lengths = collections.Counter(len(group) for group in groups)
+
+        def excess(correlation: float) -> float:
+            """How much more alike neighbours would look than they do."""
+            expected = [(n, _expected(count, correlation)) for count, n in lengths.items()]
+            return sum(n * found.products for n, found in expected) - products / squares * sum(
+                n * found.squares for n, found in expected
+            )
+
+        if excess(0.0) >= 0:
+            correlation = 0.0
+        elif excess(_LARGEST_AUTOCORRELATION) <= 0:
+            correlation = _LARGEST_AUTOCORRELATION
+        else:
+            correlation = round(float(brentq(excess, 0.0, _LARGEST_AUTOCORRELATION)), 3)
         return cls(
-            variance=squares / freedom if freedom else None,
+            variance=squares
+            / sum(n * _expected(count, correlation).squares for count, n in lengths.items()),
+            residual_variance=squares / freedom,
             freedom=freedom,
-            autocorrelation=min(max(correlation, 0.0), _LARGEST_AUTOCORRELATION),
+            autocorrelation=correlation,
         )
 
     def relative_error(self, record: TrialRecord) -> float | None:
@@ -69,36 +90,57 @@ class BlockSpread:
 
         None where there is no measurement, or nothing to tell the spread from.
 
-        Source: batch means with the inflation for lag-1 autocorrelation, √((1 + r) / (1 - r)); and
-        moderated variances (Smyth 2004, "Linear Models and Empirical Bayes Methods").
+        Source: moderated variances (Smyth 2004, "Linear Models and Empirical Bayes Methods"), and
+        the variance of the mean of a first-order autoregression.
         """
         if self.variance is None or record.measurement is None:
             return None
         residuals = _residuals(record)
         own_freedom = len(residuals) - 1
-        squares = sum(value**2 for value in residuals)
+        expected = _expected(len(residuals), self.autocorrelation)
+        own = sum(value**2 for value in residuals) / expected.squares if own_freedom else 0.0
         freedom = _POOLED_FREEDOM + own_freedom
-        variance = (_POOLED_FREEDOM * self.variance + squares) / freedom
-        inflation = (1 + self.autocorrelation) / (1 - self.autocorrelation)
+        variance = (_POOLED_FREEDOM * self.variance + own_freedom * own) / freedom
         quantile = float(stdtrit(freedom, (1 + _CONFIDENCE) / 2))
-        return quantile * math.sqrt(variance * inflation / len(residuals))
+        return quantile * math.sqrt(variance * expected.mean)
 
     def is_unsteady(self, record: TrialRecord) -> bool:
         """Whether a trial did not settle, or its blocks spread far more than those of others."""
         if record.measurement is None:
             return False
-        residuals = _residuals(record)
-        own_freedom = len(residuals) - 1
         if not record.measurement.settled:
             return True
-        if own_freedom < 1 or self.variance is None or self.freedom <= own_freedom:
+        residuals = _residuals(record)
+        own_freedom = len(residuals) - 1
+        others_freedom = self.freedom - own_freedom
+        if own_freedom < 1 or others_freedom < 1 or self.residual_variance is None:
             return False
         squares = sum(value**2 for value in residuals)
-        others_freedom = self.freedom - own_freedom
-        others = (self.variance * self.freedom - squares) / others_freedom
+        others = (self.residual_variance * self.freedom - squares) / others_freedom
         limit = float(fdtri(own_freedom, others_freedom, _UNSTEADY_CONFIDENCE))
         own = squares / own_freedom
         return own > limit * others and own > _UNSTEADY_SD**2
+
+
+class _Expected(NamedTuple):
+    """Of consecutive values of a first-order autoregression with variance 1, what to expect."""
+
+    squares: float  # Sum of squared residuals from their mean.
+    products: float  # Sum of the products of neighbouring residuals.
+    mean: float  # Variance of their mean.
+
+
+@functools.lru_cache(maxsize=4096)
+def _expected(count: int, correlation: float) -> _Expected:
+    places = np.arange(count)
+    covariance = correlation ** np.abs(places[:, None] - places)
+    centre = np.eye(count) - 1 / count
+    residual = centre @ covariance @ centre
+    return _Expected(
+        squares=float(np.trace(residual)),
+        products=float(np.trace(residual, 1)),
+        mean=float(covariance.mean()),
+    )
 
 
 def _residuals(record: TrialRecord) -> Sequence[float]:
