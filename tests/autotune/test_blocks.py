@@ -15,6 +15,12 @@ def test_others_on_crowded_cores_disturb():
     assert block(duration_s=10.0, cpu_s=10.0, other_cpu_s=0.9).interference == ()
 
 
+def test_what_rounding_to_ticks_can_show_in_a_short_block_is_not_taken_for_others():
+    assert block(duration_s=0.25, cpu_s=0.4, other_cpu_s=0.04).interference == ()
+    crowded = block(duration_s=0.25, cpu_s=0.3, other_cpu_s=0.05)
+    assert crowded.interference == (Interference.OTHER_PROCESSES,)
+
+
 def test_others_on_cores_that_were_left_over_do_not_disturb():
     assert block(capacity_cores=8.0, cpu_s=2.0, other_cpu_s=4.0).interference == ()
     crowded = block(capacity_cores=8.0, cpu_s=4.0, other_cpu_s=3.5)
