@@ -11,8 +11,8 @@ import math
 # the limit is low. A quiet 2-core machine was seen at 0.006 cores in the mean and 0.06 at most.
 _OTHERS_CORES, _OTHERS_SHARE = 0.1, 0.02
 # The machine's time is counted in ticks, core by core, and rounding may look like others by as much
-# as this many ticks, for the square root of the cores: of 320 blocks of 0.25 s on quiet cores that
-# were busy for three quarters of the time, 9 showed more than 0.1 cores, and none more than 0.144.
+# as this many ticks, for the square root of the cores: of 640 blocks of 0.25 s on quiet cores that
+# were busy for three quarters of the time, 23 showed more than 0.1 cores, and 1 more than allowed.
 _TICK_S, _ROUNDING_TICKS = 0.01, 3.0
 # They do not disturb where at least this many cores are left over for them.
 _SPARE_CORES = 1.0
