@@ -6,6 +6,7 @@ Each part runs alone on the machine and prints what it found; `--only NAME` runs
   fixed          a loop whose speed no setting changes
   repeatability  one configuration in ten separate studies, beside a naive measurement
   promise        stated throughput against a minute of ordinary training
+  gain           stated speed-up against that of ordinary training
   interference   whole runs on a quiet machine, and beside a CPU hog
   trap           a loader-bound loop whose prefetch buffer is full at first
   forks          forked trials against fresh processes
@@ -63,6 +64,7 @@ def main() -> None:
         "fixed": fixed,
         "repeatability": repeatability,
         "promise": promise,
+        "gain": gain,
         "interference": interference,
         "trap": trap,
         "forks": forks,
@@ -185,6 +187,35 @@ def promise(scale: float) -> None:
                 flush=True,
             )
     print(f"  kept in {kept} of {total}")
+
+
+def gain(scale: float) -> None:
+    """Whole runs; then ordinary training with the baseline and the chosen settings, in turn."""
+    for workload, axes in {
+        "idle": ("batch_size=16,32,64",),
+        "images": ("batch_size=32,128", "num_workers=0,1,2", "prefetch_factor=2"),
+        "tokens": ("batch_size=4,32", "num_workers=0,1", "prefetch_factor=2"),
+    }.items():
+        with directory() as path:
+            run_autotune(path, workload, axes)
+            best = read_best_config(path / "best_config.yaml")
+        stated = best.speedup
+        if not stated.significant:
+            print(f"  {workload:8} no significant gain ({stated.low:.2f} to {stated.high:.2f})")
+            continue
+        ratios = []
+        for _ in range(scaled(4, scale)):
+            rates = [
+                train(workload, config, "--seconds", "12")
+                for config in (best.baseline.config, best.config)
+            ]
+            ratios.append(rates[1] / rates[0])
+        print(
+            f"  {workload:8} {best.config.summary:45} stated {stated.ratio:.2f}x "
+            f"({stated.low:.2f} to {stated.high:.2f}), trained {statistics.median(ratios):.2f}x "
+            f"({min(ratios):.2f} to {max(ratios):.2f})",
+            flush=True,
+        )
 
 
 def interference(scale: float) -> None:

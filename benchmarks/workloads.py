@@ -20,7 +20,8 @@ import autotune
 # Ordinary training is timed from here on.
 WARM_UP_S = 5.0
 TRAP_SAMPLE_S, TRAP_STEP_S, TRAP_FIRST_STEP_S = 0.02, 0.008, 2.0
-FIXED_SAMPLE_S = 0.01
+# What a step sleeps per sample.
+SAMPLE_S = {"fixed": 0.01, "idle": 0.0005}
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -105,6 +106,8 @@ WORKLOADS = {
     "trap": (lambda: Slow(TRAP_SAMPLE_S), perceptron),
     # No setting changes the speed: each sample takes its time in the step.
     "fixed": (lambda: Slow(0.0), perceptron),
+    # The same with less: what a step costs beside it, and how threads wake up, can be felt.
+    "idle": (lambda: Slow(0.0), perceptron),
 }
 
 
@@ -134,8 +137,8 @@ def main() -> None:
             optimizer.step()
             if args.name == "trap":
                 time.sleep(TRAP_FIRST_STEP_S if num_steps == 0 else TRAP_STEP_S)
-            if args.name == "fixed":
-                time.sleep(FIXED_SAMPLE_S * len(x))
+            if args.name in SAMPLE_S:
+                time.sleep(SAMPLE_S[args.name] * len(x))
             num_steps += 1
             now_s = time.monotonic()
             if now_s < counted_from_s:

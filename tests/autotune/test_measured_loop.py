@@ -72,6 +72,21 @@ def test_a_loop_that_keeps_getting_faster_has_not_settled(light_script, start_ru
         assert trial.measure(SETTLE, deadline_s=30).settling.settled
 
 
+@pytest.mark.parametrize(("step_s", "least", "most"), [(0.005, 3, 20), (0.2, 1, 1), (0.6, 0, 0)])
+def test_steps_after_a_pause_are_not_counted_unless_they_are_long(
+    light_script, start_runner, step_s, least, most
+):
+    step = f"print('step', flush=True); time.sleep({step_s})"
+    with start_runner(light_script(step=step)).start(CONFIG, StartMode.FORK) as trial:
+        trial.measure(BlockRequest(num_blocks=0, min_s=0.1, settle_s=0.1), deadline_s=30)
+        before = trial._origin.output.read_text().count("step\n")
+        (block,) = trial.measure(BlockRequest(min_s=0.0), deadline_s=30).blocks
+        after = trial._origin.output.read_text().count("step\n")
+    assert block.num_steps == 1
+    # Of the step that ends a request, the next request sees the end.
+    assert least <= after - before - block.num_steps <= most
+
+
 # Two workers, 4 samples of 10 ms to a batch: 200 samples/s, however quick the step is. In the
 # 0.7 s of the first step they make 35 batches ready, which would last for 0.24 s.
 LOADER_BOUND = {
@@ -155,7 +170,7 @@ def test_computing_alone_takes_a_few_batches_again_and_again(light_script, start
         assert trial.measure(request, deadline_s=30).blocks[0].num_steps == 50
         output = trial._origin.output.read_text()
     assert output.count("item\n") == 4
-    assert output.count("step\n") == 51
+    assert output.count("step\n") > 50
 
 
 def test_the_ends_of_epochs_are_counted_inside_blocks(light_script, start_runner):
@@ -187,16 +202,16 @@ def test_the_start_of_an_epoch_is_timed_by_itself(script, start_runner, num_work
 def test_data_that_can_be_read_once_only_has_no_further_epoch(tmp_path, start_runner):
     path = tmp_path / "once.py"
     path.write_text(
-        "import autotune\n"
+        "import itertools, autotune\n"
         "default = autotune.ThroughputConfig(batch_size=4)\n"
         "config = autotune.load_config(None, default=default)\n"
-        "for batch in autotune.steps(iter([[0.0]] * 100)): pass\n"
+        "for batch in autotune.steps(itertools.repeat([0.0], 10**7)): pass\n"
     )
     with start_runner((sys.executable, str(path))).start(CONFIG, StartMode.FORK) as trial:
         assert trial.steps_per_epoch is None
         assert trial.begin_epoch(limit_s=0.1, deadline_s=30) is None
         # The data goes on where it was.
-        assert trial.measure(BlockRequest(min_s=0.0, multiple_of=90), deadline_s=30).blocks
+        assert trial.measure(BlockRequest(min_s=0.0), deadline_s=30).blocks
 
 
 def test_the_cpu_time_of_a_block_is_that_of_trainer_and_workers(script, start_runner):

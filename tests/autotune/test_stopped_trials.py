@@ -105,7 +105,7 @@ def test_workers_fill_no_buffer_while_a_trial_stands_still(script, start_runner)
     with runner.start(config, StartMode.FORK) as trial:
         trial.measure(BlockRequest(min_s=0.0, settle_s=0.3), deadline_s=30)
         time.sleep(1.0)
-        # As fast as batches come: one at a time, and a warming step before.
+        # As fast as batches come: one at a time.
         (block,) = trial.measure(BlockRequest(min_s=0.0, multiple_of=8), deadline_s=30).blocks
         assert block.ready_change > -4
         assert block.wait_s > 4 * 0.01
