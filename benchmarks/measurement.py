@@ -30,16 +30,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from autotune.best_config import (
-    BaselinePerformance,
-    BestConfig,
-    MachineRecord,
-    Performance,
-    Speedup,
-    StudyRecord,
-    read_best_config,
-    write_best_config,
-)
+from autotune.best_config import read_best_config
 from autotune.blocks import BlockRequest
 from autotune.channel import Listener
 from autotune.config import ThroughputConfig
@@ -56,6 +47,7 @@ from autotune.trials.trial import Trial, TrialFailedError
 
 WORKLOADS = Path(__file__).with_name("workloads.py").resolve()
 LONG_S = 3600.0
+BASELINE = ThroughputConfig(batch_size=32)
 
 
 def main() -> None:
@@ -131,7 +123,7 @@ def repeatability(scale: float) -> None:
     for _ in range(scaled(10, scale)):
         with directory() as path:
             axes = ("batch_size=64", "num_workers=0", "num_threads=2")
-            run_autotune(path, "images", axes, batch_size=64)
+            run_autotune(path, "images", axes, baseline=config)
             stated.append(read_best_config(path / "best_config.yaml").expected.samples_per_s)
         naive.append(train("images", config, "--steps", "20"))
     for name, values in (("stated", stated), ("naive", naive)):
@@ -366,7 +358,7 @@ def confirm(
 
 @contextlib.contextmanager
 def runner_of(workload: str) -> Iterator[tuple[Runner, StudyDefinition]]:
-    command = (sys.executable, str(WORKLOADS), workload)
+    command = tuple(script(workload))
     with open_runner(command) as runner:
         yield runner, StudyDefinition(name=workload, command=command)
 
@@ -387,11 +379,13 @@ def no_limits() -> Limits:
     return Limits(step_s=None, first_step_deadline_s=120.0, end_s=time.monotonic() + LONG_S)
 
 
-def run_autotune(path: Path, workload: str, axes: Sequence[str], *, batch_size: int = 32) -> str:
+def run_autotune(
+    path: Path, workload: str, axes: Sequence[str], *, baseline: ThroughputConfig = BASELINE
+) -> str:
     """Run the whole tool in a directory; gives what it printed."""
     options = [option for axis in axes for option in ("--axis", axis)]
-    script = [sys.executable, str(WORKLOADS), workload, "--batch-size", str(batch_size)]
-    command = [sys.executable, "-m", "autotune", "run", "--quiet", *options, "--", *script]
+    tool = [sys.executable, "-m", "autotune", "run", "--quiet", *options]
+    command = [*tool, "--", *script(workload, baseline)]
     done = subprocess.run(command, cwd=path, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{' '.join(command)}: {done.stderr}")
@@ -400,36 +394,14 @@ def run_autotune(path: Path, workload: str, axes: Sequence[str], *, batch_size: 
 
 def train(workload: str, config: ThroughputConfig, *options: str) -> float:
     """Samples per second of ordinary training with these settings."""
-    with directory() as path:
-        write_best_config(path / "best_config.yaml", settings_file(config))
-        command = [sys.executable, str(WORKLOADS), workload, *options]
-        done = subprocess.run(command, cwd=path, capture_output=True, text=True, check=True)
+    command = [*script(workload, config), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout)["samples_per_s"])
 
 
-def settings_file(config: ThroughputConfig) -> BestConfig:
-    """A file with these settings; its figures mean nothing."""
-    figures = Performance(
-        samples_per_s=1.0,
-        samples_per_s_low=1.0,
-        samples_per_s_high=1.0,
-        seconds_per_step=1.0,
-        seconds_per_optimizer_step=1.0,
-        cpu_utilisation=0.0,
-        cpu_s_per_sample=0.0,
-        data_wait_share=0.0,
-        peak_memory_bytes=0,
-    )
-    return BestConfig(
-        config=config,
-        expected=figures,
-        baseline=BaselinePerformance(**dataclasses.asdict(figures), config=config),
-        speedup=Speedup(ratio=1.0, low=1.0, high=1.0, significant=False),
-        machine=MachineRecord.of(this_machine()),
-        study=StudyRecord(
-            storage="none", name="none", trial_numbers=(), command="none", date="", versions={}
-        ),
-    )
+def script(workload: str, config: ThroughputConfig = BASELINE) -> list[str]:
+    settings = json.dumps(dataclasses.asdict(config))
+    return [sys.executable, str(WORKLOADS), workload, "--config", settings]
 
 
 @contextlib.contextmanager

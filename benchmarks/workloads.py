@@ -116,14 +116,14 @@ def main() -> None:
     parser.add_argument("name", choices=WORKLOADS)
     parser.add_argument("--seconds", type=float, help="train so long, and print the throughput")
     parser.add_argument("--steps", type=int, help="train so many steps, and print the throughput")
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--config", default='{"batch_size": 32}', help="settings, as JSON")
     args = parser.parse_args()
     torch.manual_seed(0)
     make_dataset, make_model = WORKLOADS[args.name]
     dataset, model = make_dataset(), make_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    default = autotune.ThroughputConfig(batch_size=args.batch_size)
-    config = autotune.load_config("best_config.yaml", default=default)
+    default = autotune.ThroughputConfig(**json.loads(args.config))
+    config = autotune.load_config(None, default=default)
     loader = config.dataloader(dataset, shuffle=True, drop_last=True)
 
     start_s = time.monotonic()
