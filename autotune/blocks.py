@@ -18,8 +18,6 @@ _TICK_S, _ROUNDING_TICKS = 0.01, 3.0
 _SPARE_CORES = 1.0
 # Shares of a block's time in which the trial was held up by other means.
 _THROTTLED_SHARE, _PRESSURE_SHARE = 0.05, 0.05
-# A quota that the trial itself uses up throttles it in training too; that is no disturbance.
-_OWN_QUOTA_SHARE = 0.9
 
 
 class Interference(enum.StrEnum):
@@ -49,7 +47,8 @@ class BlockRequest:
             and again; LOAD takes batches and gives the loop none; EPOCH times one restart of the
             loader, and no block.
         num_blocks: How many blocks; may be 0, for settling alone.
-        min_s: Shortest duration of a block.
+        min_s: Shortest duration of a block; for EPOCH, the longest that workers are given to come
+            to rest before.
         multiple_of: The number of steps in a block is a multiple of this,
         cut_s: unless the block has lasted so long; None for never.
         settle_s: About the longest time spent on uncounted steps until the loop is in its steady
@@ -82,7 +81,7 @@ class Block:
         wait_cpu_s: CPU seconds of the training process alone while it waited for the loader.
         other_cpu_s: CPU seconds that others used of the trial's capacity.
         stolen_s: Seconds that a hypervisor took from the cores, summed over them.
-        throttled_s: Seconds that a cgroup's quota held its processes up.
+        throttled_s: Seconds that a cgroup's quota held its processes up, summed over cores.
         pressure_s: Seconds in which some process of the machine or cgroup waited for memory.
     """
 
@@ -121,7 +120,8 @@ class Block:
         found = {
             Interference.OTHER_PROCESSES: others > limit and crowded,
             Interference.HYPERVISOR: self.stolen_s > limit * self.duration_s,
-            Interference.QUOTA: throttled and own < _OWN_QUOTA_SHARE * self.capacity_cores,
+            # A quota that the trial itself uses up throttles it in training too.
+            Interference.QUOTA: throttled and others > limit,
             Interference.MEMORY: self.pressure_s > _PRESSURE_SHARE * self.duration_s,
         }
         return tuple(cause for cause, applies in found.items() if applies)

@@ -40,7 +40,7 @@ def memory_limit_bytes(root: Path = ROOT) -> int | None:
 
 
 def throttled_s(root: Path = ROOT) -> float:
-    """Seconds so far that quotas held processes of these groups up, summed over cores."""
+    """Seconds so far that quotas held these groups up, summed over cores and groups."""
     total_s = 0.0
     for path in _directories("cpu", root):
         if _quota(path) is not None:
@@ -66,6 +66,25 @@ def cpu_used_s(root: Path = ROOT) -> float | None:
             usage_ns = _read_int(path / "cpuacct.usage")
             return None if usage_ns is None else usage_ns * 1e-9
     return None
+
+
+def memory_left_bytes(root: Path = ROOT) -> int | None:
+    """What may still be taken before the tightest limit is reached; None where there is none.
+
+    Pages of files that have not been used for a while are given back when memory is wanted.
+    """
+    left = []
+    for path in _directories("memory", root):
+        for limit_name, usage_name in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            limit, usage = _read_int(path / limit_name), _read_int(path / usage_name)
+            if limit is not None and usage is not None and limit < _NO_LIMIT:
+                stat = _read_table(path / "memory.stat")
+                idle = stat.get("total_inactive_file", stat.get("inactive_file", 0))
+                left.append(limit - usage + idle)
+    return min(left, default=None)
 
 
 def _directories(controller: str, root: Path) -> Iterator[Path]:

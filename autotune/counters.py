@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from autotune import cgroup
-from autotune.machine import affinity, capacity_cores
+from autotune.machine import affinity, capacity_cores, machine_cpu_s
 
 _MEMORY_PRESSURE = Path("/proc/pressure/memory")
 
@@ -39,14 +39,15 @@ class Counters:
 class CounterReader:
     """Reads the counters for the process tree that this process belongs to.
 
-    The tree is everything below the leader of its session, which is what the coordinator started:
-    this process and its loader workers, or a launcher with several ranks.
+    Args:
+        root_pid: The tree is this process and everything below it: the training process and its
+            loader workers, or a launcher with several ranks.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, root_pid: int) -> None:
         self.capacity_cores = capacity_cores()
         self._cores = affinity()
-        self._tree_cpu = TreeCpu(os.getsid(0))
+        self._tree_cpu = TreeCpu(root_pid)
 
     def find_processes(self) -> None:
         """Look for processes of the tree; slow, so never close to a block."""
@@ -104,8 +105,12 @@ class TreeCpu:
     def read(self) -> float:
         """CPU seconds so far. Workers that an epoch started since the last look are seen too."""
         workers = {child.pid for child in multiprocessing.active_children() if child.pid}
+        for pid in workers - self._pids:
+            # A fork server's children are not this process's, and not reaped by it.
+            with contextlib.suppress(psutil.Error):
+                if psutil.Process(pid).ppid() == os.getpid():
+                    self._children.add(pid)
         self._pids |= workers
-        self._children |= workers
         for pid in tuple(self._pids):
             try:
                 self._last_s[pid] = process_cpu_s(pid)
@@ -134,15 +139,6 @@ def process_cpu_s(pid: int) -> float:
         return time.clock_gettime((~pid << 3) | 2)
     times = psutil.Process(pid).cpu_times()
     return float(times.user + times.system)
-
-
-def machine_cpu_s(cores: frozenset[int]) -> tuple[float, float]:
-    """Seconds that some cores were busy, and seconds that a hypervisor took from them."""
-    idle_fields = ("idle", "iowait", "steal", "guest", "guest_nice")  # guest is part of user
-    per_core = psutil.cpu_times(percpu=True)
-    mine = [per_core[core]._asdict() for core in cores if core < len(per_core)]
-    busy_s = sum(value for core in mine for name, value in core.items() if name not in idle_fields)
-    return busy_s, sum(core.get("steal", 0.0) for core in mine)
 
 
 def _memory_pressure_s() -> float:

@@ -25,11 +25,20 @@ _TASKS = Path("/proc/self/task")
 
 
 class TrialProcess:
-    """This process, while it is measured: its configuration and its line to the coordinator."""
+    """This process, while it is measured: its configuration and its line to the coordinator.
 
-    def __init__(self, channel: Channel, config: ThroughputConfig, rank: int) -> None:
+    Attributes:
+        config: What runs.
+        rank: Of this process, where several train together.
+        root_pid: What the coordinator started: this process, or a launcher above it.
+    """
+
+    def __init__(
+        self, channel: Channel, config: ThroughputConfig, *, rank: int, root_pid: int
+    ) -> None:
         self.config = config
         self.rank = rank
+        self.root_pid = root_pid
         self._channel = channel
         self._previous_hook = sys.excepthook
         sys.excepthook = self._report_exception
@@ -99,8 +108,8 @@ def become_trial(
             uses_cuda=_uses_cuda(),
             versions=_versions(),
         )
-        channel, config = _serve(channel, path)
-        _trial = TrialProcess(channel, config, rank)
+        channel, config, root_pid = _serve(channel, path)
+        _trial = TrialProcess(channel, config, rank=rank, root_pid=root_pid)
     return _trial
 
 
@@ -125,8 +134,11 @@ def fork_obstacle() -> str | None:
 _trial: TrialProcess | None = None
 
 
-def _serve(channel: Channel, path: str) -> tuple[Channel, ThroughputConfig]:
-    """Do what the coordinator says; returns in each trial, and in a host that is told to run."""
+def _serve(channel: Channel, path: str) -> tuple[Channel, ThroughputConfig, int]:
+    """Do what the coordinator says; returns in each trial, and in a host that is told to run.
+
+    Gives the line to the coordinator, what is to run, and the root of the trial's process tree.
+    """
     prepared = False
     while True:
         try:
@@ -134,7 +146,7 @@ def _serve(channel: Channel, path: str) -> tuple[Channel, ThroughputConfig]:
         except ChannelClosedError:
             os._exit(0)
         if message["type"] == "run":
-            return channel, ThroughputConfig(**message["config"])
+            return channel, ThroughputConfig(**message["config"]), message["root_pid"]
         if message["type"] == "reap":
             channel.send(type="reaped", exit_code=_reap(message["pid"], message["limit_s"]))
             continue
@@ -145,7 +157,8 @@ def _serve(channel: Channel, path: str) -> tuple[Channel, ThroughputConfig]:
         sys.stderr.flush()
         pid = os.fork()
         if pid == 0:
-            return _become_fork(channel, path, message), ThroughputConfig(**message["config"])
+            config = ThroughputConfig(**message["config"])
+            return _become_fork(channel, path, message), config, os.getpid()
         channel.send(type="forked", pid=pid)
 
 

@@ -8,6 +8,7 @@ import hashlib
 import math
 import os
 import platform
+import sys
 from pathlib import Path
 
 import psutil
@@ -78,6 +79,40 @@ def capacity_cores(root: Path = cgroup.ROOT) -> float:
 def usable_cores(root: Path = cgroup.ROOT) -> int:
     """The same in whole cores: with a quota of 1.5, two threads run, though not all the time."""
     return max(1, math.ceil(capacity_cores(root)))
+
+
+def machine_cpu_s(cores: frozenset[int], root: Path = cgroup.ROOT) -> tuple[float, float]:
+    """Seconds that some cores were busy, and seconds that a hypervisor took from them.
+
+    In a container whose own `/proc/stat` numbers the cores anew, all that it lists are counted.
+
+    Args:
+        cores: Numbers of the cores.
+        root: Where `proc` is found.
+    """
+    found = _cpu_seconds(root)
+    mine = [found[core] for core in cores] if found.keys() >= cores else list(found.values())
+    return sum(busy_s for busy_s, _ in mine), sum(stolen_s for _, stolen_s in mine)
+
+
+def _cpu_seconds(root: Path) -> dict[int, tuple[float, float]]:
+    """Busy and stolen seconds of each core that is online, by its number.
+
+    Source: proc_stat(5): user, nice, system, idle, iowait, irq, softirq, steal, and guest times
+    that are part of user and nice; in ticks.
+    """
+    if sys.platform != "linux":
+        times = psutil.cpu_times(percpu=True)
+        return {core: (sum(time) - time.idle, 0.0) for core, time in enumerate(times)}
+    tick_s = 1 / os.sysconf("SC_CLK_TCK")
+    found = {}
+    for line in (root / "proc/stat").read_text().splitlines():
+        name, *values = line.split()
+        if name.startswith("cpu") and name != "cpu":
+            user, nice, system, _, _, irq, softirq, steal, *_ = map(int, values)
+            busy = user + nice + system + irq + softirq
+            found[int(name[3:])] = (busy * tick_s, steal * tick_s)
+    return found
 
 
 def _cpu_model() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import inspect
+import math
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
@@ -56,7 +57,7 @@ class MeasuredSteps(Generic[Batch]):
             # Only the first rank is timed; the others follow it through their collectives.
             while True:
                 yield batches.take()
-        self._counters = CounterReader()
+        self._counters = CounterReader(self._trial.root_pid)
         try:
             self._trial.send(
                 type="ready",
@@ -189,9 +190,9 @@ class MeasuredSteps(Generic[Batch]):
         """Time steps until their duration and number are as asked for."""
         num_steps = num_samples = 0
         num_units = wait_s = wait_cpu_s = 0.0
+        _synchronise()
         num_ready = batches.num_ready()
         num_ends, ends_s = batches.num_epoch_ends, batches.epoch_end_s
-        _synchronise()
         start_s = asked_s = time.monotonic()
         while True:
             asked_cpu_s = time.process_time()
@@ -213,6 +214,12 @@ class MeasuredSteps(Generic[Batch]):
         _synchronise()
         duration_s = time.monotonic() - start_s
         self._step_s = duration_s / num_steps
+        if not 0 < num_units < math.inf:
+            self._trial.end(
+                FailureCause.CRASHED,
+                f"the units given to autotune.steps add up to {num_units:g} in {num_steps} steps: "
+                "they must be above 0 and finite",
+            )
         return Block(
             num_steps=num_steps,
             num_samples=num_samples,

@@ -53,7 +53,7 @@ class Measurement:
         cpu_s_per_sample: CPU seconds of the process tree per sample.
         wait_cpu_share: Share of these that the training process used while it waited for its
             workers: spinning threads, mostly. None without workers, where waiting is loading.
-        throttled_share: Share of the time that a cgroup's quota held processes up.
+        throttled_share: Share of the time of the cores it may use that a cgroup's quota took.
         peak_memory_bytes: Peak memory of the process tree.
         shared_memory_bytes: Most of `/dev/shm` that the trial used.
         device_memory_bytes: Peak memory on the GPU; None where none is used.
@@ -147,6 +147,7 @@ def summarise(
     balance = sustained_share(blocks)
     seconds_per_step = duration_s / (num_steps * balance)
     cpu_s = sum(block.cpu_s for block in blocks)
+    capacity_s = sum(block.duration_s * block.capacity_cores for block in blocks)
     settling = next((sample.settling for sample in samples if sample.settling), None)
     device_memory = [s.device_memory_bytes for s in samples if s.device_memory_bytes is not None]
     wait_cpu_share = sum(block.wait_cpu_s for block in blocks) / cpu_s if cpu_s else 0.0
@@ -156,10 +157,10 @@ def summarise(
         seconds_per_step=seconds_per_step,
         seconds_per_optimizer_step=seconds_per_step * config.gradient_accumulation_steps,
         data_wait_share=sum(block.wait_s for block in blocks) / elapsed_s,
-        cpu_utilisation=cpu_s / sum(block.duration_s * block.capacity_cores for block in blocks),
+        cpu_utilisation=cpu_s / capacity_s,
         cpu_s_per_sample=cpu_s / num_samples,
         wait_cpu_share=wait_cpu_share if config.num_workers else None,
-        throttled_share=sum(block.throttled_s for block in blocks) / elapsed_s,
+        throttled_share=min(1.0, sum(block.throttled_s for block in blocks) / capacity_s),
         peak_memory_bytes=max(sample.memory_bytes for sample in samples),
         shared_memory_bytes=max(sample.shared_memory_bytes for sample in samples),
         device_memory_bytes=max(device_memory, default=None),

@@ -8,24 +8,24 @@ runner: `python benchmarks/start_up.py`, or for another training loop
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import statistics
 import sys
 
-from autotune.channel import Listener
+from measurement import open_runner
+
+from autotune.blocks import BlockRequest
 from autotune.config import ThroughputConfig
 from autotune.errors import AutotuneError
 from autotune.machine import this_machine
 from autotune.measurement import StartMode
 from autotune.search.definition import StudyDefinition
-from autotune.trials.groups import ProcessGroups
 from autotune.trials.runner import Runner
-from autotune.trials.trial import BlockRequest, TrialFailedError
+from autotune.trials.trial import TrialFailedError
 
 DEADLINE_S = 300.0
 # Just enough for a first batch.
-ONE_STEP = BlockRequest(min_s=0.0)
+FIRST_STEPS = BlockRequest(min_s=0.0, num_blocks=0, settle_s=0.001)
 DEFAULT_COMMAND = ("python", "examples/plain_pytorch.py")
 
 
@@ -40,16 +40,8 @@ def main() -> None:
     print(f"machine: {this_machine()}")
     print(f"command: {definition.command_line}")
 
-    with contextlib.closing(ProcessGroups()) as groups, Listener() as listener:
-        runner = Runner(
-            definition.runnable_command,
-            groups=groups,
-            listener=listener,
-            start_mode=StartMode.FORK,
-            start_deadline_s=DEADLINE_S,
-        )
-        with runner:
-            compare(runner, args.repeats)
+    with open_runner(definition.runnable_command) as runner:
+        compare(runner, args.repeats)
 
 
 def compare(runner: Runner, repeats: int) -> None:
@@ -80,7 +72,7 @@ def start_up_s(runner: Runner, config: ThroughputConfig, mode: StartMode) -> flo
     with runner.start(config, mode) as trial:
         if trial.mode is not mode:
             raise AutotuneError(f"this command cannot be forked: {runner.fresh_reason}")
-        trial.measure(ONE_STEP, deadline_s=DEADLINE_S)
+        trial.measure(FIRST_STEPS, deadline_s=DEADLINE_S)
         assert trial.start_up_s is not None
         return trial.start_up_s
 

@@ -27,10 +27,13 @@ def check_before_start(keeper: QuietKeeper, *, allow_busy: bool) -> str | None:
 def check_confirmed(runs: Sequence[TrialRecord], keeper: QuietKeeper) -> None:
     """Refuse an answer that would rest on runs of which every block was badly disturbed.
 
+    Where the machine is quiet now that no trial runs, what was seen belongs to the training: a
+    file system or a database that serves it.
+
     Raises:
         BusyMachineError: It would.
     """
-    if not all(is_disturbed_throughout(run) for run in runs):
+    if not all(is_disturbed_throughout(run) for run in runs) or keeper.wait():
         return
     blocks = _blocks(runs)
     others_s = sum(block.other_cpu_s + block.stolen_s for block in blocks)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Sequence
 
-import psutil
-
 from autotune.config import ThroughputConfig
+from autotune.measurement import FailureCause
 from autotune.search.definition import StudyDefinition
 from autotune.search.knowledge import Knowledge
 from autotune.search.recorder import Recorder
 from autotune.search.study import StudyStore, TrialRecord
+from autotune.trials.memory import memory_left_bytes, shared_memory_left_bytes
 
-# Of the free memory, what finalists that are open at once may take.
+# Of the free memory, and of that in /dev/shm, what finalists that are open at once may take.
 _MEMORY_SHARE = 0.7
 # Of the budget, what is kept for the confirmation at most.
 _LARGEST_SHARE = 0.5
@@ -52,16 +53,23 @@ class Finals:
 
         GPUs have no room to spare as a rule, and torch's allocator gives nothing back: not there.
         """
+        found = [
+            (record.config, record.measurement)
+            for record in self._store.records()
+            if record.measurement is not None and record.config in configs
+        ]
+        if any(measurement.device_memory_bytes is not None for _, measurement in found):
+            return False
         needed: dict[ThroughputConfig, int] = {}
-        for record in self._store.records():
-            found = record.measurement
-            if found is None or record.config not in configs:
-                continue
-            if found.device_memory_bytes is not None:
-                return False
-            held = found.peak_memory_bytes + found.shared_memory_bytes
-            needed[record.config] = max(needed.get(record.config, 0), held)
-        return sum(needed.values()) < _MEMORY_SHARE * psutil.virtual_memory().available
+        shared: dict[ThroughputConfig, int] = {}
+        for config, measurement in found:
+            held = measurement.peak_memory_bytes + measurement.shared_memory_bytes
+            needed[config] = max(needed.get(config, 0), held)
+            shared[config] = max(shared.get(config, 0), measurement.shared_memory_bytes)
+        shared_left = shared_memory_left_bytes()
+        return sum(needed.values()) < _MEMORY_SHARE * memory_left_bytes() and (
+            shared_left is None or sum(shared.values()) <= _MEMORY_SHARE * shared_left
+        )
 
     def confirm(
         self,
@@ -74,23 +82,32 @@ class Finals:
 
         Args:
             configs: The baseline first; the others leave when they fail.
-            side_by_side: Whether all are open at once.
+            side_by_side: Whether all are open at once; where one then does not answer, the round
+                does not count, and those that follow are run one after another.
             show: Called after each round.
         """
         shuffle = random.Random(self._definition.seed)
         baseline, *finalists = configs
         confirmed: list[TrialRecord] = []
-        for number in range(1, self._definition.confirm_rounds + 1):
+        rounds_left = self._definition.confirm_rounds
+        for number in itertools.count(1):
             left_s = self._recorder.left_s
             found = self._recorder.run_round(
                 [baseline, *finalists], number=number, side_by_side=side_by_side, shuffle=shuffle
             )
-            confirmed += found
-            failed = {record.config for record in found if record.failure is not None}
-            finalists = [config for config in finalists if config not in failed]
-            show()
             round_s = left_s - self._recorder.left_s
-            if self._recorder.left_s < round_s:
+            failures = {record.config: record.failure for record in found if record.failure}
+            causes = {failure.cause for failure in failures.values()}
+            if side_by_side and FailureCause.TIMED_OUT in causes:
+                # One that stands still may hold a lock that another waits for.
+                self._recorder.observer.note("from here on one after another: that may be why")
+                side_by_side = False
+            else:
+                confirmed += found
+                finalists = [config for config in finalists if config not in failures]
+                rounds_left -= 1
+            show()
+            if not rounds_left or self._recorder.left_s < round_s:
                 break
         return confirmed
 

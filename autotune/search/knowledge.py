@@ -27,7 +27,7 @@ class Knowledge:
     Attributes:
         measured: Units per second of the configurations visited; 0 for those that failed.
         without_workers: Of visited ones without workers, what they could reach if loading took no
-            time at all.
+            time at all; not of those that were disturbed throughout.
         out_of_memory: Configurations that ran out of memory.
         in_doubt: Configurations that were visited once, and disturbed throughout.
     """
@@ -51,14 +51,15 @@ class Knowledge:
                 continue
             visits.append(record.config)
             if measurement is not None:
+                measured[record.config] = measurement.units_per_s
                 if measurement.num_disturbed == measurement.num_blocks:
                     disturbed.append(record.config)
-                measured[record.config] = measurement.units_per_s
-                if record.config.num_workers == 0:
+                elif record.config.num_workers == 0:
                     step_share = max(1.0 - measurement.data_wait_share, 1e-6)
                     without_workers[record.config] = measurement.units_per_s / step_share
             elif failure is not None and failure.cause is not FailureCause.INTERRUPTED:
                 measured[record.config] = 0.0
+                without_workers.pop(record.config, None)
                 if failure.cause is FailureCause.OUT_OF_MEMORY:
                     out_of_memory.append(record.config)
         return cls(

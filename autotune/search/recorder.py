@@ -27,12 +27,13 @@ class Recorder:
     Attributes:
         keeper: Waits for a quiet machine.
         sample_s: Seconds that a sample takes with the baseline; None until that is known.
+        observer: Is told of failures.
 
     Args:
         definition: How long to measure.
         store: Where trials are kept.
         runner: Starts them.
-        observer: Is told of failures.
+        observer: The attribute.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Recorder:
         self._definition = definition
         self._store = store
         self._runner = runner
-        self._observer = observer
+        self.observer = observer
         self._deadline_s = time.monotonic() + definition.budget_s
 
     @property
@@ -94,7 +95,6 @@ class Recorder:
     ) -> list[TrialRecord]:
         """One round of the confirmation: a fresh process for each configuration."""
         numbers: dict[ThroughputConfig, int] = {}
-        started_s = time.monotonic()
 
         def start(config: ThroughputConfig) -> Trial:
             numbers[config] = self._store.begin(config, Phase.CONFIRM, round_number=number)
@@ -106,20 +106,18 @@ class Recorder:
             keeper=self.keeper,
             side_by_side=side_by_side,
         )
-        found = measure_round(configs, start, plan, shuffle)
-        duration_s = time.monotonic() - started_s
         return [
-            self._keep(numbers[config], result, StartMode.FRESH, duration_s)
-            for config, result in found.items()
+            self._keep(numbers[config], found, StartMode.FRESH, None)
+            for config, found in measure_round(configs, start, plan, shuffle).items()
         ]
 
     def _keep(
-        self, number: int, found: Outcome | Failure, mode: StartMode, duration_s: float
+        self, number: int, found: Outcome | Failure, mode: StartMode, duration_s: float | None
     ) -> TrialRecord:
         if isinstance(found, Failure):
             self._store.fail(number, found, mode, duration_s)
             record = self._store.records()[number]
-            self._observer.note(f"{record.config.summary}: {found.cause}: {found.message}")
+            self.observer.note(f"{record.config.summary}: {found.cause}: {found.message}")
         else:
             self._store.complete(number, found)
             record = self._store.records()[number]

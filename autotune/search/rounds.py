@@ -80,6 +80,7 @@ class _Round:
         self._start = start
         self._plan = plan
         self._shuffle = shuffle
+        self._turn_s = 0.0
         self._runs: dict[ThroughputConfig, Run] = {}
         self._failures: dict[ThroughputConfig, Failure] = {}
 
@@ -102,9 +103,14 @@ class _Round:
         self._runs[config] = Run(trial, plan.definition, plan.limits_of(config), whole=True)
 
     def _take_turns(self) -> None:
-        """Turns of a block each; one that was disturbed is repeated by all, within a bound."""
-        longest_s = max((run.block_s for run in self._runs.values()), default=1.0)
-        turns_left = math.ceil(self._plan.definition.confirm_s / longest_s)
+        """Turns of a block each; one that was disturbed is repeated by all, within a bound.
+
+        The longest block decides how long all of a turn's are, up to all the time that there is.
+        """
+        confirm_s = self._plan.definition.confirm_s
+        longest_s = max((run.block_s for run in self._runs.values()), default=confirm_s)
+        self._turn_s = min(longest_s, confirm_s)
+        turns_left = math.ceil(confirm_s / self._turn_s)
         repeats_left = MAX_REPEATS * turns_left
         while turns_left and self._runs:
             turn = self._turn()
@@ -130,7 +136,7 @@ class _Round:
         return turn
 
     def _measure_into(self, turn: dict[ThroughputConfig, Sample], config: ThroughputConfig) -> None:
-        turn[config] = self._runs[config].measure()
+        turn[config] = self._runs[config].measure(min_s=self._turn_s)
 
     def _attempt(self, config: ThroughputConfig, action: Callable[[], object]) -> None:
         """Do something with a configuration's trial; where that fails, it is out of the round."""

@@ -49,7 +49,8 @@ class TrialRecord:
         failure: Why there are none; None for a trial that still runs.
         samples: What was measured, block by block.
         start_up_s: From the request to the first batch handed to the loop.
-        duration_s: Seconds in which it was started or ran, or until it failed.
+        duration_s: Seconds in which it was started or ran, or until it failed; None where it failed
+            beside others.
         started_at: When it was stored that the trial begins.
         round_number: Round of the confirmation.
         unit: Name of the script's own unit, None where samples count.

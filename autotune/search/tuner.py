@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 
 from autotune.best_config import MachineRecord
@@ -102,7 +103,10 @@ class Tuner:
             f"{plan.baseline.summary}"
         )
         complete = self._search(plan, baseline)
-        return self._answer(plan, baseline, complete)
+        runs = self._confirm(plan, baseline, complete)
+        result = self._answer(plan, runs, complete)
+        self._store.set_facts(result=dataclasses.asdict(result))
+        return result
 
     def _plan(self) -> Plan:
         """What is to be searched; a study holds runs of one workload on one machine only.
@@ -228,7 +232,10 @@ class Tuner:
 
         return self._recorder.run(config, phase, measure)
 
-    def _answer(self, plan: Plan, baseline: TrialRecord, complete: bool) -> Result:
+    def _confirm(
+        self, plan: Plan, baseline: TrialRecord, complete: bool
+    ) -> dict[ThroughputConfig, list[TrialRecord]]:
+        """The confirming runs that can be compared, by configuration, round by round."""
         # The host's memory and threads are no part of a fresh training run.
         self._runner.close()
         knowledge = self._knowledge(plan)
@@ -241,7 +248,11 @@ class Tuner:
                 + (", disturbed by other processes)" if is_disturbed_throughout(baseline) else ")")
             )
         side_by_side = finals.fit_together([plan.baseline, *finalists])
-        how = "side by side" if side_by_side else "one after another, for want of memory"
+        how = (
+            "side by side"
+            if side_by_side
+            else "one after another, since together they may not fit into memory"
+        )
         self._observer.note(
             f"confirming {len(finalists)} finalists and the baseline in fresh processes, {how}"
         )
@@ -260,6 +271,15 @@ class Tuner:
             check_confirmed(
                 [run for found in runs.values() for run in found], self._recorder.keeper
             )
+        return runs
+
+    def _answer(
+        self,
+        plan: Plan,
+        runs: Mapping[ThroughputConfig, Sequence[TrialRecord]],
+        complete: bool,
+    ) -> Result:
+        """Choose by the confirming runs, and gather what is to be told."""
         rates = {config: [record.units_per_s for record in found] for config, found in runs.items()}
         choice = choose(rates, plan.baseline)
         best = make_best_config(
@@ -270,10 +290,11 @@ class Tuner:
             storage=self._storage,
             store=self._store,
         )
+        knowledge = self._knowledge(plan)
         records = self._store.records()
         searched = [r for r in records if r.phase in (Phase.SEARCH, Phase.PROBE)]
         spread = BlockSpread.of(records)
-        result = Result(
+        return Result(
             best=best,
             num_configurations=len(plan.configurations),
             num_measured=_num_measured(plan, knowledge),
@@ -298,8 +319,6 @@ class Tuner:
             fresh_reason=self._runner.fresh_reason,
             complete=complete,
         )
-        self._store.set_facts(result=dataclasses.asdict(result))
-        return result
 
     def _relative_error(self, config: ThroughputConfig, units_per_s: float | None) -> float | None:
         """How sure the rate of a visited configuration is."""

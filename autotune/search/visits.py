@@ -100,10 +100,17 @@ class Run:
         """Throughput so far."""
         return summarise(self.samples, self.trial.config).units_per_s
 
-    def measure(self, num_blocks: int = 1) -> Sample:
-        """Blocks without a pause between; the caller decides whether to keep them in `samples`."""
-        request = dataclasses.replace(self._request, num_blocks=num_blocks)
-        return self._ask(request, num_blocks * self.block_s)
+    def measure(self, num_blocks: int = 1, *, min_s: float = 0.0) -> Sample:
+        """Blocks without a pause between; the caller decides whether to keep them in `samples`.
+
+        Args:
+            num_blocks: How many.
+            min_s: Shortest duration of each, where that is more than usual.
+        """
+        request = dataclasses.replace(
+            self._request, num_blocks=num_blocks, min_s=max(min_s, self._request.min_s)
+        )
+        return self._ask(request, num_blocks * max(min_s, self.block_s))
 
     def measure_until(
         self, num_blocks: int, keeper: QuietKeeper, *, least_units_per_s: float = 0.0
@@ -208,7 +215,6 @@ def run_through(
     *,
     limits: Limits,
     keeper: QuietKeeper,
-    probed: bool = False,
 ) -> Outcome:
     """Measure longer, in whole optimizer steps, as training runs.
 
@@ -217,12 +223,9 @@ def run_through(
         definition: Says how long to measure.
         limits: What the trial may take.
         keeper: Waits for a quiet machine.
-        probed: Whether step and loader are timed by themselves as well.
     """
     run = Run(trial, definition, limits, whole=True)
     run.measure_until(math.ceil(definition.confirm_s / run.block_s), keeper)
-    if probed:
-        run.probe()
     return run.outcome()
 
 

@@ -1,4 +1,4 @@
-"""Memory of a process tree, read while it stands still."""
+"""Memory: of a process tree, read while it stands still, and what is left of the machine's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 
 import psutil
 
-_SHARED_MEMORY = Path("/dev/shm")
+from autotune import cgroup
+
+SHARED_MEMORY = Path("/dev/shm")
 
 
 class TreeMemory:
@@ -55,6 +57,22 @@ class TreeMemory:
             return []
 
 
+def memory_left_bytes() -> int:
+    """What may still be taken: of the machine's memory, and within a container's limit."""
+    free = int(psutil.virtual_memory().available)
+    limited = cgroup.memory_left_bytes()
+    return free if limited is None else min(free, limited)
+
+
+def shared_memory_left_bytes() -> int | None:
+    """What may still be taken of `/dev/shm`; None where there is none."""
+    try:
+        space = os.statvfs(SHARED_MEMORY)
+    except OSError:
+        return None
+    return space.f_bavail * space.f_frsize
+
+
 def _above_now(pid: int) -> int:
     """How much larger the resident memory of a process was at its peak than it is now."""
     try:
@@ -68,7 +86,7 @@ def _above_now(pid: int) -> int:
 
 def _shared_memory_used() -> int:
     try:
-        space = os.statvfs(_SHARED_MEMORY)
+        space = os.statvfs(SHARED_MEMORY)
     except OSError:
         return 0
     return (space.f_blocks - space.f_bfree) * space.f_frsize

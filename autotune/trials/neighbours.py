@@ -9,8 +9,7 @@ import time
 
 import psutil
 
-from autotune.counters import machine_cpu_s
-from autotune.machine import affinity, capacity_cores
+from autotune.machine import affinity, capacity_cores, machine_cpu_s
 
 # A machine is too busy to measure on when others use more cores than this, or than that share of
 # those that may be used. Less than that is measured in spite of, and told.
@@ -99,7 +98,8 @@ class QuietKeeper:
 
     Attributes:
         waited_s: Seconds spent so far.
-        last_load: What others were last seen to use; None where nothing was seen.
+        last_load: What others used when the machine was last seen not to be quiet; None where it
+            always was.
     """
 
     def __init__(self, limit_s: float) -> None:
@@ -123,7 +123,8 @@ class QuietKeeper:
             if not load.is_quiet:
                 self.last_load = load
             waited_s = time.monotonic() - start_s
-            if num_quiet == _NUM_LOOKS or waited_s > limit_s:
+            # A quiet look is followed by another, however little time is left.
+            if num_quiet == _NUM_LOOKS or (waited_s > limit_s and not num_quiet):
                 break
         self.waited_s += waited_s
         is_quiet = num_quiet == _NUM_LOOKS

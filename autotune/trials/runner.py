@@ -81,6 +81,7 @@ class _Host:
     """A started command whose process has called `load_config` and waits there."""
 
     process: subprocess.Popen[bytes]
+    groups: frozenset[int]
     channel: Channel
     followers: list[Channel]
     introduction: Introduction
@@ -184,12 +185,13 @@ class Runner:
         chosen = config or host.introduction.default
         try:
             for channel in (host.channel, *host.followers):
-                channel.send(type="run", config=chosen.to_dict())
+                channel.send(type="run", config=chosen.to_dict(), root_pid=host.process.pid)
         except ChannelClosedError as error:
             exit_code = self._end_host(host, _REAP_DEADLINE_S)
             raise TrialFailedError(describe_exit(exit_code, read_tail(host.output))) from error
         origin = TrialOrigin(
             root_pid=host.process.pid,
+            groups=host.groups,
             requested_at_s=host.requested_at_s,
             output=host.output,
             end=lambda grace_s: self._end_host(host, grace_s),
@@ -231,6 +233,7 @@ class Runner:
         channel, _ = accepted
         origin = TrialOrigin(
             root_pid=pid,
+            groups=frozenset({pid}),
             requested_at_s=requested_at_s,
             output=output,
             end=lambda grace_s: self._end_fork(host, pid, grace_s),
@@ -271,6 +274,7 @@ class Runner:
         (channel, introduction), *followers = channels
         return _Host(
             process=process,
+            groups=self._groups.add_descendants(process.pid),
             channel=channel,
             followers=[follower for follower, _ in followers],
             introduction=introduction,

@@ -46,6 +46,7 @@ class TrialOrigin:
 
     Attributes:
         root_pid: Process whose tree is measured.
+        groups: Process groups of that tree.
         requested_at_s: Monotonic time at which the start was asked for.
         output: File that holds what the trial prints.
         end: Ends the trial's group, after so many seconds in which it may still end by itself;
@@ -53,6 +54,7 @@ class TrialOrigin:
     """
 
     root_pid: int
+    groups: frozenset[int]
     requested_at_s: float
     output: Path
     end: Callable[[float], int | None]
@@ -61,7 +63,7 @@ class TrialOrigin:
 class Trial:
     """A process of the user's that stands in `autotune.steps` and waits to be asked.
 
-    Between two requests its whole process group is stopped (SIGSTOP). So its loader's workers
+    Between two requests all its processes are stopped (SIGSTOP). So its loader's workers
     neither refill their buffers, which would flatter the next block, nor take CPU time from
     another trial that is measured meanwhile: several can be open at once, and be asked in turn.
 
@@ -70,7 +72,8 @@ class Trial:
         mode: How it was started.
         unit: Name of the unit that the script counts; None for samples.
         steps_per_epoch: Length of the script's loader, where it has one.
-        start_up_s: From the request for the trial to the first batch handed to its loop.
+        start_up_s: From the request for the trial to the first batch handed to its loop, less the
+            time in which it was stopped; None until it is known.
         active_s: Seconds in which it was started or ran; it does not count while it is stopped.
     """
 
@@ -107,6 +110,7 @@ class Trial:
         Raises:
             TrialFailedError: It failed, or did not answer within `deadline_s` seconds.
         """
+        active_before_s, asked_at_s = self.active_s, time.monotonic()
         answer = self._ask(request, deadline_s)
         settling = answer.get("settling")
         found = {
@@ -118,7 +122,7 @@ class Trial:
         }
         sample = validate(Sample, found, source="trial")
         if self.start_up_s is None and sample.settling is not None:
-            self.start_up_s = sample.settling.first_batch_at_s - self._origin.requested_at_s
+            self.start_up_s = active_before_s + sample.settling.first_batch_at_s - asked_at_s
         return sample
 
     def begin_epoch(self, *, limit_s: float, deadline_s: float) -> float | None:
@@ -146,8 +150,9 @@ class Trial:
         return answer
 
     def _signal(self, number: signal.Signals) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._origin.root_pid, number)
+        for group in self._origin.groups:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, number)
 
     def close(self) -> None:
         """End the trial, its workers included."""

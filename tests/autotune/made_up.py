@@ -35,5 +35,11 @@ def sample(*blocks, memory_bytes=100, **changes):
 def record(*blocks, config=PLAIN, settling=None, number=0, phase=Phase.SEARCH, **changes):
     """A trial of `config` that had these blocks."""
     samples = (sample(*blocks, settling=settling),)
+    return record_of(samples, config=config, number=number, phase=phase, **changes)
+
+
+def record_of(samples, *, config=PLAIN, number=0, phase=Phase.SEARCH, **changes):
+    """A trial of `config` that answered so."""
+    samples = tuple(samples)
     values = {"measurement": summarise(samples, config), "samples": samples}
     return TrialRecord(number=number, phase=phase, config=config, **{**values, **changes})

@@ -9,14 +9,14 @@ import time
 import psutil
 import pytest
 
-from autotune.counters import machine_cpu_s, process_cpu_s
-from autotune.machine import affinity
+from autotune.counters import process_cpu_s
+from autotune.machine import affinity, machine_cpu_s
 
 from .conftest import stop
 
 # The head of scripts that look at their own process tree.
 HEAD = """
-import json, multiprocessing, subprocess, sys, time
+import json, multiprocessing, os, subprocess, sys, time
 import psutil
 from autotune.counters import CounterReader
 
@@ -28,7 +28,7 @@ def burn(seconds, then_s=0.0):
 BURNING_CHILD = "import time\\nwhile time.process_time() < 0.3: pass"
 
 if __name__ == "__main__":
-    reader = CounterReader()
+    reader = CounterReader(os.getpid())
     reader.find_processes()
     start = reader.read()
 """
@@ -158,3 +158,45 @@ def test_only_the_cores_asked_for_are_looked_at(hogs):
     after_s, _ = machine_cpu_s(frozenset([core]))
     assert 0.3 < after_s - before_s < 1.0
     assert machine_cpu_s(frozenset()) == (0, 0)
+
+
+def test_workers_of_a_fork_server_keep_their_time_when_they_end(tmp_path):
+    body = """
+context = multiprocessing.get_context("forkserver")
+workers = [context.Process(target=burn, args=(0.3, 0.2)) for _ in range(2)]
+for worker in workers:
+    worker.start()
+used = []
+while multiprocessing.active_children():
+    used.append(reader.used_between(start, reader.read())["cpu_s"])
+    time.sleep(0.01)
+used.append(reader.used_between(start, reader.read())["cpu_s"])
+print(json.dumps(used))
+"""
+    used = run_in_a_tree(tmp_path, body)
+    assert used == sorted(used)
+    assert used[-1] > 0.5
+
+
+def write_stat(directory, *lines):
+    (directory / "proc").mkdir(exist_ok=True)
+    text = "\n".join(["cpu  9 9 9 9 9 9 9 9 0 0", *lines, "intr 5", ""])
+    (directory / "proc/stat").write_text(text)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/stat is Linux's")
+def test_cores_are_found_by_their_number_though_others_are_offline(tmp_path):
+    tick_s = 1 / os.sysconf("SC_CLK_TCK")
+    # user nice system idle iowait irq softirq steal guest guest_nice
+    write_stat(tmp_path, "cpu0 1 2 3 900 900 4 5 6 1 1", "cpu2 100 0 0 900 0 0 0 7 100 0")
+    busy_s, stolen_s = machine_cpu_s(frozenset({2}), tmp_path)
+    assert (busy_s, stolen_s) == pytest.approx((100 * tick_s, 7 * tick_s))
+    busy_s, stolen_s = machine_cpu_s(frozenset({0, 2}), tmp_path)
+    assert (busy_s, stolen_s) == pytest.approx((115 * tick_s, 13 * tick_s))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/stat is Linux's")
+def test_where_a_container_numbers_its_cores_anew_all_of_them_count(tmp_path):
+    tick_s = 1 / os.sysconf("SC_CLK_TCK")
+    write_stat(tmp_path, "cpu0 10 0 0 0 0 0 0 0 0 0", "cpu1 20 0 0 0 0 0 0 0 0 0")
+    assert machine_cpu_s(frozenset({8, 9}), tmp_path)[0] == pytest.approx(30 * tick_s)

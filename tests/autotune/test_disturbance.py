@@ -68,6 +68,10 @@ def test_an_answer_is_given_where_some_blocks_were_quiet_or_the_disturbance_smal
     check_confirmed(runs, FakeKeeper(last_load=BUSY))
 
 
+def test_an_answer_is_given_where_the_others_rest_whenever_the_training_does():
+    check_confirmed([record(CROWDED), record(CROWDED)], FakeKeeper(is_quiet=True, last_load=BUSY))
+
+
 def test_a_run_is_disturbed_throughout_where_no_block_was_quiet():
     assert is_disturbed_throughout(record(CROWDED, STOLEN))
     assert not is_disturbed_throughout(record(CROWDED, QUIET_BLOCK))

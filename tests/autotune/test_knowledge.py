@@ -133,3 +133,16 @@ def test_a_configuration_that_was_disturbed_throughout_is_in_doubt_until_it_is_v
 
 def test_a_configuration_with_quiet_blocks_beside_disturbed_ones_is_not_in_doubt():
     assert Knowledge.of([visited(made_up.block(), DISTURBED, DISTURBED)]).in_doubt == ()
+
+
+def test_a_configuration_that_fails_at_its_second_visit_bounds_nothing():
+    knowledge = Knowledge.of(
+        [record(BASELINE, 100.0, wait=0.5), record(BASELINE, cause=FailureCause.TIMED_OUT)]
+    )
+    assert knowledge.bound(workers(2)) == math.inf
+    assert not knowledge.rules_out(workers(2))
+
+
+def test_what_was_disturbed_throughout_bounds_nothing():
+    assert Knowledge.of([visited(DISTURBED)]).bound(workers(2)) == math.inf
+    assert Knowledge.of([visited(made_up.block())]).bound(workers(2)) < math.inf

@@ -12,6 +12,7 @@ from autotune.blocks import BlockMode, BlockRequest, Interference
 from autotune.config import ThroughputConfig
 from autotune.machine import affinity, capacity_cores
 from autotune.measurement import StartMode, summarise
+from autotune.trials.trial import TrialFailedError
 
 CONFIG = ThroughputConfig(batch_size=4)
 SETTLE = BlockRequest(num_blocks=0, min_s=0.1, settle_s=1.0)
@@ -171,6 +172,17 @@ def test_computing_alone_takes_a_few_batches_again_and_again(light_script, start
         output = trial._origin.output.read_text()
     assert output.count("item\n") == 4
     assert output.count("step\n") > 50
+
+
+@pytest.mark.parametrize("unit", ["0", "float('nan')", "float('inf')", "-1"])
+def test_units_that_add_up_to_nothing_are_refused(light_script, start_runner, unit):
+    runner = start_runner(light_script(units=f", units=lambda batch: {unit}"))
+    message = r"units given to autotune.steps add up to"
+    with (
+        runner.start(CONFIG, StartMode.FORK) as trial,
+        pytest.raises(TrialFailedError, match=message),
+    ):
+        trial.measure(SETTLE, deadline_s=30)
 
 
 def test_the_ends_of_epochs_are_counted_inside_blocks(light_script, start_runner):

@@ -122,3 +122,11 @@ def test_commands_are_shown_on_one_short_line():
     assert shown.isprintable()
     assert len(shown) <= 60
     assert neighbours._command(2**22 + 1) == "a process"
+
+
+def test_however_often_waiting_was_in_vain_a_quiet_machine_is_found_quiet(looks):
+    looks(*[BUSY] * 200, QUIET, QUIET)
+    keeper = QuietKeeper(0.0)
+    for _ in range(200):
+        assert not keeper.wait()
+    assert keeper.wait()

@@ -45,6 +45,7 @@ class Stage:
 
     def __init__(self, *, disturbed=None, fails_at=None):
         self.events = []
+        self.block_s = {}
         self.open = set()
         self.most_open = 0
         self.disturbed = disturbed or {}
@@ -94,6 +95,7 @@ class FakeTrial:
             self._fail_at(request.mode)
             return Sample(blocks=(block(),))
         self._num_blocks += 1
+        self._stage.block_s.setdefault(self.config, set()).add(request.min_s)
         self._stage.events.append(("block", self.config))
         self._fail_at(self._num_blocks)
         disturbed = self._num_blocks in self._stage.disturbed.get(self.config, ())
@@ -258,9 +260,12 @@ def test_when_the_time_is_up_a_turn_is_finished_and_no_other_begun():
     assert all(blocks_of(outcome) == [1] for outcome in found.values())
 
 
-def test_the_longest_block_decides_how_many_turns_there_are():
-    # Blocks are whole optimizer steps: 3 s at 0.1 s a step.
-    slow = ThroughputConfig(batch_size=2, gradient_accumulation_steps=30)
+@pytest.mark.parametrize(("accumulation", "num_turns", "block_s"), [(30, 2, 3.0), (400, 1, 4.0)])
+def test_the_longest_block_decides_how_many_turns_there_are_and_how_long_all_blocks_are(
+    accumulation, num_turns, block_s
+):
+    # Blocks are whole optimizer steps, at 0.1 s a step.
+    slow = ThroughputConfig(batch_size=2, gradient_accumulation_steps=accumulation)
     stage = Stage()
     plan = RoundPlan(
         definition=DEFINITION,
@@ -269,4 +274,5 @@ def test_the_longest_block_decides_how_many_turns_there_are():
         side_by_side=True,
     )
     measure_round([slow, CONFIGS[1]], stage.start, plan, random.Random(0))
-    assert sorted(stage.turns(), key=str) == sorted([slow, CONFIGS[1]] * 2, key=str)
+    assert sorted(stage.turns(), key=str) == sorted([slow, CONFIGS[1]] * num_turns, key=str)
+    assert stage.block_s == {slow: {block_s}, CONFIGS[1]: {block_s}}

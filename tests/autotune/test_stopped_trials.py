@@ -1,5 +1,8 @@
 """Trials stand still between two requests, their loader's workers included."""
 
+import signal
+import subprocess
+import sys
 import time
 
 import psutil
@@ -93,9 +96,71 @@ def test_two_trials_are_open_at_once_and_measured_in_turn(script, start_runner):
 def test_time_in_which_a_trial_stands_still_does_not_count(light_script, start_runner):
     with start_runner(light_script()).start(CONFIG, StartMode.FORK) as trial:
         before_s = trial.active_s
-        time.sleep(0.5)
-        trial.measure(BlockRequest(min_s=0.1), deadline_s=30)
-        assert 0.1 <= trial.active_s - before_s < 0.5
+        time.sleep(1.0)
+        trial.measure(BlockRequest(min_s=0.1, settle_s=0.1), deadline_s=30)
+        assert 0.2 <= trial.active_s - before_s < 1.0
+        assert before_s < trial.start_up_s < before_s + 0.5
+
+
+# Starts two ranks as torchrun does, each in a session of its own, and waits for them.
+LAUNCHER = """
+import os, subprocess, sys
+ranks = [
+    subprocess.Popen(
+        [sys.executable, sys.argv[1]],
+        env={**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"},
+        start_new_session=True,
+    )
+    for rank in range(2)
+]
+sys.exit(max(rank.wait() for rank in ranks))
+"""
+
+
+def launcher_of(tmp_path, command):
+    path = tmp_path / "launcher.py"
+    path.write_text(LAUNCHER)
+    return (sys.executable, str(path), command[1])
+
+
+def test_ranks_in_groups_of_their_own_are_stopped_counted_and_ended(
+    light_script, start_runner, tmp_path
+):
+    # Both ranks burn CPU time, the second one while it steps without being asked.
+    burn = "end = time.process_time() + 0.005\nwhile time.process_time() < end: pass"
+    command = light_script(step=burn, item="pass")
+    runner = start_runner(launcher_of(tmp_path, command))
+    with runner.start(CONFIG, StartMode.FRESH) as trial:
+        tree = tree_of(trial)
+        assert len(tree) == 3
+        trial.measure(BlockRequest(min_s=0.1, settle_s=0.1), deadline_s=30)
+        assert wait_until(lambda: are_stopped(tree), 2.0)
+        (block,) = trial.measure(BlockRequest(min_s=0.5), deadline_s=30).blocks
+        # Two cores' worth, or what there is of it.
+        assert block.cpu_s > 0.9 * min(2.0, block.capacity_cores) * block.duration_s
+        assert block.other_cpu_s < 0.5 * block.cpu_s
+    assert wait_until(lambda: not any(process.is_running() for process in tree), 2.0)
+
+
+def test_stopped_ranks_are_killed_when_the_coordinator_is(light_script, tmp_path):
+    command = launcher_of(tmp_path, light_script())
+    coordinator = tmp_path / "coordinator.py"
+    coordinator.write_text(
+        "import os, signal\n"
+        "from autotune.channel import Listener\n"
+        "from autotune.config import ThroughputConfig\n"
+        "from autotune.measurement import StartMode\n"
+        "from autotune.trials.groups import ProcessGroups\n"
+        "from autotune.trials.runner import Runner\n"
+        "groups, listener = ProcessGroups(), Listener().__enter__()\n"
+        f"runner = Runner({command!r}, groups=groups, listener=listener, start_mode=None,\n"
+        "    start_deadline_s=60.0)\n"
+        "trial = runner.start(ThroughputConfig(batch_size=4), StartMode.FRESH)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ended = subprocess.run([sys.executable, str(coordinator)], check=False, timeout=60)
+    assert ended.returncode == -signal.SIGKILL
+    assert wait_until(lambda: not processes_of(command[2]), 5.0)
 
 
 def test_workers_fill_no_buffer_while_a_trial_stands_still(script, start_runner):

@@ -1,0 +1,118 @@
+"""Which finalists may be open at once, and what a round that hangs leads to."""
+
+import types
+
+import pytest
+
+from autotune.config import ThroughputConfig
+from autotune.measurement import Failure, FailureCause
+from autotune.search import finals
+from autotune.search.definition import StudyDefinition
+from autotune.search.finals import Finals
+from autotune.search.study import Phase
+
+from . import made_up
+
+BASELINE, OTHER, THIRD = (ThroughputConfig(batch_size=size) for size in (1, 2, 3))
+DEFINITION = StudyDefinition(name="x", command=("x",), confirm_rounds=3)
+
+
+class FakeRecorder:
+    """Rounds of 10 s each; in those that are side by side, some configurations fail."""
+
+    def __init__(self, *, left_s=1000.0, fails=(), cause=FailureCause.TIMED_OUT):
+        self.left_s = left_s
+        self.rounds = []
+        self.notes = []
+        self.observer = types.SimpleNamespace(note=self.notes.append)
+        self._fails = fails
+        self._failure = Failure(cause=cause, message="x")
+
+    def run_round(self, configs, *, number, side_by_side, shuffle):
+        self.left_s -= 10.0
+        self.rounds.append((tuple(configs), side_by_side))
+        found = []
+        for config in configs:
+            failed = {"measurement": None, "failure": self._failure}
+            found.append(
+                made_up.record(
+                    made_up.block(),
+                    config=config,
+                    phase=Phase.CONFIRM,
+                    round_number=number,
+                    **failed if side_by_side and config in self._fails else {},
+                )
+            )
+        return found
+
+
+def confirm(recorder):
+    final = Finals(DEFINITION, recorder, None)
+    return final.confirm([BASELINE, OTHER, THIRD], side_by_side=True, show=lambda: None)
+
+
+def test_there_are_as_many_rounds_as_asked_for():
+    recorder = FakeRecorder()
+    assert len(confirm(recorder)) == 9
+    assert recorder.rounds == [((BASELINE, OTHER, THIRD), True)] * 3
+
+
+def test_rounds_end_when_another_would_not_fit():
+    recorder = FakeRecorder(left_s=25.0)
+    assert len(confirm(recorder)) == 6
+
+
+def test_a_finalist_that_crashed_takes_no_part_in_further_rounds():
+    recorder = FakeRecorder(fails=(OTHER,), cause=FailureCause.CRASHED)
+    confirm(recorder)
+    assert recorder.rounds[1:] == [((BASELINE, THIRD), True)] * 2
+
+
+@pytest.mark.parametrize("fails", [(OTHER,), (BASELINE,)])
+def test_where_one_hangs_beside_others_that_round_does_not_count_and_they_run_alone(fails):
+    recorder = FakeRecorder(fails=fails)
+    confirmed = confirm(recorder)
+    assert recorder.rounds == [
+        ((BASELINE, OTHER, THIRD), True),
+        *[((BASELINE, OTHER, THIRD), False)] * 3,
+    ]
+    assert {record.round_number for record in confirmed} == {2, 3, 4}
+    assert all(record.failure is None for record in confirmed)
+    assert len(recorder.notes) == 1
+
+
+@pytest.fixture
+def fit_together(monkeypatch):
+    """Whether two trials that hold some memory fit into what is left."""
+
+    def ask(*, held, shared=0, left, shared_left=None, device=None):
+        monkeypatch.setattr(finals, "memory_left_bytes", lambda: left)
+        monkeypatch.setattr(finals, "shared_memory_left_bytes", lambda: shared_left)
+        samples = made_up.sample(
+            made_up.block(),
+            memory_bytes=held,
+            shared_memory_bytes=shared,
+            device_memory_bytes=device,
+        )
+        records = [
+            made_up.record_of([samples], config=config) for config in (BASELINE, OTHER, THIRD)
+        ]
+        store = types.SimpleNamespace(records=lambda: records)
+        return Finals(DEFINITION, None, store).fit_together([BASELINE, OTHER])
+
+    return ask
+
+
+def test_finalists_are_open_at_once_where_memory_is_enough_for_all(fit_together):
+    assert fit_together(held=100, left=1000)
+    assert not fit_together(held=100, left=250)
+
+
+def test_what_they_hold_in_shared_memory_must_fit_there_too(fit_together):
+    assert fit_together(held=10, shared=20, left=1000, shared_left=64)
+    assert not fit_together(held=10, shared=30, left=1000, shared_left=64)
+    assert fit_together(held=10, shared=0, left=1000, shared_left=0)
+
+
+def test_on_a_gpu_they_are_never_open_at_once(fit_together):
+    assert not fit_together(held=1, left=1000, device=1)
