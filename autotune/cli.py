@@ -84,14 +84,17 @@ def _axis(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dic
     axes: dict[str, list[int]] = {}
     for text in values:
         name, separator, numbers = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if name in axes:
+            raise click.BadParameter(f"{name} is given twice: put all its values into one")
         try:
-            axes[name.strip().replace("-", "_")] = [
-                _axis_value(part) for part in numbers.split(",")
-            ]
+            axes[name] = [_axis_value(part.strip()) for part in numbers.split(",")]
         except ValueError:
             separator = ""
         if not separator:
-            raise click.BadParameter(f"must look like batch_size=2,4,8, not {text!r}")
+            raise click.BadParameter(
+                f"must look like batch_size=2,4,8 or pin_memory=true,false, not {text!r}"
+            )
     return axes
 
 
@@ -99,7 +102,8 @@ def _axis_value(text: str) -> int | bool:
     return {"true": True, "false": False}[text] if text in ("true", "false") else int(text)
 
 
-@cli.command(context_settings={"ignore_unknown_options": False})
+# What follows the command's name belongs to the command, with `--` before it or without.
+@cli.command(context_settings={"allow_interspersed_args": False})
 @click.option("--study", "study_file", type=click.Path(path_type=Path), help="Study file (YAML).")
 @click.option(
     "--out",

@@ -8,6 +8,7 @@ the script asked for its configuration: imports, dataset and model are paid for 
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import platform
 import sys
@@ -108,6 +109,10 @@ def become_trial(
             uses_cuda=_uses_cuda(),
             versions=_versions(),
         )
+        # Loader workers make sockets in multiprocessing's directory of temporary files, and nobody
+        # removes it when they are killed. The coordinator's own goes with the coordinator.
+        process: Any = multiprocessing.current_process()
+        process._config["tempdir"] = str(Path(path).parent)
         channel, config, root_pid = _serve(channel, path)
         _trial = TrialProcess(channel, config, rank=rank, root_pid=root_pid)
     return _trial
@@ -139,7 +144,6 @@ def _serve(channel: Channel, path: str) -> tuple[Channel, ThroughputConfig, int]
 
     Gives the line to the coordinator, what is to run, and the root of the trial's process tree.
     """
-    prepared = False
     while True:
         try:
             message = channel.receive()
@@ -150,9 +154,10 @@ def _serve(channel: Channel, path: str) -> tuple[Channel, ThroughputConfig, int]
         if message["type"] == "reap":
             channel.send(type="reaped", exit_code=_reap(message["pid"], message["limit_s"]))
             continue
-        if not prepared:
+        if message["type"] == "prepare":
             _prepare_to_fork()
-            prepared = True
+            channel.send(type="prepared")
+            continue
         sys.stdout.flush()
         sys.stderr.flush()
         pid = os.fork()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from autotune.config import ThroughputConfig
-from autotune.errors import AutotuneError, MachineMismatchWarning
+from autotune.errors import AutotuneError, ConfigError, MachineMismatchWarning
 from autotune.host import become_trial, current_trial, is_measured
 from autotune.measured_loop import MeasuredSteps, UnitCounter
 
@@ -32,7 +32,7 @@ def load_config(
     threads (a backward pass on a GPU, say); where something does, trials start afresh, slower.
 
     Args:
-        path: A `best_config.yaml`.
+        path: A `best_config.yaml`; where there is none yet, `default` is used.
         default: The settings that training has without tuning: the baseline.
         effective_batch_size: Samples per optimizer step that the training recipe asks for.
             Gradient accumulation then makes up what `batch_size` leaves, in every configuration,
@@ -40,11 +40,16 @@ def load_config(
 
     Raises:
         BadInputError: The file breaks a rule; the message names key, value and rule.
-        ConfigError: The batch size does not divide `effective_batch_size`.
+        ConfigError: The batch size does not divide `effective_batch_size`, or `default` is
+            something else.
 
     Warns:
         MachineMismatchWarning: The file was tuned on a different machine.
     """
+    if not isinstance(default, ThroughputConfig):
+        raise ConfigError(
+            f"default must be an autotune.ThroughputConfig, not {type(default).__name__}"
+        )
     if effective_batch_size is not None:
         default = default.with_effective_batch_size(effective_batch_size)
     if is_measured():

@@ -184,6 +184,16 @@ class MeasuredSteps(Generic[Batch]):
         saturated = last.cpu_s > _SATURATED_SHARE * last.capacity_cores * last.duration_s
         return self._trial.config.num_workers if waits and not saturated else 0
 
+    def _count_units(self, batch: Batch) -> float:
+        assert self._units is not None
+        found = self._units(batch)
+        if found is None or isinstance(found, str):
+            self._trial.end(
+                FailureCause.CRASHED,
+                f"the function given as units to autotune.steps must give a number, not {found!r}",
+            )
+        return found
+
     def _block(
         self, batches: Batches[Batch], take: Callable[[], Batch], request: BlockRequest
     ) -> Generator[Batch, None, Block]:
@@ -202,7 +212,7 @@ class MeasuredSteps(Generic[Batch]):
             wait_cpu_s += time.process_time() - asked_cpu_s
             size = count_samples(batch, self._trial.config.batch_size)
             num_samples += size
-            num_units += self._units(batch) if self._units else size
+            num_units += self._count_units(batch) if self._units else size
             yield batch
             num_steps += 1
             asked_s = time.monotonic()

@@ -107,7 +107,7 @@ def print_result(console: Console, result: Result, out: str) -> None:
         table.add_row(label, before, after)
     say(console, f"baseline: {best.baseline.config.summary}")
     say(console, f"chosen:   {best.config.summary}")
-    console.print(table)
+    _print_table(console, table)
     speedup = best.speedup
     rounds = f"{result.num_rounds} round{'s' if result.num_rounds > 1 else ''}"
     interval = (
@@ -156,6 +156,10 @@ def print_study(console: Console, frame: pd.DataFrame) -> None:
         table.add_column(heading, justify="left" if left else "right")
     for row in rows:
         table.add_row(*row.values())
+    _print_table(console, table)
+
+
+def _print_table(console: Console, table: Table) -> None:
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     console.print(table)
@@ -258,6 +262,11 @@ def _warnings(result: Result) -> list[str]:
             f"note: {difference.config.summary} ran at {figure(difference.forked)} forked and at "
             f"{figure(difference.fresh)} ({figure(difference.fresh_low)} to "
             f"{figure(difference.fresh_high)}) in fresh processes: the fresh ones count"
+        )
+    if result.num_rounds == 1:
+        lines.append(
+            "note: there was time for one round only, so that the intervals rest on how much runs "
+            "differ as a rule: give more time with --budget"
         )
     if result.unsteady:
         lines.append(

@@ -203,15 +203,17 @@ def _performance(records: Sequence[TrialRecord], rate: Interval) -> Performance:
     mean_units_per_s = sum(m.units_per_s for m in found) / count
     samples_per_unit = sum(m.samples_per_s for m in found) / count / mean_units_per_s
     samples_per_s = rate.mean * samples_per_unit
-    config = records[0].config
+    # Batches are smaller than asked for where an epoch ends with what is left.
+    batch_size = sum(m.seconds_per_step * m.samples_per_s for m in found) / count
+    accumulation = records[0].config.gradient_accumulation_steps
     return Performance(
         unit=records[0].unit or "samples",
         units_per_s=rate.mean if records[0].unit else None,
         samples_per_s=samples_per_s,
         samples_per_s_low=rate.low * samples_per_unit,
         samples_per_s_high=rate.high * samples_per_unit,
-        seconds_per_step=config.batch_size / samples_per_s,
-        seconds_per_optimizer_step=config.effective_batch_size / samples_per_s,
+        seconds_per_step=batch_size / samples_per_s,
+        seconds_per_optimizer_step=accumulation * batch_size / samples_per_s,
         cpu_utilisation=sum(m.cpu_utilisation for m in found) / count,
         cpu_s_per_sample=sum(m.cpu_s_per_sample for m in found) / count,
         data_wait_share=sum(m.data_wait_share for m in found) / count,

@@ -95,7 +95,11 @@ def diagnose(
     def mean(name: str) -> float:
         return statistics.geometric_mean(getattr(found, name) for found in probed)
 
-    compute, load = mean("compute_units_per_s"), mean("load_units_per_s")
+    # Neither half can be slower by itself than with the other: where a probe of a quarter of a
+    # second says so, the whole loop was measured for longer.
+    together = mean("units_per_s")
+    compute = max(mean("compute_units_per_s"), together)
+    load = max(mean("load_units_per_s"), together)
     overhead_share = _overhead_share(config, searched)
     if compute > _CLEARLY * load:
         bound = Bound.DATA
@@ -108,7 +112,7 @@ def diagnose(
     return Bottleneck(
         bound=bound,
         unit=runs[0].unit or "samples",
-        units_per_s=mean("units_per_s"),
+        units_per_s=together,
         compute_units_per_s=compute,
         load_units_per_s=load,
         overhead_share=overhead_share,

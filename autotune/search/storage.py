@@ -35,7 +35,7 @@ def open_storage(url: str, *, writable: bool) -> optuna.storages.RDBStorage:
     path = sqlite_path(url)
     try:
         if path is not None and writable:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
             _use_write_ahead_log(path)
         storage = optuna.storages.RDBStorage(url)
     except Exception as error:
@@ -72,7 +72,7 @@ def lock_storage(url: str) -> IO[str] | None:
         return None
     lock = path.with_name(f".{path.name}.lock")
     try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
+        lock.parent.mkdir(exist_ok=True)
         file = lock.open("w")
     except OSError as error:
         raise BadInputError(f"storage {path}: cannot be written: {error.strerror}") from error

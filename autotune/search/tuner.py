@@ -254,7 +254,8 @@ class Tuner:
             else "one after another, since together they may not fit into memory"
         )
         self._observer.note(
-            f"confirming {len(finalists)} finalists and the baseline in fresh processes, {how}"
+            f"confirming {len(finalists)} finalist{'s' if len(finalists) != 1 else ''} and the "
+            f"baseline in fresh processes, {how}"
         )
         confirmed = finals.confirm(
             [plan.baseline, *finalists],

@@ -205,7 +205,17 @@ class Runner:
             obstacle = self._fork_host.introduction.fork_obstacle
             if obstacle is not None:
                 self.give_up_forking(obstacle)
+            else:
+                self._prepare(self._fork_host)
         return self._fork_host is not None
+
+    def _prepare(self, host: _Host) -> None:
+        """Have a host pay for what all its trials need."""
+        try:
+            host.channel.send(type="prepare")
+            host.channel.receive(self.start_deadline_s)
+        except ChannelClosedError as error:
+            self._raise_host_gone(host, error)
 
     def _start_forked(self, config: ThroughputConfig) -> Trial:
         host = self._fork_host

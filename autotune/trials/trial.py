@@ -89,6 +89,7 @@ class Trial:
         self._channel = channel
         self._origin = origin
         self._memory = TreeMemory(origin.root_pid)
+        self._ready = False
         self._ended = False
 
     def wait_until_ready(self, deadline_s: float) -> None:
@@ -99,6 +100,7 @@ class Trial:
         """
         with self._memory.running():
             message = self._expect("ready", deadline_s, "call autotune.steps")
+        self._ready = True
         self._signal(signal.SIGSTOP)
         self.active_s = time.monotonic() - self._origin.requested_at_s
         self.unit = message.get("unit")
@@ -213,6 +215,11 @@ class Trial:
     def _raise_ended(self) -> NoReturn:
         """The trial is gone without a word: its exit code tells what there is to tell."""
         exit_code, output = self._end(_TRACEBACK_DEADLINE_S)
+        if exit_code == 0:
+            where = "inside its loop" if self._ready else "without calling autotune.steps"
+            cause = FailureCause.LOOP_ENDED if self._ready else FailureCause.NEVER_CALLED
+            message = f"the command ended {where}, with exit code 0"
+            raise TrialFailedError(Failure(cause=cause, message=message, output=output))
         raise TrialFailedError(describe_exit(exit_code, output))
 
 

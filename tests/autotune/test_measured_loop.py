@@ -185,6 +185,15 @@ def test_units_that_add_up_to_nothing_are_refused(light_script, start_runner, un
         trial.measure(SETTLE, deadline_s=30)
 
 
+def test_units_that_are_no_number_are_refused(light_script, start_runner):
+    runner = start_runner(light_script(units=", units=lambda batch: None"))
+    with (
+        runner.start(CONFIG, StartMode.FORK) as trial,
+        pytest.raises(TrialFailedError, match="must give a number, not None"),
+    ):
+        trial.measure(SETTLE, deadline_s=30)
+
+
 def test_the_ends_of_epochs_are_counted_inside_blocks(light_script, start_runner):
     # The first batch of each epoch takes 50 ms.
     item = "time.sleep(0.05 if _ == 0 else 0.0)"

@@ -27,7 +27,7 @@ def test_throughput_is_samples_over_time_with_waits_included():
 def test_utilisation_is_of_the_cores_that_may_be_used():
     found = summarise([sample(block(capacity_cores=1.5, cpu_s=1.2, throttled_s=0.3))], PLAIN)
     assert found.cpu_utilisation == pytest.approx(0.8)
-    assert found.throttled_share == pytest.approx(0.3)
+    assert found.throttled_share == pytest.approx(0.2)
 
 
 def test_time_spun_away_while_waiting_is_told_where_there_are_workers():

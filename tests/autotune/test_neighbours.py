@@ -92,6 +92,13 @@ def test_without_time_to_wait_there_is_one_look(looks):
     assert left == [QUIET]
 
 
+def test_a_quiet_look_is_followed_by_another_though_no_time_is_left(looks):
+    looks(QUIET, QUIET)
+    assert QuietKeeper(0.0).wait()
+    looks(QUIET, BUSY)
+    assert not QuietKeeper(0.0).wait()
+
+
 @pytest.mark.parametrize(
     ("cores", "capacity_cores", "quiet", "too_high"),
     [

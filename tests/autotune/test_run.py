@@ -22,7 +22,7 @@ from .conftest import processes_of, stop, wait_until
 QUICK = {
     "name": "quick",
     "axes": {"batch_size": [2, 4, 8], "num_workers": [0]},
-    "block_s": 0.02,
+    "block_s": 0.05,
     "max_blocks": 2,
     "confirm_s": 0.1,
     "confirm_rounds": 2,
@@ -358,6 +358,8 @@ def test_a_hanging_configuration_costs_no_more_than_the_budget_allows(study):
         (("--no-such-flag",), "No such option"),
         (("--axis", "batch_size"), "must look like batch_size=2,4,8"),
         (("--axis", "batch=1"), "axis batch: unknown"),
+        (("--axis", "batch_size=1", "--axis", "batch-size=2"), "batch_size is given twice"),
+        (("--storage", "none/there/x.db"), "none/there/x.db: cannot be written"),
         (("--axis", "batch_size=0"), "at least 1, not 0"),
         (("--budget", "soon"), "--budget: must be a duration"),
         (("--budget", "0"), "--budget: must be a duration"),
@@ -407,6 +409,8 @@ def test_the_default_study_is_the_one_that_pyproject_names(study):
     [
         ({"before": "sys.exit(0)"}, "ended without calling autotune.load_config"),
         ({"before": "import no_such_module"}, "No module named 'no_such_module'"),
+        ({"load": "); sys.exit(0"}, "ended without calling autotune.steps"),
+        ({"step": "sys.exit(0)"}, "ended inside its loop, with exit code 0"),
         ({"length": 0}, "the loader delivered no batch"),
         ({"step": "raise ValueError('x')"}, "ValueError: x"),
     ],
@@ -529,3 +533,11 @@ def test_show_and_load_study_explain_what_is_missing(tmp_path, monkeypatch):
     with pytest.raises(autotune.BadInputError, match="there is no such file"):
         autotune.load_study("none.db")
     assert not list(tmp_path.iterdir())
+
+
+def test_options_after_the_command_are_its_own_with_or_without_dashes(light_script):
+    program = light_script()
+    for dashes in ((), ("--",)):
+        done = autotune_run("--dry-run", *dashes, *program, "--seed", "5", "--quiet")
+        assert done.returncode == 0, done.stderr
+        assert "train it.py' --seed 5 --quiet" in done.stdout

@@ -74,6 +74,18 @@ def test_a_stopped_trial_can_be_ended(script, start_runner, mode):
     assert wait_until(lambda: not processes_of(command[1]), 2.0)
 
 
+@pytest.mark.parametrize("mode", list(StartMode))
+def test_what_workers_leave_in_the_directory_of_temporary_files_goes_with_the_run(
+    script, start_runner, tmp_path, monkeypatch, mode
+):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    with start_runner(script(item="pass")).start(WITH_WORKERS, mode) as trial:
+        trial.measure(BLOCK, deadline_s=30)
+    assert not list(temporary.glob("pymp-*"))
+
+
 def test_two_trials_are_open_at_once_and_measured_in_turn(script, start_runner):
     runner = start_runner(script(item=BUSY_ITEM))
     with (

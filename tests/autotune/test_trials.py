@@ -237,15 +237,15 @@ def test_a_loop_under_tqdm_and_enumerate_is_measured_and_stopped(tmp_path, start
         "default = autotune.ThroughputConfig(batch_size=4)\n"
         "config = autotune.load_config(None, default=default)\n"
         "for step, batch in enumerate(tqdm(autotune.steps([[0.0]] * 7))):\n"
-        "    time.sleep(0.001)\n"
-        "    if step == 30: break\n"
+        "    time.sleep(0.02)\n"
+        "    if step == 60: break\n"
         f"open({str(tmp_path / 'epilogue')!r}, 'w').close()\n"
     )
     runner = start_runner((sys.executable, str(path)))
     with runner.start(CONFIG, StartMode.FORK) as trial:
         few = BlockRequest(min_s=0.0, multiple_of=10)
         assert trial.measure(few, deadline_s=10).blocks[0].num_steps == 10
-        with pytest.raises(TrialFailedError, match=r"left autotune.steps after 31 steps"):
+        with pytest.raises(TrialFailedError, match=r"left autotune.steps after 61 steps"):
             trial.measure(BlockRequest(min_s=5.0), deadline_s=20)
     assert not (tmp_path / "epilogue").exists()
 
