@@ -24,9 +24,9 @@ _CONFIDENCE = 0.95
 # equal forked trials on a 2-core virtual machine, 3 s each in blocks of 0.25 s, differed by 3 %
 # (root mean square), hence 2.1 % for one of a pair.
 _PAIRED_LOG_SD, _PAIRED_FREEDOM = 0.021, 2
-# At different times: these pairs' own rates varied by 12 % over minutes; a quiet machine's do by
-# 2 or 3 %. This is in between.
-_REPEATED_LOG_SD, _REPEATED_FREEDOM = 0.05, 2
+# At different times, what all runs share: these pairs' own rates varied by 12 % over minutes; a
+# quiet machine's do by 2 or 3 %. This is in between.
+_DRIFT_LOG_SD, _DRIFT_FREEDOM = 0.05, 2
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,19 +138,22 @@ class _MeanSquares:
 
     @property
     def repeated(self) -> tuple[float, float]:
-        """Variance between runs of one configuration in different rounds, and its freedom.
+        """Variance between runs of one configuration at different times, and its freedom.
 
-        All configurations share a round's drift: many of them tell little more of it than one.
+        All configurations share a round's drift, and few rounds, close to each other, tell little
+        of it, however many configurations there are: hence the prior.
         Source: Satterthwaite 1946, "An Approximate Distribution of Estimates of Variance
         Components".
         """
-        freedom = self.num_rounds - 1
-        shared = self.of_rounds / self.num_configs
+        shared, freedom = _moderate(
+            self.of_rounds / self.num_configs,
+            self.num_rounds - 1,
+            prior_sd=_DRIFT_LOG_SD,
+            prior_freedom=_DRIFT_FREEDOM,
+        )
         own = self.of_rest * (self.num_configs - 1) / self.num_configs
-        total = shared + own
-        if not total:
-            return 0.0, float(freedom)
         own_squared = own**2 / self.rest_freedom if self.rest_freedom else 0.0
+        total = shared + own
         return total, total**2 / (shared**2 / freedom + own_squared)
 
 
@@ -162,12 +165,14 @@ def _compare(
 ) -> Ratio:
     """Interval of a ratio; Bonferroni over the candidates, since the best was picked from them."""
     squares = _MeanSquares.of(logs)
-    half_width = _half_width(
+    variance, freedom = _moderate(
         squares.of_rest,
         squares.rest_freedom,
-        prior=(_PAIRED_LOG_SD, _PAIRED_FREEDOM),
-        num_comparisons=squares.num_configs - 1,
-        scale=2 / squares.num_rounds,
+        prior_sd=_PAIRED_LOG_SD,
+        prior_freedom=_PAIRED_FREEDOM,
+    )
+    half_width = _half_width(
+        variance * 2 / squares.num_rounds, freedom, num_comparisons=squares.num_configs - 1
     )
     difference = means[best] - means[baseline]
     return Ratio(
@@ -183,13 +188,7 @@ def _predict(
     """Bounds of one more run at another time, from the spread of repeats of all configurations."""
     squares = _MeanSquares.of(logs)
     variance, freedom = squares.repeated
-    half_width = _half_width(
-        variance,
-        freedom,
-        prior=(_REPEATED_LOG_SD, _REPEATED_FREEDOM),
-        num_comparisons=1,
-        scale=1 + 1 / squares.num_rounds,
-    )
+    half_width = _half_width(variance * (1 + 1 / squares.num_rounds), freedom)
     return {
         config: Interval(
             mean=math.exp(mean), low=math.exp(mean - half_width), high=math.exp(mean + half_width)
@@ -198,23 +197,21 @@ def _predict(
     }
 
 
-def _half_width(
-    variance: float,
-    freedom: float,
-    *,
-    prior: tuple[float, int],
-    num_comparisons: int,
-    scale: float,
-) -> float:
-    """Half the interval of something whose variance is `scale` times `variance`.
+def _moderate(
+    variance: float, freedom: int, *, prior_sd: float, prior_freedom: int
+) -> tuple[float, int]:
+    """A variance and its degrees of freedom, moderated by a prior.
 
-    Source: moderated variances, Smyth 2004, "Linear Models and Empirical Bayes Methods".
+    Source: Smyth 2004, "Linear Models and Empirical Bayes Methods".
     """
-    prior_sd, prior_freedom = prior
     # A spread that is larger than the prior's was seen, and is not talked down.
-    if variance < prior_sd**2 or not freedom:
-        total = freedom + prior_freedom
-        variance = (freedom * variance + prior_freedom * prior_sd**2) / total
-        freedom = total
+    if freedom and variance >= prior_sd**2:
+        return variance, freedom
+    total = freedom + prior_freedom
+    return (freedom * variance + prior_freedom * prior_sd**2) / total, total
+
+
+def _half_width(variance: float, freedom: float, *, num_comparisons: int = 1) -> float:
+    """Half the 95 % interval of a normal variable whose variance was estimated."""
     tail = (1 - _CONFIDENCE) / 2 / num_comparisons
-    return float(stdtrit(freedom, 1 - tail)) * math.sqrt(variance * scale)
+    return float(stdtrit(freedom, 1 - tail)) * math.sqrt(variance)

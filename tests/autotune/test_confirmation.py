@@ -69,6 +69,13 @@ def test_equal_configurations_are_rarely_called_different(noise):
     assert contained >= 0.93 * num_studies
 
 
+def test_rounds_that_agree_say_little_of_other_times_however_many_configurations_there_are():
+    configs = [ThroughputConfig(batch_size=1 + number) for number in range(8)]
+    rates = {config: [10, 10.001, 10] for config in configs}
+    interval = choose(rates, configs[0]).rates[configs[0]]
+    assert interval.high / interval.low > 1.2
+
+
 @pytest.mark.parametrize("drift", [0.02, 0.1])
 def test_one_more_run_falls_into_its_interval_where_rounds_share_their_drift(drift):
     random_ = random.Random(2)
