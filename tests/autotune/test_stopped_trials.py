@@ -165,6 +165,7 @@ def test_stopped_ranks_are_killed_when_the_coordinator_is(light_script, tmp_path
         "from autotune.trials.groups import ProcessGroups\n"
         "from autotune.trials.runner import Runner\n"
         "groups, listener = ProcessGroups(), Listener().__enter__()\n"
+        "groups.remove_at_end(listener.directory)\n"
         f"runner = Runner({command!r}, groups=groups, listener=listener, start_mode=None,\n"
         "    start_deadline_s=60.0)\n"
         "trial = runner.start(ThroughputConfig(batch_size=4), StartMode.FRESH)\n"
