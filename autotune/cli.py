@@ -23,7 +23,6 @@ import optuna
 from rich.console import Console
 
 from autotune.best_config import write_best_config
-from autotune.channel import Listener
 from autotune.errors import AutotuneError, BadInputError, CommandError, InterruptedRunError
 from autotune.files import check_writable
 from autotune.machine import this_machine
@@ -48,8 +47,7 @@ from autotune.search.plan import try_out
 from autotune.search.storage import DEFAULT_STORAGE, lock_storage, shown_url, storage_url
 from autotune.search.study import open_study
 from autotune.search.tuner import Tuner
-from autotune.trials.groups import ProcessGroups
-from autotune.trials.runner import Runner
+from autotune.trials.runner import Runner, open_runner
 from autotune.trials.trial import TrialFailedError
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
@@ -264,29 +262,12 @@ def _run(
         ) from None
 
 
-@contextlib.contextmanager
-def _runner(definition: StudyDefinition, program: tuple[str, ...]) -> Iterator[Runner]:
-    groups = ProcessGroups()
-    try:
-        with (
-            _guarded_listener(groups) as listener,
-            Runner(
-                program,
-                groups=groups,
-                listener=listener,
-                start_mode=definition.start_mode,
-                start_deadline_s=definition.start_deadline_s,
-            ) as runner,
-        ):
-            yield runner
-    finally:
-        groups.close()
-
-
-def _guarded_listener(groups: ProcessGroups) -> Listener:
-    listener = Listener()
-    groups.remove_at_end(listener.directory)
-    return listener
+def _runner(
+    definition: StudyDefinition, program: tuple[str, ...]
+) -> contextlib.AbstractContextManager[Runner]:
+    return open_runner(
+        program, start_mode=definition.start_mode, start_deadline_s=definition.start_deadline_s
+    )
 
 
 @contextlib.contextmanager

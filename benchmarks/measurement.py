@@ -32,7 +32,6 @@ from pathlib import Path
 
 from autotune.best_config import read_best_config
 from autotune.blocks import BlockRequest
-from autotune.channel import Listener
 from autotune.config import ThroughputConfig
 from autotune.machine import this_machine
 from autotune.measurement import Failure, StartMode
@@ -40,13 +39,13 @@ from autotune.search.confirmation import Choice, choose
 from autotune.search.definition import StudyDefinition
 from autotune.search.rounds import RoundPlan, measure_round
 from autotune.search.visits import Limits, visit
-from autotune.trials.groups import ProcessGroups
 from autotune.trials.neighbours import QuietKeeper
-from autotune.trials.runner import Runner
+from autotune.trials.runner import Runner, open_runner
 from autotune.trials.trial import Trial, TrialFailedError
 
 WORKLOADS = Path(__file__).with_name("workloads.py").resolve()
 LONG_S = 3600.0
+START_S = 120.0
 BASELINE = ThroughputConfig(batch_size=32)
 
 
@@ -302,7 +301,9 @@ def instrument(scale: float) -> None:
         "for batch in autotune.steps([[0.0] * 4] * 1_000_000): pass\n"
     )
     with (
-        open_runner((sys.executable, "-c", code)) as runner,
+        open_runner(
+            (sys.executable, "-c", code), start_mode=None, start_deadline_s=START_S
+        ) as runner,
         runner.start(ThroughputConfig(batch_size=4), StartMode.FORK) as trial,
     ):
         request = BlockRequest(min_s=1.0, settle_s=0.5)
@@ -359,24 +360,12 @@ def confirm(
 @contextlib.contextmanager
 def runner_of(workload: str) -> Iterator[tuple[Runner, StudyDefinition]]:
     command = tuple(script(workload))
-    with open_runner(command) as runner:
+    with open_runner(command, start_mode=None, start_deadline_s=START_S) as runner:
         yield runner, StudyDefinition(name=workload, command=command)
 
 
-@contextlib.contextmanager
-def open_runner(command: tuple[str, ...]) -> Iterator[Runner]:
-    with (
-        contextlib.closing(ProcessGroups()) as groups,
-        Listener() as listener,
-        Runner(
-            command, groups=groups, listener=listener, start_mode=None, start_deadline_s=120.0
-        ) as runner,
-    ):
-        yield runner
-
-
 def no_limits() -> Limits:
-    return Limits(step_s=None, first_step_deadline_s=120.0, end_s=time.monotonic() + LONG_S)
+    return Limits(step_s=None, first_step_deadline_s=START_S, end_s=time.monotonic() + LONG_S)
 
 
 def run_autotune(

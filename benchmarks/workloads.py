@@ -6,12 +6,14 @@ Without --seconds and --steps it trains until it is ended, which is how autotune
 from __future__ import annotations
 
 import argparse
+import io
 import itertools
 import json
 import time
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -42,6 +44,47 @@ class Images(Dataset[Batch]):
         image = (image - image.mean()) / (image.std() + 1e-6)
         image += random.normal(0.0, 0.1, image.shape).astype(np.float32)
         return torch.from_numpy(image), torch.tensor(index % 10)
+
+
+class Decoded(Dataset[Batch]):
+    """JPEG files that are decoded, cropped, resized and flipped: about 1 ms of Pillow."""
+
+    def __init__(self) -> None:
+        random = np.random.default_rng(0)
+        self.files = []
+        for _ in range(256):
+            # Smooth, so that the files are about as large as those of photographs.
+            coarse = random.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+            picture = Image.fromarray(coarse).resize((160, 160), Image.Resampling.BICUBIC)
+            file = io.BytesIO()
+            picture.save(file, "JPEG", quality=90)
+            self.files.append(file.getvalue())
+
+    def __len__(self) -> int:
+        return 50_000
+
+    def __getitem__(self, index: int) -> Batch:
+        random = np.random.default_rng(index)
+        picture = Image.open(io.BytesIO(self.files[index % len(self.files)])).convert("RGB")
+        left, top, size = random.integers(0, 32), random.integers(0, 32), random.integers(96, 129)
+        box = (left, top, left + size, top + size)
+        picture = picture.resize((48, 48), Image.Resampling.BILINEAR, box)
+        pixels = np.asarray(picture)[:, :: random.choice((-1, 1))].transpose(2, 0, 1)
+        image = torch.from_numpy(pixels.astype(np.float32)) / 127.5 - 1.0
+        return image, torch.tensor(index % 10)
+
+
+class Rows(Dataset[Batch]):
+    """Rows of a table in memory: tiny samples, of which collating costs the most."""
+
+    def __init__(self) -> None:
+        self.rows = torch.randn(200_000, 64, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.rows[index], torch.tensor(index % 10)
 
 
 class Tokens(Dataset[Batch]):
@@ -101,6 +144,8 @@ def perceptron() -> nn.Module:
 WORKLOADS = {
     "images": (Images, convolutions),
     "tokens": (Tokens, LanguageModel),
+    "decoded": (Decoded, convolutions),
+    "rows": (Rows, perceptron),
     "storage": (lambda: Slow(0.002), perceptron),
     # The loader is the bottleneck, and a slow first step leaves its workers time to get ahead.
     "trap": (lambda: Slow(TRAP_SAMPLE_S), perceptron),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, NoReturn, Self
@@ -384,6 +385,33 @@ class Runner:
         self._num_starts += 1
         start = str(self._num_starts)
         return start, self._listener.directory / f"output-{start}.txt"
+
+
+@contextlib.contextmanager
+def open_runner(
+    command: tuple[str, ...], *, start_mode: StartMode | None, start_deadline_s: float
+) -> Iterator[Runner]:
+    """A runner with a listener and a guard of its own; all that it started ends with it.
+
+    See `Runner` for the arguments.
+    """
+    groups = ProcessGroups()
+    try:
+        listener = Listener()
+        groups.remove_at_end(listener.directory)
+        with (
+            listener,
+            Runner(
+                command,
+                groups=groups,
+                listener=listener,
+                start_mode=start_mode,
+                start_deadline_s=start_deadline_s,
+            ) as runner,
+        ):
+            yield runner
+    finally:
+        groups.close()
 
 
 def _wait(process: subprocess.Popen[bytes], limit_s: float) -> int | None:
