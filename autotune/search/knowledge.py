@@ -87,7 +87,7 @@ class Knowledge:
 
         It cannot beat the best by enough to matter, or needs more than one that ran out of memory.
         """
-        if any(_is_heavier(config, failed) for failed in self.out_of_memory):
+        if any(is_heavier(config, failed) for failed in self.out_of_memory):
             return True
         if config.num_workers == 0:
             return False
@@ -115,7 +115,7 @@ def _without_workers(config: ThroughputConfig) -> ThroughputConfig:
     return dataclasses.replace(config, num_workers=0, prefetch_factor=None, persistent_workers=None)
 
 
-def _is_heavier(config: ThroughputConfig, other: ThroughputConfig) -> bool:
+def is_heavier(config: ThroughputConfig, other: ThroughputConfig) -> bool:
     """Whether `config` needs at least as much memory as `other` in every way."""
     return (
         config.batch_size >= other.batch_size

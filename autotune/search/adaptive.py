@@ -1,0 +1,343 @@
+"""The adaptive search: measures where it expects to gain the most, and stops when that is little.
+
+It does not know whether its trials are real: a `Bench` starts and measures them, a live one or one
+that replays a recorded table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autotune.config import ThroughputConfig
+from autotune.measurement import Failure, FailureCause
+from autotune.search.belief import Belief, Observation, Similarity, Spreads, fit_spreads
+from autotune.search.confirmation import INDIFFERENCE, cost_key
+from autotune.search.knowledge import is_heavier
+from autotune.search.law import BottleneckLaw, Costs
+from autotune.search.policy import Option, Proposal, probabilities_near_best, propose
+
+# A second of tuning must bring more than it costs in training that goes on for so long.
+HORIZON_S = 3600.0
+# Runs that are open at once, ready to be measured again.
+MAX_OPEN = 8
+# Configurations whose means are so close are taken for equal, and the cheapest is chosen.
+_TIE = 0.005
+# What lies so many standard deviations below the best is not tried.
+_REACH = 3.0
+# Spreads are fitted anew whenever there are so many times as many observations.
+_REFIT = 1.5
+_FIRST_FIT = 8
+# What starting a forked trial takes, and settling: first guesses, in seconds and in steps.
+_START_S, _SETTLE_S, _SETTLE_STEPS = 0.1, 0.3, 3.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a run showed when it was asked for blocks.
+
+    Attributes:
+        at_s: When, in seconds since some start.
+        duration_s: Seconds of steps.
+        num_units: Units in them that the loader can sustain.
+        num_steps: Micro-steps in them.
+        wait_s: The part of the time that the loop waited for data.
+        wait_cpu_s: CPU seconds of the training process in that time.
+    """
+
+    at_s: float
+    duration_s: float
+    num_units: float
+    num_steps: int
+    wait_s: float
+    wait_cpu_s: float
+
+
+class Bench(Protocol):
+    """Where runs are started and measured."""
+
+    @property
+    def now_s(self) -> float:
+        """Seconds since some start."""
+
+    def has_room(self, config: ThroughputConfig) -> bool:
+        """Whether a run of a configuration can be open beside those that are."""
+
+    def open(self, config: ThroughputConfig) -> int | Failure:
+        """Start a run of a configuration, settled; gives its number."""
+
+    def measure(self, run: int, num_blocks: int) -> Reading | Failure:
+        """Time blocks of an open run; where it fails, it is closed."""
+
+    def close(self, run: int) -> None:
+        """End an open run."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What is believed of one configuration.
+
+    Attributes:
+        config: The configuration.
+        probability: That it is within 2 % of the fastest of the space.
+        units_per_s: Its expected throughput.
+        log_ratio: Expected logarithm of its rate ÷ that of the first of the space.
+        log_ratio_sd: Standard deviation of that.
+    """
+
+    config: ThroughputConfig
+    probability: float
+    units_per_s: float
+    log_ratio: float
+    log_ratio_sd: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EarlierRun:
+    """A run that has ended.
+
+    Attributes:
+        number: Tells runs apart.
+        config: What ran.
+        readings: What it showed.
+        failure: Why it failed, None if it did not.
+    """
+
+    number: int
+    config: ThroughputConfig
+    readings: tuple[Reading, ...]
+    failure: Failure | None = None
+
+
+@dataclasses.dataclass(slots=True)
+class _Run:
+    index: int
+    readings: list[Reading]
+    is_open: bool = False
+    start_s: float | None = None
+
+
+class AdaptiveSearch:
+    """Searches one space.
+
+    Args:
+        configs: The space.
+        baseline: Where the search starts; it is taken into the space.
+        bench: Measures.
+        usable_cores: Cores that the loop may use.
+        block_s: Shortest duration of a block.
+        horizon_s: How long training will go on.
+        seed: For the probabilities, which are reckoned by drawing.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[ThroughputConfig],
+        baseline: ThroughputConfig,
+        bench: Bench,
+        *,
+        usable_cores: float,
+        block_s: float,
+        horizon_s: float = HORIZON_S,
+        seed: int = 0,
+    ) -> None:
+        self.configs = tuple(dict.fromkeys((baseline, *configs)))
+        self._places = {config: place for place, config in enumerate(self.configs)}
+        self._bench = bench
+        self._cores = usable_cores
+        self._block_s = block_s
+        self._horizon_s = horizon_s
+        self._seed = seed
+        self._similarity = Similarity.of(self.configs)
+        self._spreads = Spreads()
+        self._fit_at = _FIRST_FIT
+        self._runs: dict[int, _Run] = {}
+        self._failed: dict[int, Failure] = {}
+
+    def learn(self, earlier: EarlierRun) -> None:
+        """Take a run into account that is not this search's own."""
+        index = self._places[earlier.config]
+        if earlier.readings:
+            self._runs[earlier.number] = _Run(index=index, readings=list(earlier.readings))
+        if earlier.failure is not None:
+            self._failed[index] = earlier.failure
+
+    def run(self, end_s: float, *, after_each: Callable[[], None] = lambda: None) -> bool:
+        """Measure until nothing is worth its time, or until `end_s` on the bench's clock.
+
+        Args:
+            end_s: When no measurement may go on any more.
+            after_each: Called after each measurement.
+
+        Returns:
+            Whether nothing was left that is worth its time.
+        """
+        if not any(run.index == 0 for run in self._runs.values()):
+            self._visit(0, 1)
+        settled = False
+        while self._runs:
+            proposal = self._propose(end_s - self._bench.now_s)
+            settled = proposal is not None and proposal.gain_per_s * self._horizon_s < 1.0
+            if proposal is None or settled:
+                break
+            if proposal.option.run in self._runs:
+                self._measure(proposal.option.run, proposal.num_blocks)
+            else:
+                self._visit(proposal.option.index, proposal.num_blocks)
+            after_each()
+        for number in self._open_runs():
+            self._end(number)
+        return settled
+
+    @property
+    def num_visited(self) -> int:
+        """Configurations that were tried."""
+        return len({run.index for run in self._runs.values()} | set(self._failed))
+
+    def standings(self) -> list[Standing]:
+        """Configurations, the one to choose first; those that cannot run are left out.
+
+        It is the fastest, or the cheapest of those that are equally fast.
+        """
+        belief = self._belief()
+        may_run = np.array([self._may_run(index) for index in range(len(self.configs))])
+        near = probabilities_near_best(belief, may_run, INDIFFERENCE, self._seed)
+        covariance = belief.covariance
+        ratio_variance = belief.variance + covariance[0, 0] - 2 * covariance[0]
+        order = sorted(np.flatnonzero(may_run).tolist(), key=lambda place: -belief.mean[place])
+        top = belief.mean[order[0]]
+        equals = [place for place in order if belief.mean[place] >= top - _TIE]
+        chosen = min(equals, key=lambda place: cost_key(self.configs[place]))
+        order.remove(chosen)
+        return [
+            Standing(
+                config=self.configs[place],
+                probability=float(near[place]),
+                units_per_s=math.exp(belief.mean[place]),
+                log_ratio=float(belief.mean[place] - belief.mean[0]),
+                log_ratio_sd=math.sqrt(max(0.0, float(ratio_variance[place]))),
+            )
+            for place in (chosen, *order)
+        ]
+
+    def _propose(self, left_s: float) -> Proposal | None:
+        belief = self._belief()
+        step_s = np.exp(-belief.mean) * self._units_per_step()
+        block_s = np.maximum(self._block_s, step_s)
+        start_s = self._start_s(step_s)
+        options = [
+            Option(index=run.index, run=number, start_s=0.0, block_s=block_s[run.index])
+            for number, run in self._runs.items()
+            if run.is_open
+        ]
+        reach = _REACH * np.sqrt(belief.variance)
+        best = belief.mean.max()
+        options += [
+            # A process that is not there yet has a number that no other has.
+            Option(index=index, run=-1 - index, start_s=start_s[index], block_s=block_s[index])
+            for index in np.flatnonzero(belief.mean + reach > best).tolist()
+            if self._may_run(index)
+        ]
+        return propose(belief, options, self._bench.now_s, left_s)
+
+    def _visit(self, index: int, num_blocks: int) -> None:
+        """Start a run, and measure it; the least promising ones make room for it."""
+        config = self.configs[index]
+        while (open_runs := self._open_runs()) and not self._bench.has_room(config):
+            means = self._belief().mean
+            self._end(min(open_runs, key=lambda number: means[self._runs[number].index]))
+        before_s = self._bench.now_s
+        number = self._bench.open(config)
+        if isinstance(number, Failure):
+            self._failed[index] = number
+            return
+        self._runs[number] = _Run(
+            index=index, readings=[], is_open=True, start_s=self._bench.now_s - before_s
+        )
+        self._measure(number, num_blocks)
+
+    def _measure(self, number: int, num_blocks: int) -> None:
+        run = self._runs[number]
+        reading = self._bench.measure(number, num_blocks)
+        if isinstance(reading, Failure):
+            run.is_open = False
+            self._failed[run.index] = reading
+            if not run.readings:
+                del self._runs[number]
+        else:
+            run.readings.append(reading)
+
+    def _open_runs(self) -> list[int]:
+        return [number for number, run in self._runs.items() if run.is_open]
+
+    def _end(self, number: int) -> None:
+        self._runs[number].is_open = False
+        self._bench.close(number)
+
+    def _may_run(self, index: int) -> bool:
+        if index in self._failed:
+            return False
+        config = self.configs[index]
+        return not any(
+            failure.cause is FailureCause.OUT_OF_MEMORY and is_heavier(config, self.configs[failed])
+            for failed, failure in self._failed.items()
+        )
+
+    def _observations(self) -> list[Observation]:
+        return [
+            Observation(
+                index=run.index,
+                run=number,
+                at_s=reading.at_s,
+                log_rate=math.log(reading.num_units / reading.duration_s),
+                duration_s=reading.duration_s,
+            )
+            for number, run in self._runs.items()
+            for reading in run.readings
+        ]
+
+    def _belief(self) -> Belief:
+        observations = self._observations()
+        law = self._law()
+        if len(observations) >= self._fit_at:
+            self._spreads = fit_spreads(self._similarity, law, observations, self._spreads)
+            self._fit_at = math.ceil(_REFIT * len(observations))
+        return Belief(self._similarity, self._spreads, law, observations)
+
+    def _law(self) -> NDArray[np.float64]:
+        costs = [
+            Costs(
+                config=self.configs[run.index],
+                step_s=max(1e-12, sum(r.duration_s - r.wait_s for r in run.readings) / units),
+                load_s=sum(r.wait_s for r in run.readings) / units,
+                load_cpu_s=sum(r.wait_cpu_s for r in run.readings) / units,
+            )
+            for run in self._runs.values()
+            if (units := sum(reading.num_units for reading in run.readings))
+            and not self.configs[run.index].num_workers
+        ]
+        if not costs:
+            return np.zeros(len(self.configs))
+        law = BottleneckLaw(costs, self._cores)
+        return np.asarray(-np.log(law.seconds_per_unit(self.configs)))
+
+    def _units_per_step(self) -> NDArray[np.float64]:
+        readings = [(run.index, reading) for run in self._runs.values() for reading in run.readings]
+        num_samples = sum(r.num_steps * self.configs[index].batch_size for index, r in readings)
+        units_per_sample = sum(reading.num_units for _, reading in readings) / num_samples
+        return np.array([units_per_sample * config.batch_size for config in self.configs])
+
+    def _start_s(self, step_s: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What starting a run takes: as guessed, times how wrong the guesses were."""
+        guesses = _START_S + _SETTLE_S + _SETTLE_STEPS * step_s
+        taken_s = guessed_s = _START_S
+        for run in self._runs.values():
+            if run.start_s is not None:
+                taken_s += run.start_s
+                guessed_s += float(guesses[run.index])
+        return np.asarray(taken_s / guessed_s * guesses)

@@ -1,0 +1,272 @@
+"""What is believed of every configuration's throughput after some have been measured.
+
+The logarithm of a measured rate is taken for a sum: what the law says, how far the law is off for
+that configuration, what is peculiar to the process, what the machine does at the time, and noise.
+All are Gaussian; configurations that resemble each other are off alike, and measurements close in
+time share the machine's drift, so that each tells of all others.
+
+Source: Rasmussen & Williams 2006, "Gaussian Processes for Machine Learning", chapters 2 and 5.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import cho_solve, cholesky, solve_triangular
+from scipy.optimize import minimize
+
+from autotune.config import ThroughputConfig
+
+Array = NDArray[np.float64]
+Integers = NDArray[np.intp]
+# How far settings may be apart and still resemble each other: doublings of the batch, of threads,
+# of workers, of the batches ahead. Whether there are workers at all is told apart.
+_BATCH, _THREADS, _WORKERS, _PREFETCH = 2.0, 1.0, 1.0, 2.0
+# The level of all rates: nothing is known of it beforehand.
+_LEVEL = 1.0
+# Seconds within which the machine's speed is about the same.
+_DRIFT_S = 20.0
+# How far off the spreads' first guesses may be, in natural logarithms.
+_DOUBT = 0.7
+_JITTER = 1e-9
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What some consecutive blocks of one run showed.
+
+    Attributes:
+        index: Of the configuration.
+        run: Tells runs, that is processes, apart.
+        at_s: When.
+        log_rate: Natural logarithm of units per second.
+        duration_s: Seconds of steps.
+    """
+
+    index: int
+    run: int
+    at_s: float
+    log_rate: float
+    duration_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Spreads:
+    """Standard deviations on the log scale.
+
+    Attributes:
+        step: Of the law's error, shared by similar batch sizes and threads.
+        workers: Of its error about workers, shared by similar settings that have some.
+        own: Of what is peculiar to one configuration.
+        process: Of what is peculiar to one process.
+        drift: Of the machine's speed over minutes.
+        noise: Of a second of steps.
+    """
+
+    step: float = 0.15
+    workers: float = 0.25
+    own: float = 0.02
+    process: float = 0.02
+    drift: float = 0.04
+    noise: float = 0.03
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Similarity:
+    """How alike configurations are, for all pairs, [N, N] each; 1 for a configuration with itself.
+
+    Attributes:
+        step: By what the step depends on.
+        workers: By everything, among those that have workers; 0 for the others.
+        same: 1 for a configuration with itself, else 0.
+    """
+
+    step: Array
+    workers: Array
+    same: Array
+
+    @classmethod
+    def of(cls, configs: Sequence[ThroughputConfig]) -> Similarity:
+        """Of the configurations of a space."""
+        of_step = [
+            _logs([config.batch_size for config in configs], _BATCH),
+            _logs([config.num_threads or 1 for config in configs], _THREADS),
+            _logs([config.num_interop_threads or 1 for config in configs], _THREADS),
+            np.array([float(config.pin_memory) for config in configs]),
+        ]
+        has_workers = np.array([config.num_workers > 0 for config in configs], dtype=float)
+        workers = _logs([max(1, config.num_workers) for config in configs], _WORKERS)
+        prefetch = _logs([config.prefetch_factor or 1 for config in configs], _PREFETCH)
+        return cls(
+            step=_alike(of_step),
+            workers=np.outer(has_workers, has_workers) * _alike([*of_step, workers, prefetch]),
+            same=np.eye(len(configs)),
+        )
+
+    def at(self, index: Integers) -> Similarity:
+        """Of these configurations alone, repeats included."""
+        pairs = np.ix_(index, index)
+        return Similarity(step=self.step[pairs], workers=self.workers[pairs], same=self.same[pairs])
+
+    def covariance(self, spreads: Spreads) -> Array:
+        """Of the law's error, [N, N]."""
+        return np.asarray(
+            _LEVEL**2
+            + spreads.step**2 * self.step
+            + spreads.workers**2 * self.workers
+            + spreads.own**2 * self.same
+        )
+
+
+class Belief:
+    """The posterior over all configurations.
+
+    Attributes:
+        mean: Expected logarithm of each configuration's rate, [N].
+        covariance: Of these, [N, N].
+
+    Args:
+        similarity: Of the space's configurations.
+        spreads: How large each part of the sum may be.
+        law: What the law says, as logarithms of rates, [N].
+        observations: What was seen; at least one.
+    """
+
+    def __init__(
+        self,
+        similarity: Similarity,
+        spreads: Spreads,
+        law: Array,
+        observations: Sequence[Observation],
+    ) -> None:
+        self._prior = similarity.covariance(spreads)
+        self._spreads = spreads
+        self._seen = _Columns.of(observations)
+        factor = _factor(self._prior, spreads, self._seen)
+        residuals = solve_triangular(
+            factor, self._seen.log_rate - law[self._seen.index], lower=True
+        )
+        self._factor = factor
+        self._explained = solve_triangular(factor, self._prior[self._seen.index], lower=True)
+        self.mean = law + self._explained.T @ residuals
+        self.covariance = self._prior - self._explained.T @ self._explained
+
+    @property
+    def variance(self) -> Array:
+        """Of each configuration's log rate, [N]."""
+        return np.maximum(np.diag(self.covariance), 0.0)
+
+    def outlook(self, index: Integers, run: Integers, at_s: float) -> tuple[Array, Array]:
+        """How the next measurement of each of M runs would move the belief.
+
+        Args:
+            index: Of their configurations, [M].
+            run: Their numbers, [M]; one that has not been seen is a new process.
+            at_s: When.
+
+        Returns:
+            The covariance of every configuration's log rate with what each would show, [N, M], and
+            the variance of that, its noise left out, [M].
+        """
+        nothing = np.zeros(len(index))
+        new = _Columns(
+            index=index, run=run, at_s=nothing + at_s, log_rate=nothing, duration_s=nothing + 1.0
+        )
+        spreads, seen = self._spreads, self._seen
+        between = self._prior[np.ix_(seen.index, index)] + _shared(spreads, seen, new)
+        told = solve_triangular(self._factor, between, lower=True)
+        covariance = self._prior[:, index] - self._explained.T @ told
+        own = self._prior[index, index] + spreads.process**2 + spreads.drift**2
+        return covariance, np.maximum(own - (told**2).sum(axis=0), 0.0)
+
+    def noise(self, duration_s: Array) -> Array:
+        """The variance of the noise in so many seconds of steps."""
+        return np.asarray(self._spreads.noise**2 / duration_s + _JITTER)
+
+    def draws(self, number: int, seed: int) -> Array:
+        """Possible log rates of all configurations, [number, N]."""
+        values, vectors = np.linalg.eigh(self.covariance)
+        root = vectors * np.sqrt(np.maximum(values, 0.0))
+        normal = np.random.default_rng(seed).standard_normal((number, len(self.mean)))
+        return np.asarray(self.mean + normal @ root.T)
+
+
+def fit_spreads(
+    similarity: Similarity, law: Array, observations: Sequence[Observation], start: Spreads
+) -> Spreads:
+    """The most probable spreads, where the defaults are the first guess.
+
+    Args:
+        similarity: Of the space's configurations.
+        law: What the law says, [N].
+        observations: What was seen.
+        start: Where to begin looking.
+    """
+    seen = _Columns.of(observations)
+    names = [field.name for field in dataclasses.fields(Spreads)]
+    guess = np.log([getattr(Spreads(), name) for name in names])
+    seen_alone = similarity.at(seen.index)
+    residuals = seen.log_rate - law[seen.index]
+    alone = dataclasses.replace(seen, index=np.arange(len(residuals)))
+
+    def improbability(logs: Array) -> float:
+        spreads = Spreads(**dict(zip(names, np.exp(logs).tolist(), strict=True)))
+        factor = _factor(seen_alone.covariance(spreads), spreads, alone)
+        explained = residuals @ cho_solve((factor, True), residuals)
+        doubt = (((logs - guess) / _DOUBT) ** 2).sum()
+        return float(explained / 2 + np.log(np.diag(factor)).sum() + doubt / 2)
+
+    first = np.log([getattr(start, name) for name in names])
+    found = minimize(improbability, first, method="L-BFGS-B", options={"maxiter": 15})
+    return Spreads(**dict(zip(names, np.exp(found.x).tolist(), strict=True)))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Columns:
+    index: Integers
+    run: Integers
+    at_s: Array
+    log_rate: Array
+    duration_s: Array
+
+    @classmethod
+    def of(cls, observations: Sequence[Observation]) -> _Columns:
+        def column(name: str) -> Array:
+            return np.array([getattr(found, name) for found in observations], dtype=float)
+
+        return cls(
+            index=column("index").astype(np.intp),
+            run=column("run").astype(np.intp),
+            at_s=column("at_s"),
+            log_rate=column("log_rate"),
+            duration_s=column("duration_s"),
+        )
+
+
+def _shared(spreads: Spreads, some: _Columns, others: _Columns) -> Array:
+    """What measurements share beside the configuration: the process, and the time."""
+    apart_s = np.abs(some.at_s[:, None] - others.at_s)
+    same_run = some.run[:, None] == others.run
+    return np.asarray(
+        spreads.process**2 * same_run + spreads.drift**2 * np.exp(-apart_s / _DRIFT_S)
+    )
+
+
+def _factor(prior: Array, spreads: Spreads, seen: _Columns) -> Array:
+    covariance = prior[np.ix_(seen.index, seen.index)] + _shared(spreads, seen, seen)
+    noise = spreads.noise**2 / seen.duration_s + _JITTER
+    return np.asarray(cholesky(covariance + np.diag(noise), lower=True))
+
+
+def _logs(values: Sequence[int], length: float) -> Array:
+    return np.asarray(np.log2(np.array(values, dtype=float)) / length)
+
+
+def _alike(coordinates: Sequence[Array]) -> Array:
+    """Squared exponential of the distance, for all pairs."""
+    squares = [(values[:, None] - values) ** 2 for values in coordinates]
+    return np.asarray(np.exp(-functools.reduce(np.add, squares) / 2))

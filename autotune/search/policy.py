@@ -1,0 +1,130 @@
+"""What to measure next: what is expected to gain the most for the time that it takes.
+
+Source: Frazier, Powell & Dayanik 2009, "The Knowledge-Gradient Policy for Correlated Normal
+Beliefs", divided by the cost of a measurement.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autotune.search.belief import Belief
+
+Array = NDArray[np.float64]
+# How many blocks may be asked for at once.
+_NUM_BLOCKS = (1, 2, 4, 8)
+# Nodes of the quadrature over what a measurement may show. What lies so many standard deviations
+# below the best cannot become it.
+_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(24)
+_WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
+_OUT_OF_REACH = 5.0
+_NUM_DRAWS = 2000
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """A run that could be measured.
+
+    Attributes:
+        index: Of the configuration.
+        run: Its number; that of a new process where none is open.
+        start_s: Seconds until its first block can begin; 0 for one that is open.
+        block_s: Seconds that a block takes.
+    """
+
+    index: int
+    run: int
+    start_s: float
+    block_s: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """What to measure, and why.
+
+    Attributes:
+        option: The run.
+        num_blocks: How many blocks.
+        gain_per_s: By how much the logarithm of the rate that will be chosen is expected to rise,
+            per second that the measurement takes.
+    """
+
+    option: Option
+    num_blocks: int
+    gain_per_s: float
+
+
+def propose(
+    belief: Belief, options: Sequence[Option], now_s: float, left_s: float
+) -> Proposal | None:
+    """The best of the options; None where none fits into the time that is left.
+
+    Args:
+        belief: What is known.
+        options: What could be measured.
+        now_s: The time, as in the observations.
+        left_s: Seconds that a measurement may take.
+    """
+    if not options:
+        return None
+    found: Proposal | None = None
+    best = int(np.argmax(belief.mean))
+    reach = _OUT_OF_REACH * np.sqrt(belief.variance)
+    near = belief.mean + reach >= belief.mean[best] - reach[best]
+    start_s = np.array([option.start_s for option in options])
+    block_s = np.array([option.block_s for option in options])
+    covariance, variance = belief.outlook(
+        np.array([option.index for option in options]),
+        np.array([option.run for option in options]),
+        now_s,
+    )
+    for num_blocks in _NUM_BLOCKS:
+        costs_s = start_s + num_blocks * block_s
+        # By how much a result one standard deviation above the expected would raise each mean.
+        shifts = covariance[near] / np.sqrt(variance + belief.noise(num_blocks * block_s))
+        gains = expected_gains(belief.mean[near], shifts)
+        rates = np.where(costs_s <= left_s, gains / costs_s, 0.0)
+        top = int(np.argmax(rates))
+        if costs_s[top] <= left_s and (found is None or rates[top] > found.gain_per_s):
+            found = Proposal(
+                option=options[top], num_blocks=num_blocks, gain_per_s=float(rates[top])
+            )
+    return found
+
+
+def expected_gains(means: Array, shifts: Array) -> Array:
+    """By how much the largest mean is expected to rise with each of M measurements, [M].
+
+    Args:
+        means: Of the configurations, [N].
+        shifts: By how much a result one standard deviation above the expected one would raise
+            the mean of each configuration, [N, M].
+    """
+    best = int(np.argmax(means))
+    behind = means - means[best]
+    ahead = shifts - shifts[best]
+    gains = np.zeros(shifts.shape[1])
+    for node, weight in zip(_NODES, _WEIGHTS, strict=True):
+        gains += weight * (behind[:, None] + ahead * node).max(axis=0)
+    return gains
+
+
+def probabilities_near_best(
+    belief: Belief, alive: NDArray[np.bool_], within: float, seed: int
+) -> Array:
+    """For each configuration, the probability that it is within a share of the fastest, [N].
+
+    Args:
+        belief: What is known.
+        alive: Which configurations can run, [N].
+        within: The share.
+        seed: Decides the draws from which it is reckoned.
+    """
+    draws = np.where(alive, belief.draws(_NUM_DRAWS, seed), -np.inf)
+    near = draws >= draws.max(axis=1, keepdims=True) - math.log1p(within)
+    return np.asarray(near.mean(axis=0))

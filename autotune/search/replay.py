@@ -1,0 +1,289 @@
+"""Recorded spaces, replayed: a search runs on them as on a machine, in milliseconds.
+
+A truth table holds the blocks of several runs of every configuration, measured in groups that
+shared the machine's ups and downs (`benchmarks/record.py`). A replayed run draws one of the
+recorded runs, and is charged what that took.
+
+Source: the simulation mode of Kernel Tuner (van Werkhoven 2019), without its free repeats.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from autotune.config import ThroughputConfig
+from autotune.measurement import Failure, FailureCause
+from autotune.search.adaptive import MAX_OPEN, Reading
+
+Array = NDArray[np.float64]
+# Passes over configurations and groups until their effects do not change any more.
+_NUM_PASSES = 50
+# What asking for blocks takes beside the blocks: stopping and continuing the trial's processes.
+_REQUEST_S = 0.005
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RecordedRun:
+    """One recorded run.
+
+    Attributes:
+        start_s: From the request for it to the loop's steady state.
+        duration_s: Of each block, [B].
+        num_units: Units in each, as if the machine had been as fast as on average, [B].
+        wait_s: The part of each that the loop waited for data, [B].
+        wait_cpu_s: CPU seconds of the training process in that time, [B].
+        num_steps: Steps in each, [B].
+    """
+
+    start_s: float
+    duration_s: Array
+    num_units: Array
+    wait_s: Array
+    wait_cpu_s: Array
+    num_steps: Array
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TruthTable:
+    """A recorded space.
+
+    Attributes:
+        name: Its name.
+        baseline: The script's own settings.
+        runs: The recorded runs of each configuration.
+        rates: True units per second of each, at the machine's average speed.
+        fresh_start_s: From the start of a fresh process to its loop, without settling.
+        drift_at_s, drift: The logarithm of the machine's speed ÷ its average, in time.
+    """
+
+    name: str
+    baseline: ThroughputConfig
+    runs: Mapping[ThroughputConfig, Sequence[RecordedRun]]
+    rates: Mapping[ThroughputConfig, float]
+    fresh_start_s: float
+    drift_at_s: Array
+    drift: Array
+
+    @property
+    def best(self) -> float:
+        """Units per second of the fastest configuration."""
+        return max(self.rates.values())
+
+    def regret(self, config: ThroughputConfig) -> float:
+        """By which share a configuration is slower than the fastest."""
+        return 1.0 - self.rates.get(config, 0.0) / self.best
+
+    def exhaustive_s(self, measure_s: float) -> float:
+        """What it takes to measure every configuration for so long, each in a fresh process."""
+        return sum(self.fresh_s(config, measure_s) for config in self.runs)
+
+    def fresh_s(self, config: ThroughputConfig, measure_s: float) -> float:
+        """The same of one configuration; at least a step is measured."""
+        runs = self.runs[config]
+        settle_s = sum(run.start_s for run in runs) / len(runs)
+        step_s = max(float(run.duration_s.sum() / run.num_steps.sum()) for run in runs)
+        return self.fresh_start_s + settle_s + max(measure_s, step_s)
+
+
+def read_truth(blocks: Path) -> TruthTable:
+    """The truth table in NAME.csv.gz, with the facts in NAME.json beside it.
+
+    The logarithm of a run's rate is taken for the sum of its configuration's, its group's (what
+    the machine did at the time) and the run's own; the first two are least-squares estimates. The
+    fastest of many estimates is a lucky one, so the estimates are shrunk towards the mean of those
+    that are about as fast, by as much as the spread of runs tells.
+
+    Source: Efron & Morris 1975, "Data Analysis Using Stein's Estimator and its Generalizations".
+    """
+    facts = json.loads(blocks.with_name(blocks.name.removesuffix(".csv.gz") + ".json").read_text())
+    baseline = ThroughputConfig(**facts["baseline"])
+    configs, frame = _read_blocks(blocks, baseline)
+    table = _summarise_runs(frame)
+    of_config, of_group = _effects(table)
+    own = (table["log_rate"] - of_config[table["config"]] - of_group[table["group"]]).to_numpy()
+    counts = np.bincount(table["config"])
+    truth = _shrunk(of_config, counts, own)
+    recorded: dict[ThroughputConfig, list[RecordedRun]] = {config: [] for config in configs}
+    found = frame.groupby(["config", "group"])
+    for ((number, _), run), deviation in zip(found, own, strict=True):
+        # Deviations from a mean of few are too small by this.
+        inflation = math.sqrt(counts[number] / max(1, counts[number] - 1))
+        wanted = truth[number] + inflation * deviation
+        plain = math.log(run["num_units"].sum() / run["duration_s"].sum())
+        recorded[configs[number]].append(
+            RecordedRun(
+                start_s=float(run["start_up_s"].iloc[0] + run["settle_s"].iloc[0]),
+                duration_s=run["duration_s"].to_numpy(),
+                num_units=run["num_units"].to_numpy() * math.exp(wanted - plain),
+                wait_s=run["wait_s"].to_numpy(),
+                wait_cpu_s=run["wait_cpu_s"].to_numpy(),
+                num_steps=run["num_steps"].to_numpy(),
+            )
+        )
+    times = table.groupby("group")["at_s"].mean().sort_values()
+    return TruthTable(
+        name=blocks.name.removesuffix(".csv.gz"),
+        baseline=baseline,
+        runs=recorded,
+        rates=dict(zip(configs, np.exp(truth).tolist(), strict=True)),
+        fresh_start_s=float(np.median(facts["fresh_start_s"])),
+        drift_at_s=times.to_numpy(),
+        drift=of_group[times.index],
+    )
+
+
+def _read_blocks(
+    path: Path, baseline: ThroughputConfig
+) -> tuple[tuple[ThroughputConfig, ...], pd.DataFrame]:
+    """The configurations, and the blocks with the number of theirs in the column `config`.
+
+    Disturbed blocks are given only of runs that have no others.
+    """
+    frame = pd.read_csv(path)
+    axes = [name for name in frame.columns if name in baseline.to_dict()]
+    numbers: dict[ThroughputConfig, int] = {}
+    frame["config"] = [
+        numbers.setdefault(_configure(baseline, axes, values), len(numbers))
+        for values in frame[axes].itertuples(index=False)
+    ]
+    least = frame.groupby(["config", "group"])["disturbed"].transform("min")
+    return tuple(numbers), frame[frame["disturbed"] == least].copy()
+
+
+def _configure(
+    baseline: ThroughputConfig, axes: Sequence[str], values: Sequence[float]
+) -> ThroughputConfig:
+    settings = {
+        name: None if math.isnan(value) else int(value)
+        for name, value in zip(axes, values, strict=True)
+    }
+    config = dataclasses.replace(baseline, persistent_workers=None, **settings)  # type: ignore[arg-type]
+    if baseline.gradient_accumulation_steps == 1:
+        return config
+    return config.with_effective_batch_size(baseline.effective_batch_size)
+
+
+def _summarise_runs(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row for each run, with the logarithm of what its loader could sustain."""
+    table = frame.groupby(["config", "group"]).agg(
+        num_units=("num_units", "sum"),
+        num_steps=("num_steps", "sum"),
+        duration_s=("duration_s", "sum"),
+        ready_change=("ready_change", "sum"),
+        at_s=("at_s", "mean"),
+    )
+    drained = np.minimum(0, table["ready_change"])
+    share = np.maximum(table["num_steps"] + drained, 0.5) / table["num_steps"]
+    table["log_rate"] = np.log(table["num_units"] * share / table["duration_s"])
+    return table.reset_index()
+
+
+def _effects(table: pd.DataFrame) -> tuple[Array, Array]:
+    """Least-squares effects of configurations and, around 0, of groups, by alternating means."""
+    values, configs, groups = (table[name].to_numpy() for name in ("log_rate", "config", "group"))
+    of_group = np.zeros(groups.max() + 1)
+    in_use = np.bincount(groups) > 0
+    for _ in range(_NUM_PASSES):
+        of_config = _means(values - of_group[groups], configs)
+        of_group = _means(values - of_config[configs], groups)
+        of_group -= of_group[in_use].mean()
+    return of_config, of_group
+
+
+def _means(values: Array, places: NDArray[np.int64]) -> Array:
+    return np.bincount(places, weights=values) / np.maximum(1, np.bincount(places))
+
+
+def _shrunk(effects: Array, counts: NDArray[np.int64], own: Array) -> Array:
+    """The effects of configurations, those measured most often drawn together."""
+    variance = float((own**2).sum()) / max(1, len(own) - len(effects))
+    top = counts == counts.max()
+    mean, spread = effects[top].mean(), effects[top].var(ddof=1)
+    keep = max(0.0, 1.0 - variance / counts.max() / spread)
+    return np.where(top, mean + keep * (effects - mean), effects)
+
+
+class ReplayBench:
+    """Runs of a truth table, on a clock of its own. See `adaptive.Bench`.
+
+    Args:
+        table: What is replayed.
+        seed: Decides which recorded runs are drawn, and where in the record the machine is.
+        now_s: What the clock shows at first.
+    """
+
+    def __init__(self, table: TruthTable, seed: int, *, now_s: float = 0.0) -> None:
+        self.table = table
+        self.now_s = now_s
+        self._random = np.random.default_rng(seed)
+        self._runs: dict[int, _Replayed] = {}
+        self._num_runs = 0
+        self._offset_s = self._random.uniform(0.0, table.drift_at_s[-1])
+
+    def has_room(self, config: ThroughputConfig) -> bool:
+        """Whether a run can be open beside those that are."""
+        return len(self._runs) < MAX_OPEN
+
+    def open(self, config: ThroughputConfig, *, fresh: bool = False) -> int | Failure:
+        """Start a run, forked or fresh; gives its number."""
+        recorded = self.table.runs.get(config)
+        if not recorded:
+            return Failure(cause=FailureCause.CRASHED, message="it was not recorded")
+        run = recorded[self._random.integers(len(recorded))]
+        self.now_s += run.start_s + (self.table.fresh_start_s if fresh else 0.0)
+        self._num_runs += 1
+        self._runs[self._num_runs] = _Replayed(run)
+        return self._num_runs
+
+    def measure(self, run: int, num_blocks: int) -> Reading | Failure:
+        """The next blocks of a run; where none are left, some of them again at random."""
+        return self._measure(self._runs[run], num_blocks)
+
+    def measure_for(self, run: int, seconds: float) -> Reading:
+        """The same for at least so many seconds of steps."""
+        replayed = self._runs[run]
+        num_blocks = max(1, math.ceil(seconds / float(replayed.run.duration_s.mean())))
+        return self._measure(replayed, num_blocks)
+
+    def close(self, run: int) -> None:
+        """End a run."""
+        del self._runs[run]
+
+    def _measure(self, replayed: _Replayed, num_blocks: int) -> Reading:
+        run = replayed.run
+        places = []
+        for _ in range(num_blocks):
+            if replayed.num_blocks < len(run.duration_s):
+                places.append(replayed.num_blocks)
+            else:
+                places.append(int(self._random.integers(len(run.duration_s))))
+            replayed.num_blocks += 1
+        duration_s = float(run.duration_s[places].sum())
+        middle_s = self.now_s + duration_s / 2
+        self.now_s += duration_s + _REQUEST_S
+        return Reading(
+            at_s=middle_s,
+            duration_s=duration_s,
+            num_units=float(run.num_units[places].sum()) * math.exp(self._drift(middle_s)),
+            num_steps=int(run.num_steps[places].sum()),
+            wait_s=float(run.wait_s[places].sum()),
+            wait_cpu_s=float(run.wait_cpu_s[places].sum()),
+        )
+
+    def _drift(self, at_s: float) -> float:
+        times = self.table.drift_at_s
+        return float(np.interp((at_s + self._offset_s) % times[-1], times, self.table.drift))
+
+
+@dataclasses.dataclass(slots=True)
+class _Replayed:
+    run: RecordedRun
+    num_blocks: int = 0

@@ -1,0 +1,327 @@
+"""How good the search is: `python benchmarks/search.py`.
+
+Replays truth tables (benchmarks/truth, recorded by benchmarks/record.py) with several methods, and
+prints for each how often the answer is within 2 % of the best, at what cost. Costs are shares of
+the exhaustive search: every configuration in a fresh process, measured for 4 s.
+
+  auto         autotune's search, confirmation in fresh processes included
+  others       a fresh process for each trial, measured for 4 s; the fastest trial wins
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import dataclasses
+import functools
+import math
+import os
+import random
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import optuna
+from scipy.stats import binomtest
+
+from autotune.config import ThroughputConfig
+from autotune.search.adaptive import AdaptiveSearch
+from autotune.search.confirmation import choose
+from autotune.search.replay import ReplayBench, TruthTable, read_truth
+
+TRUTH = Path(__file__).with_name("truth")
+MEASURE_S, BLOCK_S = 4.0, 0.25
+CORES = 2.0
+NEAR = 0.02
+SHARE = 0.05
+ROUNDS = 3
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a method would answer after so much time.
+
+    Attributes:
+        cost_s: Seconds spent.
+        config: The answer.
+        claim: The probability, as stated, that it is within 2 % of the best; None if not stated.
+        searched: What the search alone would have answered.
+    """
+
+    cost_s: float
+    config: ThroughputConfig
+    claim: float | None = None
+    searched: ThroughputConfig | None = None
+    search_s: float | None = None
+    num_visited: int = 0
+
+
+Method = Callable[[TruthTable, int], list[Answer]]
+
+
+def auto(table: TruthTable, seed: int) -> list[Answer]:
+    """autotune: baseline, search, confirmation."""
+    bench = ReplayBench(table, seed)
+    fresh_run(bench, table.baseline)
+    # The host starts once, and is forked from then on.
+    bench.now_s += table.fresh_start_s
+    search = AdaptiveSearch(
+        list(table.runs),
+        table.baseline,
+        bench,
+        usable_cores=CORES,
+        block_s=BLOCK_S,
+        seed=seed,
+    )
+    search.run(math.inf)
+    leader, *_ = search.standings()
+    search_s = bench.now_s
+    rates: dict[ThroughputConfig, list[float]] = {}
+    for _ in range(ROUNDS if leader.config != table.baseline else 0):
+        confirm_round(bench, (table.baseline, leader.config), rates)
+    chosen = table.baseline
+    if rates:
+        choice = choose(rates, table.baseline)
+        chosen = choice.best if choice.speedup.significant else table.baseline
+    return [
+        Answer(
+            cost_s=bench.now_s,
+            config=chosen,
+            claim=leader.probability,
+            searched=leader.config,
+            search_s=search_s,
+            num_visited=search.num_visited,
+        )
+    ]
+
+
+def confirm_round(
+    bench: ReplayBench,
+    configs: Sequence[ThroughputConfig],
+    rates: dict[ThroughputConfig, list[float]],
+) -> None:
+    """A fresh process for each, measured in turn."""
+    runs = {config: bench.open(config, fresh=True) for config in configs}
+    units = dict.fromkeys(configs, 0.0)
+    seconds = dict.fromkeys(configs, 0.0)
+    while min(seconds.values()) < MEASURE_S:
+        for config, run in runs.items():
+            reading = bench.measure(run, 1)
+            units[config] += reading.num_units
+            seconds[config] += reading.duration_s
+    for config, run in runs.items():
+        rates.setdefault(config, []).append(units[config] / seconds[config])
+        bench.close(run)
+
+
+def fresh_run(bench: ReplayBench, config: ThroughputConfig) -> float:
+    """Units per second of a fresh process, as the peers measure."""
+    run = bench.open(config, fresh=True)
+    reading = bench.measure_for(run, MEASURE_S)
+    bench.close(run)
+    return reading.num_units / reading.duration_s
+
+
+def fastest_of(
+    table: TruthTable, seed: int, configs: Iterator[ThroughputConfig], told: Callable[[float], None]
+) -> list[Answer]:
+    """Measure one after another; the fastest so far is the answer."""
+    bench = ReplayBench(table, seed)
+    best, answer, answers = 0.0, table.baseline, []
+    for config in configs:
+        rate = fresh_run(bench, config)
+        told(rate)
+        if rate > best:
+            best, answer = rate, config
+        answers.append(Answer(cost_s=bench.now_s, config=answer))
+    return answers
+
+
+def exhaustive(table: TruthTable, seed: int) -> list[Answer]:
+    """Every configuration once, in random order."""
+    order = list(table.runs)
+    random.Random(seed).shuffle(order)
+    return fastest_of(table, seed, iter(order), lambda _: None)
+
+
+def coordinates(table: TruthTable, seed: int) -> list[Answer]:
+    """Coordinate descent from the baseline: one axis after another, until nothing improves."""
+    bench = ReplayBench(table, seed)
+    answers: list[Answer] = []
+    measured: dict[ThroughputConfig, float] = {}
+
+    def rate(config: ThroughputConfig) -> float:
+        if config not in measured:
+            measured[config] = fresh_run(bench, config)
+        return measured[config]
+
+    current = table.baseline
+    shuffle = random.Random(seed)
+    improved = True
+    while improved:
+        improved = False
+        names = ["batch_size", "num_workers", "prefetch_factor", "num_threads"]
+        shuffle.shuffle(names)
+        for name in names:
+            line = [c for c in table.runs if differs_only(c, current, name)]
+            best = max([current, *line], key=rate)
+            improved |= best != current
+            current = best
+            answers.append(Answer(cost_s=bench.now_s, config=current))
+    return answers
+
+
+def differs_only(config: ThroughputConfig, other: ThroughputConfig, name: str) -> bool:
+    free = {name, "gradient_accumulation_steps", "persistent_workers"}
+    if name == "num_workers" and 0 in (config.num_workers, other.num_workers):
+        free.add("prefetch_factor")
+        if config.num_workers and config.prefetch_factor != 2:
+            return False
+    ours, theirs = config.to_dict(), other.to_dict()
+    return all(ours[key] == theirs[key] for key in ours if key not in free) and config != other
+
+
+def optuna_search(
+    make: Callable[[int], optuna.samplers.BaseSampler],
+    num_trials: int,
+    table: TruthTable,
+    seed: int,
+    make_pruner: Callable[[], optuna.pruners.BasePruner] = optuna.pruners.NopPruner,
+) -> list[Answer]:
+    """Optuna as people use it; with a pruner, rates are reported after 1, 2 and 4 s."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    bench = ReplayBench(table, seed)
+    axes = {
+        name: sorted({c.to_dict()[name] or 0 for c in table.runs if c.to_dict()[name] is not None})
+        for name in ("batch_size", "num_workers", "prefetch_factor", "num_threads")
+    }
+    by_values = {tuple(c.to_dict()[name] or 0 for name in axes): c for c in table.runs}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        study = optuna.create_study(sampler=make(seed), pruner=make_pruner(), direction="maximize")
+        best, answer, answers = 0.0, table.baseline, []
+        for _ in range(num_trials):
+            trial = study.ask()
+            values = []
+            for name, choices in axes.items():
+                if name == "prefetch_factor" and not values[1]:
+                    values.append(0)
+                    continue
+                values.append(choices[trial.suggest_int(name, 0, len(choices) - 1)])
+            config = by_values[tuple(values)]
+            run = bench.open(config, fresh=True)
+            units = seconds = 0.0
+            pruned = False
+            for step, part_s in enumerate((1.0, 1.0, 2.0)):
+                reading = bench.measure_for(run, part_s)
+                units, seconds = units + reading.num_units, seconds + reading.duration_s
+                trial.report(units / seconds, 2**step)
+                if trial.should_prune():
+                    pruned = True
+                    break
+            bench.close(run)
+            if pruned:
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            else:
+                study.tell(trial, units / seconds)
+                if units / seconds > best:
+                    best, answer = units / seconds, config
+            answers.append(Answer(cost_s=bench.now_s, config=answer))
+    return answers
+
+
+METHODS: dict[str, Method] = {
+    "auto": auto,
+    "random": functools.partial(
+        optuna_search, lambda s: optuna.samplers.RandomSampler(seed=s), 120
+    ),
+    "coordinates": coordinates,
+    "tpe": functools.partial(optuna_search, lambda s: optuna.samplers.TPESampler(seed=s), 120),
+    "gp": functools.partial(optuna_search, lambda s: optuna.samplers.GPSampler(seed=s), 40),
+    "asha": functools.partial(
+        optuna_search,
+        lambda s: optuna.samplers.RandomSampler(seed=s),
+        208,
+        make_pruner=lambda: optuna.pruners.SuccessiveHalvingPruner(1, 2),
+    ),
+    "exhaustive": exhaustive,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--table", action="append", help="of these tables only; repeatable")
+    parser.add_argument("--method", action="append", choices=METHODS, help="the same of methods")
+    parser.add_argument("--seeds", type=int, default=200, help="runs of each method on each table")
+    parser.add_argument("--truth", type=Path, default=TRUTH, help="directory of the tables")
+    args = parser.parse_args()
+    paths = sorted(args.truth.glob("*.csv.gz"))
+    names = args.table or [path.name.removesuffix(".csv.gz") for path in paths]
+    print(
+        f"{'table':12} {'method':12} {'near at <= 5 %':>22} {'near in the end':>22} "
+        f"{'regret: median':>15} {'p90':>7} {'cost: median':>13}"
+    )
+    with concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool:
+        for name in names:
+            table = read_truth(args.truth / f"{name}.csv.gz")
+            for method in args.method or METHODS:
+                start_s = time.monotonic()
+                work = functools.partial(run_seeds, args.truth / f"{name}.csv.gz", method)
+                parts = [range(n, args.seeds, 8) for n in range(8)]
+                runs = [run for part in pool.map(work, parts) for run in part]
+                show(table, method, runs, time.monotonic() - start_s)
+
+
+@functools.lru_cache
+def cached_truth(path: Path) -> TruthTable:
+    return read_truth(path)
+
+
+def run_seeds(path: Path, method: str, seeds: Sequence[int]) -> list[list[Answer]]:
+    return [METHODS[method](cached_truth(path), seed) for seed in seeds]
+
+
+def show(table: TruthTable, method: str, runs: Sequence[Sequence[Answer]], took_s: float) -> None:
+    whole_s = table.exhaustive_s(MEASURE_S)
+    early = []
+    for run in runs:
+        affordable = [answer for answer in run if answer.cost_s <= SHARE * whole_s]
+        early.append(table.regret(affordable[-1].config) <= NEAR if affordable else False)
+    regrets = [table.regret(run[-1].config) for run in runs]
+    costs = [run[-1].cost_s / whole_s for run in runs]
+    print(
+        f"{table.name:12} {method:12} {share(sum(early), len(runs)):>22} "
+        f"{share(sum(r <= NEAR for r in regrets), len(runs)):>22} "
+        f"{100 * statistics.median(regrets):13.1f} % {100 * np.quantile(regrets, 0.9):5.1f} % "
+        f"{100 * statistics.median(costs):11.1f} %   ({took_s:.0f} s)",
+        flush=True,
+    )
+    if method == "auto":
+        finals = [run[-1] for run in runs]
+        alone = [table.regret(a.searched) for a in finals if a.searched]
+        print(
+            f"    search alone: near in {share(sum(r <= NEAR for r in alone), len(alone))}, median "
+            f"{100 * statistics.median(alone):.1f} %, p90 {100 * np.quantile(alone, 0.9):.1f} %; "
+            f"{statistics.median(a.search_s for a in finals):.0f} s of {whole_s:.0f} s, "
+            f"{statistics.median(a.num_visited for a in finals):.0f} visits"
+        )
+        for low, high in ((0.0, 0.5), (0.5, 0.8), (0.8, 0.9), (0.9, 1.01)):
+            claims = [a for a in finals if low <= a.claim < high]
+            if claims:
+                right = sum(table.regret(a.searched) <= NEAR for a in claims)
+                print(f"    claimed {low:.1f} to {high:.1f}: right in {share(right, len(claims))}")
+
+
+def share(count: int, total: int) -> str:
+    """A share with its 95 % interval (Wilson)."""
+    found = binomtest(count, total).proportion_ci(method="wilson")
+    return f"{100 * count / total:.0f} % ({100 * found.low:.0f} to {100 * found.high:.0f})"
+
+
+if __name__ == "__main__":
+    main()
