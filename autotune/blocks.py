@@ -154,6 +154,7 @@ class Sample:
 
     Attributes:
         blocks: Consecutive blocks.
+        at_s: Unix time at which it was asked for.
         settling: The uncounted steps before them, where the request asked for settling.
         memory_bytes: Peak memory of the process tree so far (see `trials.memory`).
         shared_memory_bytes: Of `/dev/shm`, what is used beyond what was at the trial's start.
@@ -161,6 +162,7 @@ class Sample:
     """
 
     blocks: tuple[Block, ...]
+    at_s: float = 0.0
     settling: Settling | None = None
     memory_bytes: int = 0
     shared_memory_bytes: int = 0

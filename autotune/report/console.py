@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -84,14 +85,21 @@ class SilentObserver:
 
 
 def _progress_line(progress: Progress) -> str:
-    settled = progress.num_measured + progress.num_ruled_out
     minutes, seconds = divmod(round(progress.left_s), 60)
     ratio = progress.best / progress.baseline if progress.baseline else 0.0
     best = f"{figure(progress.best, progress.best_error)} {progress.unit}/s"
+    if progress.probability is None:
+        settled = progress.num_measured + progress.num_ruled_out
+        how_far = (
+            f"{settled}/{progress.num_configurations} settled ({progress.num_measured} measured)"
+        )
+        sure = ""
+    else:
+        how_far = f"{progress.num_measured}/{progress.num_configurations} measured"
+        sure = f", within 2 % of the best: {100 * progress.probability:.0f} %"
     return (
-        f"{progress.phase.value}: {settled}/{progress.num_configurations} settled "
-        f"({progress.num_measured} measured) | best {best} = {ratio:.2f}x baseline "
-        f"({progress.best_config.summary}) | at most {minutes}:{seconds:02d} left"
+        f"{progress.phase.value}: {how_far} | best {best} = {ratio:.2f}x baseline "
+        f"({progress.best_config.summary}){sure} | at most {minutes}:{seconds:02d} left"
     )
 
 
@@ -123,6 +131,8 @@ def print_result(console: Console, result: Result, out: str) -> None:
             f"no significant gain: the best other configuration reached {interval} of the "
             "baseline's throughput; the baseline's settings are kept",
         )
+    for line in _certainty(result):
+        say(console, line)
     for role, bottleneck in (
         ("baseline", result.baseline_bottleneck),
         ("chosen", result.bottleneck),
@@ -233,11 +243,30 @@ def _comparison(before: Performance, after: Performance) -> list[tuple[str, str,
     return [row for row in rows if any(row[1:])]
 
 
+def _certainty(result: Result) -> list[str]:
+    """How sure it is that nothing better was missed, what comes next, and whether it paid."""
+    lines = [
+        f"with {100 * result.probability:.0f} % probability these settings are within 2 % of the "
+        f"fastest of the {result.num_configurations} configurations"
+    ]
+    lines += [
+        f"next: {other.config.summary}: {other.ratio:.2f}x of it ({other.low:.2f} to "
+        f"{other.high:.2f})"
+        for other in result.runners_up
+    ]
+    steps = result.pays_after_steps
+    if steps is not None:
+        seconds = steps * result.best.expected.seconds_per_optimizer_step
+        lines.append(
+            f"tuning took {result.tuning_s:.0f} s, and has paid for itself after "
+            f"{figure(math.ceil(steps))} optimizer steps ({seconds:.0f} s of training)"
+        )
+    return lines
+
+
 def _how(result: Result) -> str:
     ruled_out = (
-        f", {result.num_ruled_out} ruled out by what workers, or memory, can bring at most"
-        if result.num_ruled_out
-        else ""
+        f", {result.num_ruled_out} ruled out by what these showed" if result.num_ruled_out else ""
     )
     left = result.num_configurations - result.num_measured - result.num_ruled_out
     not_reached = f", {left} not reached" if left else ""

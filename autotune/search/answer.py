@@ -40,14 +40,31 @@ class ForkDifference:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunnerUp:
+    """A configuration that was not chosen: its throughput ÷ that of the chosen one.
+
+    The interval is what is believed after the search: runs of similar configurations count, too.
+    """
+
+    config: ThroughputConfig
+    ratio: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """The outcome of a run.
 
     Attributes:
         best: What is written to `best_config.yaml`.
+        probability: That the settings written are within 2 % of the fastest of the space.
+        runners_up: The next best, fastest first.
+        widened: Axes to which values were added, because the best lay at their end.
+        tuning_s: What this run took.
         num_configurations: Configurations in the space.
         num_measured: Of these, measured.
-        num_ruled_out: Of these, settled by a bound.
+        num_ruled_out: Of these, not worth a visit by what others showed.
         num_rounds: Rounds of the confirmation.
         num_failed: Trials that failed.
         num_disturbed: Blocks that something disturbed.
@@ -65,6 +82,10 @@ class Result:
     """
 
     best: BestConfig
+    probability: float
+    runners_up: tuple[RunnerUp, ...]
+    widened: tuple[str, ...]
+    tuning_s: float
     num_configurations: int
     num_measured: int
     num_ruled_out: int
@@ -82,6 +103,18 @@ class Result:
     start_mode: StartMode
     fresh_reason: str | None
     complete: bool
+
+    @property
+    def pays_after_steps(self) -> float | None:
+        """Optimizer steps after which the tuning has paid for itself; None where it gained nothing.
+
+        Each saves what its samples took with the baseline's settings, less what they take now.
+        """
+        before, after = self.best.baseline, self.best.expected
+        if not self.best.speedup.significant or after.samples_per_s <= before.samples_per_s:
+            return None
+        saved_s = 1 / before.samples_per_s - 1 / after.samples_per_s
+        return self.tuning_s / (saved_s * self.best.config.effective_batch_size)
 
 
 def make_best_config(
@@ -154,26 +187,6 @@ def fork_differences(
                 )
             )
     return tuple(found)
-
-
-def complete_rounds(
-    confirmed: Sequence[TrialRecord], baseline: ThroughputConfig
-) -> dict[ThroughputConfig, list[TrialRecord]]:
-    """The confirming runs that can be compared, by configuration; empty if there are none.
-
-    A candidate that failed once is out; a round in which the baseline failed is left out.
-    """
-    failed = {record.config for record in confirmed if record.failure is not None} - {baseline}
-    counted = {
-        record.round_number
-        for record in confirmed
-        if record.config == baseline and record.failure is None
-    }
-    runs: dict[ThroughputConfig, list[TrialRecord]] = {}
-    for record in confirmed:
-        if record.round_number in counted and record.config not in failed:
-            runs.setdefault(record.config, []).append(record)
-    return runs
 
 
 def stored_result(store: StudyStore) -> Result | None:

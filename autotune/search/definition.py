@@ -28,6 +28,7 @@ _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 class SamplerName(enum.StrEnum):
     """How the next configuration is chosen."""
 
+    AUTO = "auto"
     GRID = "grid"
     RANDOM = "random"
     TPE = "tpe"
@@ -44,13 +45,14 @@ class StudyDefinition:
         axes: Values for some axes; the others come from the machine (see `space.default_axes`).
         sampler: How the next configuration is chosen.
         budget_s: Wall seconds for everything, confirmation included.
-        max_trials: Most configurations visited; None for no limit.
+        max_trials: Most configurations visited; None for no limit. AUTO decides that itself.
         start_mode: Fork or fresh; None forks where that is safe.
         block_s: Shortest duration of a block of steps.
         max_blocks: Blocks given to a configuration that keeps up with the best so far.
         confirm_s: Seconds of steps in each confirming run.
-        confirm_rounds: Confirming runs for each finalist and for the baseline.
-        num_finalists: Configurations that are confirmed beside the baseline.
+        confirm_rounds: Confirming runs for each finalist and for the baseline; up to twice as many
+            while they do not tell whether there is a gain.
+        num_finalists: Configurations that are confirmed beside the baseline; AUTO needs one.
         allow_busy: Whether to measure on a machine that other processes keep busy.
         start_deadline_s: Longest time from a start to the loop's first batch.
         seed: For samplers that draw, and for the order of confirming runs.
@@ -61,8 +63,8 @@ class StudyDefinition:
     name: _Name
     command: tuple[str, ...]
     axes: dict[str, tuple[int | bool, ...]] = dataclasses.field(default_factory=dict)
-    sampler: SamplerName = SamplerName.GRID
-    budget_s: _Seconds = 300.0
+    sampler: SamplerName = SamplerName.AUTO
+    budget_s: _Seconds = 3600.0
     max_trials: Annotated[int, Field(ge=1)] | None = None
     start_mode: StartMode | None = None
     block_s: _Seconds = 0.25

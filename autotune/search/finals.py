@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from autotune.config import ThroughputConfig
 from autotune.measurement import FailureCause
+from autotune.search.confirmation import INDIFFERENCE, choose
 from autotune.search.definition import StudyDefinition
 from autotune.search.knowledge import Knowledge
 from autotune.search.recorder import Recorder
@@ -16,13 +17,17 @@ from autotune.trials.memory import memory_left_bytes, shared_memory_left_bytes
 
 # Of the free memory, and of that in /dev/shm, what finalists that are open at once may take.
 _MEMORY_SHARE = 0.7
+# Rounds that leave it open whether there is a gain are repeated up to so many times as often.
+_MOST_ROUNDS = 2
 # Of the budget, what is kept for the confirmation at most.
 _LARGEST_SHARE = 0.5
 
 
-def confirmation_s(definition: StudyDefinition, baseline: TrialRecord) -> float:
+def confirmation_s(
+    definition: StudyDefinition, baseline: TrialRecord, *, num_finalists: int
+) -> float:
     """Time kept for the confirmation: what it takes, but never most of the budget."""
-    num_runs = (definition.num_finalists + 1) * definition.confirm_rounds
+    num_runs = (num_finalists + 1) * definition.confirm_rounds
     return min(num_runs * _run_s(baseline), _LARGEST_SHARE * definition.budget_s)
 
 
@@ -80,6 +85,8 @@ class Finals:
     ) -> list[TrialRecord]:
         """Run all in fresh processes, round by round while there is time; at least one round.
 
+        Rounds that do not tell whether there is a gain are followed by as many again.
+
         Args:
             configs: The baseline first; the others leave when they fail.
             side_by_side: Whether all are open at once; where one then does not answer, the round
@@ -90,6 +97,7 @@ class Finals:
         baseline, *finalists = configs
         confirmed: list[TrialRecord] = []
         rounds_left = self._definition.confirm_rounds
+        most = _MOST_ROUNDS * rounds_left
         for number in itertools.count(1):
             left_s = self._recorder.left_s
             found = self._recorder.run_round(
@@ -107,9 +115,41 @@ class Finals:
                 finalists = [config for config in finalists if config not in failures]
                 rounds_left -= 1
             show()
-            if not rounds_left or self._recorder.left_s < round_s:
+            if rounds_left <= 0 and (number >= most or not _is_undecided(confirmed, baseline)):
+                break
+            if self._recorder.left_s < round_s:
                 break
         return confirmed
+
+
+def complete_rounds(
+    confirmed: Sequence[TrialRecord], baseline: ThroughputConfig
+) -> dict[ThroughputConfig, list[TrialRecord]]:
+    """The confirming runs that can be compared, by configuration; empty if there are none.
+
+    A candidate that failed once is out; a round in which the baseline failed is left out.
+    """
+    failed = {record.config for record in confirmed if record.failure is not None} - {baseline}
+    counted = {
+        record.round_number
+        for record in confirmed
+        if record.config == baseline and record.failure is None
+    }
+    runs: dict[ThroughputConfig, list[TrialRecord]] = {}
+    for record in confirmed:
+        if record.round_number in counted and record.config not in failed:
+            runs.setdefault(record.config, []).append(record)
+    return runs
+
+
+def _is_undecided(confirmed: Sequence[TrialRecord], baseline: ThroughputConfig) -> bool:
+    """Whether there seems to be a gain worth having, and may be none."""
+    runs = complete_rounds(confirmed, baseline)
+    rates = {config: [record.units_per_s for record in found] for config, found in runs.items()}
+    if len(rates) < 2:
+        return False
+    speedup = choose(rates, baseline).speedup
+    return speedup.ratio > 1.0 + INDIFFERENCE and not speedup.significant
 
 
 def _run_s(baseline: TrialRecord) -> float:

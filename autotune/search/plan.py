@@ -8,11 +8,17 @@ import time
 from autotune.config import ThroughputConfig
 from autotune.machine import this_machine
 from autotune.measurement import StartMode
-from autotune.search.definition import StudyDefinition
+from autotune.search.definition import SamplerName, StudyDefinition
 from autotune.search.visits import Limits, run_through, settling_s
 from autotune.space import Space, default_axes
 from autotune.trials.neighbours import QuietKeeper
 from autotune.trials.runner import Introduction, Runner
+
+# Axes of which a larger value than those tried may be better still.
+_WIDENED = ("batch_size", "num_workers", "prefetch_factor")
+# Of the configurations, what the adaptive search visits: few where structure decides, more where
+# many are alike (measured: benchmarks/search.py).
+_FEWEST_VISITS, _MOST_VISITS = 15, 50
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +59,29 @@ def make_plan(definition: StudyDefinition, introduction: Introduction) -> Plan:
     return Plan(baseline=baseline, space=space, configurations=space.configurations(baseline))
 
 
+def widen(plan: Plan, definition: StudyDefinition, config: ThroughputConfig) -> Plan | None:
+    """The plan with one more value on each axis at whose upper end `config` lies.
+
+    Axes that the user named stay as they are, threads end at the cores, and batch sizes that must
+    divide the effective batch size end there. None where nothing can be widened.
+    """
+    settings = config.to_dict()
+    axes = dict(plan.space.axes)
+    for name in _WIDENED:
+        values = axes.get(name, ())
+        fixed = name in definition.axes or (
+            name == "batch_size" and plan.space.effective_batch_size is not None
+        )
+        if values and not fixed and settings[name] == values[-1] > 0:
+            axes[name] = (*values, 2 * values[-1])
+    if axes == plan.space.axes:
+        return None
+    space = dataclasses.replace(plan.space, axes=axes)
+    return Plan(
+        baseline=plan.baseline, space=space, configurations=space.configurations(plan.baseline)
+    )
+
+
 def try_out(definition: StudyDefinition, runner: Runner) -> tuple[Plan, Estimate]:
     """Start the command once, time a few of its steps, and estimate the whole run from these.
 
@@ -83,12 +112,19 @@ def try_out(definition: StudyDefinition, runner: Runner) -> tuple[Plan, Estimate
         + settling_s(outcome.measurement.seconds_per_step)
         + max(definition.confirm_s, optimizer_step_s)
     )
-    fixed_s = run_s * (1 + definition.confirm_rounds * (1 + definition.num_finalists))
-    without_workers = [config for config in plan.configurations if config.num_workers == 0]
+    adaptive = definition.sampler is SamplerName.AUTO
+    num_finalists = 1 if adaptive else definition.num_finalists
+    fixed_s = run_s * (1 + definition.confirm_rounds * (1 + num_finalists))
+    every_s = [visit_s(config, definition.max_blocks) for config in plan.configurations]
+    if adaptive:
+        mean_s = sum(every_s) / len(every_s)
+        low_s, high_s = (
+            min(number, len(every_s)) * mean_s for number in (_FEWEST_VISITS, _MOST_VISITS)
+        )
+    else:
+        low_s = sum(visit_s(c, 1) for c in plan.configurations if c.num_workers == 0)
+        high_s = sum(every_s)
     return plan, Estimate(
-        low_s=min(definition.budget_s, fixed_s + sum(visit_s(c, 1) for c in without_workers)),
-        high_s=min(
-            definition.budget_s,
-            fixed_s + sum(visit_s(c, definition.max_blocks) for c in plan.configurations),
-        ),
+        low_s=min(definition.budget_s, fixed_s + low_s),
+        high_s=min(definition.budget_s, fixed_s + high_s),
     )

@@ -21,6 +21,7 @@ class Progress:
         best: Units per second of the fastest so far.
         best_error: Half of its 95 % interval, as a share of it; None where it is not known.
         best_config: The fastest so far.
+        probability: That it is within 2 % of the best of the space; None where it is not known.
         left_s: Seconds that the run may still take.
         phase: What is going on.
         unit: What is counted.
@@ -33,6 +34,7 @@ class Progress:
     best: float
     best_error: float | None
     best_config: ThroughputConfig
+    probability: float | None
     left_s: float
     phase: Phase
     unit: str

@@ -17,8 +17,9 @@ from autotune.trials.neighbours import QuietKeeper
 from autotune.trials.runner import Runner
 from autotune.trials.trial import Trial, TrialFailedError
 
-# Of the budget, what may be spent on waiting for other processes to leave the cores alone.
-_WAITING_SHARE = 0.35
+# Of the budget, what may be spent on waiting for other processes to leave the cores alone; and no
+# more than so long, however large it is.
+_WAITING_SHARE, _LONGEST_WAITING_S = 0.35, 120.0
 
 
 class Recorder:
@@ -44,8 +45,8 @@ class Recorder:
         runner: Runner,
         observer: Observer,
     ) -> None:
-        waiting_s = 0.0 if definition.allow_busy else _WAITING_SHARE * definition.budget_s
-        self.keeper = QuietKeeper(waiting_s)
+        waiting_s = min(_WAITING_SHARE * definition.budget_s, _LONGEST_WAITING_S)
+        self.keeper = QuietKeeper(0.0 if definition.allow_busy else waiting_s)
         self.sample_s: float | None = None
         self._definition = definition
         self._store = store
@@ -83,7 +84,7 @@ class Recorder:
                 found = measure(trial, self.limits(config))
         except TrialFailedError as error:
             found = error.failure
-        return self._keep(number, found, mode, time.monotonic() - started_s)
+        return self.keep(number, found, mode, time.monotonic() - started_s)
 
     def run_round(
         self,
@@ -107,13 +108,21 @@ class Recorder:
             side_by_side=side_by_side,
         )
         return [
-            self._keep(numbers[config], found, StartMode.FRESH, None)
+            self.keep(numbers[config], found, StartMode.FRESH, None)
             for config, found in measure_round(configs, start, plan, shuffle).items()
         ]
 
-    def _keep(
+    def keep(
         self, number: int, found: Outcome | Failure, mode: StartMode, duration_s: float | None
     ) -> TrialRecord:
+        """Store how a trial ended; a failure is told, too.
+
+        Args:
+            number: The trial's, in the study.
+            found: How.
+            mode: How it was started.
+            duration_s: How long a failed one took; None where it failed beside others.
+        """
         if isinstance(found, Failure):
             self._store.fail(number, found, mode, duration_s)
             record = self._store.records()[number]

@@ -112,8 +112,8 @@ def read_truth(blocks: Path) -> TruthTable:
     counts = np.bincount(table["config"])
     truth = _shrunk(of_config, counts, own)
     recorded: dict[ThroughputConfig, list[RecordedRun]] = {config: [] for config in configs}
-    found = frame.groupby(["config", "group"])
-    for ((number, _), run), deviation in zip(found, own, strict=True):
+    found = [run for _, run in frame.groupby(["config", "group"])]
+    for run, number, deviation in zip(found, table["config"], own, strict=True):
         # Deviations from a mean of few are too small by this.
         inflation = math.sqrt(counts[number] / max(1, counts[number] - 1))
         wanted = truth[number] + inflation * deviation
@@ -237,7 +237,7 @@ class ReplayBench:
         recorded = self.table.runs.get(config)
         if not recorded:
             return Failure(cause=FailureCause.CRASHED, message="it was not recorded")
-        run = recorded[self._random.integers(len(recorded))]
+        run = recorded[int(self._random.integers(len(recorded)))]
         self.now_s += run.start_s + (self.table.fresh_start_s if fresh else 0.0)
         self._num_runs += 1
         self._runs[self._num_runs] = _Replayed(run)

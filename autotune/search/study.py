@@ -152,6 +152,11 @@ class StudyStore:
             trial.set_user_attr(name, value)
         return trial.number
 
+    def set_samples(self, number: int, samples: Sequence[Sample]) -> None:
+        """Store what a trial that goes on has shown so far."""
+        raw = [dataclasses.asdict(sample) for sample in samples]
+        self._set_attributes(number, {"raw_samples": raw})
+
     def complete(self, number: int, outcome: Outcome) -> None:
         """Store a trial's figures, and every block that they come from."""
         attributes: dict[str, Any] = {

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 
@@ -12,37 +15,49 @@ from autotune.config import ThroughputConfig
 from autotune.errors import BadInputError, CommandError, NothingWorkedError
 from autotune.machine import this_machine
 from autotune.measurement import FailureCause, StartMode, figure
+from autotune.search.adaptive import HORIZON_S, AdaptiveSearch, Standing
 from autotune.search.answer import (
     Result,
-    complete_rounds,
+    RunnerUp,
     fork_differences,
     make_best_config,
     stored_result,
 )
 from autotune.search.bottleneck import diagnose
 from autotune.search.confirmation import choose
-from autotune.search.definition import StudyDefinition
+from autotune.search.definition import SamplerName, StudyDefinition
 from autotune.search.disturbance import (
     check_before_start,
     check_confirmed,
     disturbed_by,
     is_disturbed_throughout,
 )
-from autotune.search.finals import Finals, confirmation_s
+from autotune.search.finals import Finals, complete_rounds, confirmation_s
 from autotune.search.knowledge import Knowledge
-from autotune.search.plan import Plan, make_plan
+from autotune.search.live import LiveBench, recall
+from autotune.search.plan import Plan, make_plan, widen
 from autotune.search.progress import Observer, Progress
 from autotune.search.proposals import make_proposer
 from autotune.search.recorder import Recorder
 from autotune.search.spread import BlockSpread
 from autotune.search.study import Outcome, Phase, StudyStore, TrialRecord
 from autotune.search.visits import Limits, run_through, visit
+from autotune.trials.memory import memory_left_bytes
 from autotune.trials.runner import Runner
 from autotune.trials.trial import Trial, TrialFailedError
 
 # A start that takes so many times as long as the baseline's is given up.
 _START_PATIENCE = 10.0
 _LEAST_START_DEADLINE_S = 30.0
+# Training goes on for at least so many optimizer steps.
+_HORIZON_STEPS = 1000
+# Of the memory that is left, what a configuration beyond the first space may take.
+_MEMORY_SHARE = 0.5
+_NUM_RUNNERS_UP = 3
+# Quantile of the normal distribution.
+_TWO_SIDED_95 = 1.96
+# Progress of the adaptive search takes a moment to reckon, and is shown this often at most.
+_SHOWN_EVERY_S = 2.0
 
 
 class Tuner:
@@ -70,6 +85,8 @@ class Tuner:
         self._store = store
         self._runner = runner
         self._observer = observer
+        self._started_s = time.monotonic()
+        self._shown_at_s = -math.inf
         self._recorder = Recorder(definition, store=store, runner=runner, observer=observer)
 
     def run(self) -> Result:
@@ -102,8 +119,13 @@ class Tuner:
             f"{figure(baseline.units_per_s, relative_error)} {_unit(baseline)}/s with "
             f"{plan.baseline.summary}"
         )
-        complete = self._search(plan, baseline)
-        runs = self._confirm(plan, baseline, complete)
+        self._probe_forking(plan, baseline)
+        if self._definition.sampler is SamplerName.AUTO:
+            plan, finalists, complete = self._search_adaptively(plan, baseline)
+        else:
+            complete = self._search(plan, baseline)
+            finalists = None
+        runs = self._confirm(plan, baseline, finalists, complete)
         result = self._answer(plan, runs, complete)
         self._store.set_facts(result=dataclasses.asdict(result))
         return result
@@ -171,10 +193,12 @@ class Tuner:
         return self._store.records()[number]
 
     def _search(self, plan: Plan, baseline: TrialRecord) -> bool:
-        """Visit configurations; gives whether none that matters is left."""
-        self._probe_forking(plan, baseline)
+        """Visit configurations one by one; gives whether none that matters is left."""
         proposer = make_proposer(self._definition.sampler, plan.space.axes, self._definition.seed)
         num_visits = 0
+        reserved_s = confirmation_s(
+            self._definition, baseline, num_finalists=self._definition.num_finalists
+        )
         while True:
             knowledge = self._knowledge(plan)
             candidates = [
@@ -190,11 +214,78 @@ class Tuner:
                 return True
             if num_visits == self._definition.max_trials:
                 return False
-            if self._recorder.left_s < confirmation_s(self._definition, baseline):
+            if self._recorder.left_s < reserved_s:
                 return False
             config = proposer.propose(candidates, knowledge.measured, knowledge.bound)
             self._visit(config, Phase.SEARCH, baseline, knowledge.incumbent)
             num_visits += 1
+
+    def _search_adaptively(
+        self, plan: Plan, baseline: TrialRecord
+    ) -> tuple[Plan, tuple[ThroughputConfig, ...], bool]:
+        """Measure where that is expected to gain the most; widen axes at whose end the best lies.
+
+        Gives the plan, the best configuration beside the baseline, and whether nothing was left
+        that is worth its time.
+        """
+        reserved_s = confirmation_s(self._definition, baseline, num_finalists=1)
+        while True:
+            with LiveBench(
+                self._definition,
+                store=self._store,
+                runner=self._runner,
+                recorder=self._recorder,
+            ) as bench:
+                search = self._adaptive(plan, bench, baseline)
+                complete = search.run(
+                    bench.now_s + self._recorder.left_s - reserved_s,
+                    after_each=functools.partial(self._show_standing, plan, baseline, search),
+                )
+            standings = search.standings()
+            best = standings[0].config
+            wider = widen(plan, self._definition, best)
+            if wider is None or not complete or not self._has_memory_for_more(best):
+                others = [found.config for found in standings if found.config != plan.baseline]
+                measured = self._knowledge(plan).measured
+                return plan, tuple(c for c in others if measured.get(c))[:1], complete
+            added = [
+                name for name in wider.space.axes if wider.space.axes[name] != plan.space.axes[name]
+            ]
+            self._observer.note(
+                f"the best so far, {best.summary}, lies at the end of an axis: "
+                + ", ".join(f"{name} {wider.space.axes[name][-1]}" for name in added)
+                + " is tried, too"
+            )
+            plan = wider
+            self._store.set_facts(num_configurations=len(plan.configurations))
+
+    def _adaptive(self, plan: Plan, bench: LiveBench, baseline: TrialRecord) -> AdaptiveSearch:
+        """The adaptive search, with all that was measured so far."""
+        assert baseline.measurement is not None
+        search = AdaptiveSearch(
+            plan.configurations,
+            plan.baseline,
+            bench,
+            usable_cores=this_machine().usable_cores,
+            block_s=self._definition.block_s,
+            horizon_s=max(
+                HORIZON_S, _HORIZON_STEPS * baseline.measurement.seconds_per_optimizer_step
+            ),
+            seed=self._definition.seed,
+        )
+        for run in recall(self._store.records()):
+            if run.config in search.configs:
+                search.learn(run)
+        return search
+
+    def _has_memory_for_more(self, config: ThroughputConfig) -> bool:
+        """Whether twice of what a configuration took would fit."""
+        held = [
+            record.measurement.peak_memory_bytes + record.measurement.shared_memory_bytes
+            for record in self._store.records()
+            if record.config == config and record.measurement is not None
+        ]
+        return 2 * max(held, default=0) <= _MEMORY_SHARE * memory_left_bytes()
 
     def _probe_forking(self, plan: Plan, baseline: TrialRecord) -> None:
         """Measure the baseline as trials of the search are; give up forking where it fails."""
@@ -233,14 +324,19 @@ class Tuner:
         return self._recorder.run(config, phase, measure)
 
     def _confirm(
-        self, plan: Plan, baseline: TrialRecord, complete: bool
+        self,
+        plan: Plan,
+        baseline: TrialRecord,
+        finalists: tuple[ThroughputConfig, ...] | None,
+        complete: bool,
     ) -> dict[ThroughputConfig, list[TrialRecord]]:
         """The confirming runs that can be compared, by configuration, round by round."""
         # The host's memory and threads are no part of a fresh training run.
         self._runner.close()
         knowledge = self._knowledge(plan)
         finals = Finals(self._definition, self._recorder, self._store)
-        finalists = finals.choose(knowledge, plan.baseline, baseline)
+        if finalists is None:
+            finalists = finals.choose(knowledge, plan.baseline, baseline)
         if not finalists and not complete:
             raise NothingWorkedError(
                 "no configuration beside the baseline could be measured in the time given: give "
@@ -293,13 +389,21 @@ class Tuner:
         )
         knowledge = self._knowledge(plan)
         records = self._store.records()
+        probability, runners_up = self._rank(plan, best.config, runs[plan.baseline][0])
+        num_measured = sum(config in knowledge.measured for config in plan.configurations)
         searched = [r for r in records if r.phase in (Phase.SEARCH, Phase.PROBE)]
         spread = BlockSpread.of(records)
         return Result(
             best=best,
+            probability=probability,
+            runners_up=runners_up,
+            widened=self._widened(plan),
+            tuning_s=time.monotonic() - self._started_s,
             num_configurations=len(plan.configurations),
-            num_measured=_num_measured(plan, knowledge),
-            num_ruled_out=_num_ruled_out(plan, knowledge),
+            num_measured=num_measured,
+            num_ruled_out=len(plan.configurations) - num_measured
+            if complete
+            else self._num_ruled_out(plan, knowledge),
             num_rounds=len(runs[plan.baseline]),
             num_failed=sum(
                 record.failure is not None and record.failure.cause is not FailureCause.INTERRUPTED
@@ -339,25 +443,82 @@ class Tuner:
             Progress(
                 num_configurations=len(plan.configurations),
                 num_measured=_num_measured(plan, knowledge),
-                num_ruled_out=_num_ruled_out(plan, knowledge),
+                num_ruled_out=self._num_ruled_out(plan, knowledge),
                 baseline=baseline.units_per_s,
                 best=measured.get(best, baseline.units_per_s),
                 best_error=self._relative_error(best, measured.get(best)),
                 best_config=best,
+                probability=None,
                 left_s=max(0.0, self._recorder.left_s),
                 phase=phase,
                 unit=_unit(baseline),
             )
         )
 
+    def _show_standing(self, plan: Plan, baseline: TrialRecord, search: AdaptiveSearch) -> None:
+        now_s = time.monotonic()
+        if now_s < self._shown_at_s + _SHOWN_EVERY_S:
+            return
+        best, *_ = search.standings()
+        self._observer.update(
+            Progress(
+                num_configurations=len(plan.configurations),
+                num_measured=search.num_visited,
+                num_ruled_out=0,
+                baseline=best.units_per_s / math.exp(best.log_ratio),
+                best=best.units_per_s,
+                best_error=None,
+                best_config=best.config,
+                probability=best.probability,
+                left_s=max(0.0, self._recorder.left_s),
+                phase=Phase.SEARCH,
+                unit=_unit(baseline),
+            )
+        )
+        self._shown_at_s = time.monotonic()
+
+    def _rank(
+        self, plan: Plan, chosen: ThroughputConfig, baseline: TrialRecord
+    ) -> tuple[float, tuple[RunnerUp, ...]]:
+        """How probably the chosen settings are as good as any, and the next best ones."""
+        # Only what was measured is looked at.
+        bench = LiveBench(
+            self._definition, store=self._store, runner=self._runner, recorder=self._recorder
+        )
+        from_chosen = dataclasses.replace(plan, baseline=chosen)
+        standings = self._adaptive(from_chosen, bench, baseline).standings()
+        [standing] = [found for found in standings if found.config == chosen]
+        measured = self._knowledge(plan).measured
+        others = [s for s in standings if s.config != chosen and measured.get(s.config)]
+        others.sort(key=lambda found: -found.log_ratio)
+        return standing.probability, tuple(map(_runner_up, others[:_NUM_RUNNERS_UP]))
+
+    def _widened(self, plan: Plan) -> tuple[str, ...]:
+        assert self._runner.introduction is not None
+        first = make_plan(self._definition, self._runner.introduction)
+        return tuple(
+            name for name, values in plan.space.axes.items() if values != first.space.axes[name]
+        )
+
+    def _num_ruled_out(self, plan: Plan, knowledge: Knowledge) -> int:
+        if self._definition.sampler is SamplerName.AUTO:
+            return 0
+        unvisited = [config for config in plan.configurations if config not in knowledge.measured]
+        return sum(knowledge.rules_out(config) for config in unvisited)
+
+
+def _runner_up(standing: Standing) -> RunnerUp:
+    half_width = _TWO_SIDED_95 * standing.log_ratio_sd
+    return RunnerUp(
+        config=standing.config,
+        ratio=math.exp(standing.log_ratio),
+        low=math.exp(standing.log_ratio - half_width),
+        high=math.exp(standing.log_ratio + half_width),
+    )
+
 
 def _num_measured(plan: Plan, knowledge: Knowledge) -> int:
     return sum(config in knowledge.measured for config in plan.configurations)
-
-
-def _num_ruled_out(plan: Plan, knowledge: Knowledge) -> int:
-    unvisited = [config for config in plan.configurations if config not in knowledge.measured]
-    return sum(knowledge.rules_out(config) for config in unvisited)
 
 
 def _unit(record: TrialRecord) -> str:

@@ -112,11 +112,12 @@ class Trial:
         Raises:
             TrialFailedError: It failed, or did not answer within `deadline_s` seconds.
         """
-        active_before_s, asked_at_s = self.active_s, time.monotonic()
+        active_before_s, asked_at_s, at_s = self.active_s, time.monotonic(), time.time()
         answer = self._ask(request, deadline_s)
         settling = answer.get("settling")
         found = {
             "blocks": answer["blocks"],
+            "at_s": at_s,
             "settling": settling,
             "memory_bytes": self._memory.peak_bytes(),
             "shared_memory_bytes": self._memory.shared_bytes,

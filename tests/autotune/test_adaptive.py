@@ -1,0 +1,173 @@
+"""The adaptive search, on a bench that follows a known law."""
+
+import itertools
+import math
+import random
+
+import pytest
+
+from autotune.config import ThroughputConfig
+from autotune.measurement import Failure, FailureCause
+from autotune.search.adaptive import AdaptiveSearch, EarlierRun, Reading
+
+CONFIGS = [
+    ThroughputConfig(batch_size=2**power, num_workers=workers, num_threads=threads)
+    for power in range(8)
+    for workers in (0, 1, 2, 4)
+    for threads in (1, 2)
+]
+BASELINE = ThroughputConfig(batch_size=4, num_threads=2)
+
+
+def law(config):
+    """Seconds per sample: loading takes 4 ms, and workers hide it; the step has an overhead."""
+    step_s = 0.02 / config.batch_size + 0.001 + 0.001 / config.num_threads
+    if not config.num_workers:
+        return step_s + 0.004
+    return max(step_s, 0.004 / config.num_workers, (config.num_threads * step_s + 0.004) / 2)
+
+
+class MadeUpBench:
+    """Runs that take no time but on their own clock."""
+
+    def __init__(self, *, seconds=law, load_s=0.004, noise=0.02, fails=lambda config: None, room=8):
+        self.now_s = 0.0
+        self.opened = []
+        self.is_open = set()
+        self._seconds = seconds
+        self._load_s = load_s
+        self._noise = noise
+        self._fails = fails
+        self._room = room
+        self._random = random.Random(0)
+
+    def has_room(self, config):
+        return len(self.is_open) < self._room
+
+    def open(self, config):
+        self.now_s += 0.5
+        cause = self._fails(config)
+        if cause is not None:
+            return Failure(cause=cause, message="x")
+        assert len(self.is_open) < self._room
+        self.opened.append(config)
+        self.is_open.add(len(self.opened))
+        return len(self.opened)
+
+    def measure(self, run, num_blocks):
+        assert run in self.is_open
+        config = self.opened[run - 1]
+        seconds = self._seconds(config) * math.exp(self._random.gauss(0, self._noise))
+        step_s = seconds * config.batch_size
+        num_steps = math.ceil(num_blocks * 0.25 / step_s)
+        duration_s = num_steps * step_s
+        self.now_s += duration_s
+        wait_s = 0.0 if config.num_workers else self._load_s * config.batch_size * num_steps
+        return Reading(
+            at_s=self.now_s - duration_s / 2,
+            duration_s=duration_s,
+            num_units=num_steps * config.batch_size,
+            num_steps=num_steps,
+            wait_s=min(wait_s, duration_s),
+            wait_cpu_s=min(wait_s, duration_s),
+        )
+
+    def close(self, run):
+        self.is_open.remove(run)
+
+
+def search_on(bench, configs=CONFIGS, **options):
+    return AdaptiveSearch(configs, BASELINE, bench, usable_cores=2, block_s=0.25, **options)
+
+
+def test_it_finds_the_best_among_few_visits_and_says_that_it_is_sure():
+    bench = MadeUpBench()
+    search = search_on(bench)
+    assert search.run(math.inf)
+    best, *_ = search.standings()
+    assert law(best.config) <= 1.02 * min(map(law, CONFIGS))
+    assert best.probability > 0.7
+    assert math.exp(best.log_ratio) == pytest.approx(law(BASELINE) / law(best.config), rel=0.1)
+    assert search.num_visited < len(CONFIGS) / 2
+    assert not bench.is_open
+
+
+def test_where_nothing_changes_the_speed_it_stops_soon():
+    bench = MadeUpBench(seconds=lambda config: 0.005, load_s=0.0)
+    search = search_on(bench)
+    assert search.run(math.inf)
+    best, *_ = search.standings()
+    assert abs(best.log_ratio) < 0.04
+    assert bench.now_s < 60
+
+
+def test_a_time_that_is_up_is_kept_and_is_told():
+    bench = MadeUpBench()
+    search = search_on(bench)
+    assert not search.run(4.0)
+    assert bench.now_s <= 5.0
+    assert not bench.is_open
+
+
+def test_the_longer_training_goes_on_the_longer_it_looks():
+    def taken_s(horizon_s):
+        bench = MadeUpBench(noise=0.1)
+        search_on(bench, horizon_s=horizon_s).run(math.inf)
+        return bench.now_s
+
+    assert taken_s(60.0) < taken_s(36_000.0)
+
+
+def test_what_cannot_run_is_not_chosen_and_nothing_heavier_is_tried_after_memory_ran_out():
+    tried = []
+
+    def fails(config):
+        tried.append(config)
+        return FailureCause.OUT_OF_MEMORY if config.batch_size >= 32 else None
+
+    search = search_on(MadeUpBench(fails=fails))
+    search.run(math.inf)
+    best, *_ = search.standings()
+    assert best.config.batch_size < 32
+    heavy = [config for config in tried if config.batch_size >= 32]
+    for earlier, later in itertools.pairwise(heavy):
+        assert not (
+            later.batch_size >= earlier.batch_size
+            and later.num_workers >= earlier.num_workers
+            and later.num_prefetched >= earlier.num_prefetched
+        )
+
+
+def test_a_space_in_which_nothing_runs_ends():
+    search = search_on(MadeUpBench(fails=lambda config: FailureCause.CRASHED))
+    assert not search.run(math.inf)
+
+
+def test_runs_are_ended_to_make_room_for_others():
+    bench = MadeUpBench(room=1)
+    search_on(bench).run(math.inf)
+    assert len(bench.opened) > 3
+    assert not bench.is_open
+
+
+def test_what_earlier_runs_showed_is_not_measured_again():
+    first = MadeUpBench()
+    readings = {}
+    measure = first.measure
+
+    def remember(run, num_blocks):
+        found = measure(run, num_blocks)
+        readings.setdefault(run, []).append(found)
+        return found
+
+    first.measure = remember
+    search_on(first).run(math.inf)
+    second = MadeUpBench()
+    second.now_s = first.now_s
+    search = search_on(second)
+    for number, found in readings.items():
+        search.learn(
+            EarlierRun(number=-number, config=first.opened[number - 1], readings=tuple(found))
+        )
+    assert search.run(math.inf)
+    assert len(second.opened) <= 3

@@ -1,0 +1,141 @@
+"""What is believed after some measurements."""
+
+import math
+
+import numpy as np
+import pytest
+
+from autotune.config import ThroughputConfig
+from autotune.search.belief import Belief, Observation, Similarity, Spreads, fit_spreads
+from autotune.search.policy import Option, expected_gains, probabilities_near_best, propose
+
+CONFIGS = [
+    ThroughputConfig(batch_size=2**power, num_workers=workers, num_threads=1)
+    for power in range(6)
+    for workers in (0, 1, 4)
+]
+SIMILARITY = Similarity.of(CONFIGS)
+FLAT = np.zeros(len(CONFIGS))
+SPREADS = Spreads()
+
+
+def place(batch_size, num_workers=0):
+    return CONFIGS.index(
+        ThroughputConfig(batch_size=batch_size, num_workers=num_workers, num_threads=1)
+    )
+
+
+def seen(index, log_rate, *, run=0, at_s=0.0, duration_s=1.0):
+    return Observation(index=index, run=run, at_s=at_s, log_rate=log_rate, duration_s=duration_s)
+
+
+def believe(*observations, law=FLAT, spreads=SPREADS):
+    return Belief(SIMILARITY, spreads, law, observations)
+
+
+def test_what_was_measured_long_and_often_is_believed():
+    often = [seen(place(4), 1.0, run=n, at_s=1000.0 * n, duration_s=60.0) for n in range(50)]
+    belief = believe(*often)
+    assert belief.mean[place(4)] == pytest.approx(1.0, abs=0.01)
+    assert math.sqrt(belief.variance[place(4)]) < 0.02
+
+
+def test_a_measurement_tells_of_similar_configurations_and_less_of_others():
+    belief = believe(seen(place(4), 3.0))
+    sd = np.sqrt(belief.variance)
+    assert sd[place(4)] < sd[place(8)] < sd[place(32)]
+    assert sd[place(8)] < sd[place(8, 4)]
+    assert belief.mean[place(8)] == pytest.approx(3.0, abs=0.1)
+
+
+def test_drift_that_two_measurements_shared_says_nothing_of_their_ratio():
+    drifting = Spreads(drift=0.6)
+
+    def ratio_sd(apart_s):
+        belief = believe(
+            seen(place(4), 1.0, run=1, duration_s=10.0),
+            seen(place(32), 1.2, run=2, at_s=apart_s, duration_s=10.0),
+            spreads=drifting,
+        )
+        both = [place(4), place(32)]
+        covariance = belief.covariance[np.ix_(both, both)]
+        return math.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+
+    assert ratio_sd(1.0) < 0.5 * ratio_sd(600.0)
+
+
+def test_the_outlook_is_what_conditioning_on_the_next_measurement_does():
+    before = [seen(place(4), 1.0, run=1), seen(place(8, 1), 1.3, run=2, at_s=3.0)]
+    belief = believe(*before)
+    index, run, at_s = np.array([place(16, 4), place(4)]), np.array([9, 1]), 5.0
+    covariance, variance = belief.outlook(index, run, at_s)
+    variance = variance + belief.noise(np.array([2.0, 2.0]))
+    for column in range(2):
+        new = seen(index[column], 7.0, run=int(run[column]), at_s=at_s, duration_s=2.0)
+        after = believe(*before, new)
+        explained = np.outer(covariance[:, column], covariance[:, column]) / variance[column]
+        assert after.covariance == pytest.approx(belief.covariance - explained, abs=1e-6)
+
+
+def test_draws_have_the_mean_and_the_covariance():
+    belief = believe(seen(place(4), 1.0), seen(place(32, 4), 2.0, run=1))
+    draws = belief.draws(20_000, seed=0)
+    assert draws.mean(axis=0) == pytest.approx(belief.mean, abs=0.02)
+    assert np.cov(draws.T) == pytest.approx(belief.covariance, abs=0.01)
+
+
+def test_spreads_follow_what_was_seen():
+    random = np.random.default_rng(0)
+
+    def observe(process, noise):
+        return [
+            seen(
+                place(4),
+                1.0 + effect + random.normal(0, noise),
+                run=run,
+                at_s=1e4 * run,
+            )
+            for run in range(12)
+            for effect in [random.normal(0, process)]
+            for _ in range(4)
+        ]
+
+    steady = fit_spreads(SIMILARITY, FLAT, observe(0.01, 0.01), SPREADS)
+    noisy = fit_spreads(SIMILARITY, FLAT, observe(0.01, 0.15), SPREADS)
+    assert noisy.noise > 3 * steady.noise
+    assert noisy.noise == pytest.approx(0.15, rel=0.5)
+
+
+def test_a_gain_is_expected_where_an_uncertain_configuration_may_be_the_best():
+    # In closed form, for two independent normals of which one is known.
+    means, shifts = np.array([0.0, 0.0]), np.array([[0.0], [0.1]])
+    assert expected_gains(means, shifts) == pytest.approx([0.1 / math.sqrt(2 * math.pi)], rel=0.1)
+    assert expected_gains(np.array([1.0, 0.0]), shifts) == pytest.approx([0.0], abs=1e-9)
+
+
+def test_a_cheap_measurement_is_preferred_to_a_dear_one_that_tells_the_same():
+    belief = believe(seen(place(4), 1.0))
+    options = [
+        Option(index=place(16, 4), run=-1, start_s=start_s, block_s=0.25) for start_s in (9.0, 0.5)
+    ]
+    proposal = propose(belief, options, now_s=1.0, left_s=100.0)
+    assert proposal.option is options[1]
+    assert proposal.gain_per_s > 0
+
+
+def test_nothing_is_proposed_that_takes_more_than_is_left():
+    belief = believe(seen(place(4), 1.0))
+    options = [Option(index=place(16, 4), run=-1, start_s=1.0, block_s=0.25)]
+    assert propose(belief, options, now_s=1.0, left_s=1.0) is None
+    assert propose(belief, options, now_s=1.0, left_s=1.3).num_blocks == 1
+    assert propose(belief, [], now_s=1.0, left_s=1.3) is None
+
+
+def test_probabilities_count_only_what_can_run():
+    belief = believe(
+        *(seen(place(2**power), 0.1 * power, run=power, duration_s=60.0) for power in range(6))
+    )
+    may_run = np.array([config.num_workers == 0 for config in CONFIGS])
+    near = probabilities_near_best(belief, may_run, 0.02, seed=0)
+    assert near[place(32)] > 0.9
+    assert not near[~may_run].any()
