@@ -97,7 +97,8 @@ def test_where_nothing_changes_the_speed_it_stops_soon():
     search = search_on(bench)
     assert search.run(math.inf)
     best, *_ = search.standings()
-    assert abs(best.log_ratio) < 0.04
+    # The best of many estimates is a lucky one; more cannot be asked of it.
+    assert abs(best.log_ratio) < 4 * best.log_ratio_sd
     assert bench.now_s < 60
 
 
