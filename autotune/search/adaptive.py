@@ -27,7 +27,7 @@ HORIZON_S = 3600.0
 # Runs that are open at once, ready to be measured again.
 MAX_OPEN = 8
 # Configurations whose means are so close are taken for equal, and the cheapest is chosen.
-_TIE = 0.005
+_TIE = 0.01
 # What lies so many standard deviations below the best is not tried.
 _REACH = 3.0
 # Spreads are fitted anew whenever there are so many times as many observations.
@@ -158,6 +158,7 @@ class AdaptiveSearch:
         self._fit_at = _FIRST_FIT
         self._runs: dict[int, _Run] = {}
         self._failed: dict[int, Failure] = {}
+        self._visits_left = math.inf
 
     def learn(self, earlier: EarlierRun) -> None:
         """Take a run into account that is not this search's own."""
@@ -167,11 +168,18 @@ class AdaptiveSearch:
         if earlier.failure is not None:
             self._failed[index] = earlier.failure
 
-    def run(self, end_s: float, *, after_each: Callable[[], None] = lambda: None) -> bool:
+    def run(
+        self,
+        end_s: float,
+        *,
+        max_visits: int | None = None,
+        after_each: Callable[[], None] = lambda: None,
+    ) -> bool:
         """Measure until nothing is worth its time, or until `end_s` on the bench's clock.
 
         Args:
             end_s: When no measurement may go on any more.
+            max_visits: Most runs that are started; None for no limit.
             after_each: Called after each measurement.
 
         Returns:
@@ -180,6 +188,7 @@ class AdaptiveSearch:
         if not any(run.index == 0 for run in self._runs.values()):
             self._visit(0, 1)
         settled = False
+        self._visits_left = math.inf if max_visits is None else max_visits
         while self._runs:
             proposal = self._propose(end_s - self._bench.now_s)
             settled = proposal is not None and proposal.gain_per_s * self._horizon_s < 1.0
@@ -241,7 +250,7 @@ class AdaptiveSearch:
             # A process that is not there yet has a number that no other has.
             Option(index=index, run=-1 - index, start_s=start_s[index], block_s=block_s[index])
             for index in np.flatnonzero(belief.mean + reach > best).tolist()
-            if self._may_run(index)
+            if self._visits_left and self._may_run(index)
         ]
         return propose(belief, options, self._bench.now_s, left_s)
 
@@ -251,6 +260,7 @@ class AdaptiveSearch:
         while (open_runs := self._open_runs()) and not self._bench.has_room(config):
             means = self._belief().mean
             self._end(min(open_runs, key=lambda number: means[self._runs[number].index]))
+        self._visits_left -= 1
         before_s = self._bench.now_s
         number = self._bench.open(config)
         if isinstance(number, Failure):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 
 from autotune.config import ThroughputConfig
 from autotune.machine import this_machine
 from autotune.measurement import StartMode
+from autotune.search.confirmation import INDIFFERENCE
 from autotune.search.definition import SamplerName, StudyDefinition
 from autotune.search.visits import Limits, run_through, settling_s
 from autotune.space import Space, default_axes
@@ -59,11 +61,23 @@ def make_plan(definition: StudyDefinition, introduction: Introduction) -> Plan:
     return Plan(baseline=baseline, space=space, configurations=space.configurations(baseline))
 
 
-def widen(plan: Plan, definition: StudyDefinition, config: ThroughputConfig) -> Plan | None:
-    """The plan with one more value on each axis at whose upper end `config` lies.
+def widen(
+    plan: Plan,
+    definition: StudyDefinition,
+    config: ThroughputConfig,
+    units_per_s: Mapping[ThroughputConfig, float],
+) -> Plan | None:
+    """The plan with one more value on each axis of which a larger one may be better than `config`.
 
-    Axes that the user named stay as they are, threads end at the cores, and batch sizes that must
-    divide the effective batch size end there. None where nothing can be widened.
+    That is where `config` lies at the upper end, and the value before it is worse by enough to
+    matter. Axes that the user named stay as they are, threads end at the cores, and batch sizes
+    that must divide the effective batch size end there. None where nothing is widened.
+
+    Args:
+        plan: What was searched.
+        definition: What was asked for.
+        config: The best so far.
+        units_per_s: What is believed of all configurations of the plan.
     """
     settings = config.to_dict()
     axes = dict(plan.space.axes)
@@ -72,7 +86,13 @@ def widen(plan: Plan, definition: StudyDefinition, config: ThroughputConfig) -> 
         fixed = name in definition.axes or (
             name == "batch_size" and plan.space.effective_batch_size is not None
         )
-        if values and not fixed and settings[name] == values[-1] > 0:
+        if fixed or len(values) < 2 or settings[name] != values[-1]:
+            continue
+        smaller = {**settings, name: values[-2], "persistent_workers": None}
+        if not smaller["num_workers"]:
+            smaller["prefetch_factor"] = None
+        before = ThroughputConfig(**smaller)  # type: ignore[arg-type]
+        if units_per_s[config] > (1 + INDIFFERENCE) * units_per_s.get(before, 0.0):
             axes[name] = (*values, 2 * values[-1])
     if axes == plan.space.axes:
         return None

@@ -239,11 +239,13 @@ class Tuner:
                 search = self._adaptive(plan, bench, baseline)
                 complete = search.run(
                     bench.now_s + self._recorder.left_s - reserved_s,
+                    max_visits=self._definition.max_trials,
                     after_each=functools.partial(self._show_standing, plan, baseline, search),
                 )
             standings = search.standings()
             best = standings[0].config
-            wider = widen(plan, self._definition, best)
+            rates = {found.config: found.units_per_s for found in standings}
+            wider = widen(plan, self._definition, best, rates)
             if wider is None or not complete or not self._has_memory_for_more(best):
                 others = [found.config for found in standings if found.config != plan.baseline]
                 measured = self._knowledge(plan).measured
@@ -489,7 +491,8 @@ class Tuner:
         standings = self._adaptive(from_chosen, bench, baseline).standings()
         [standing] = [found for found in standings if found.config == chosen]
         measured = self._knowledge(plan).measured
-        others = [s for s in standings if s.config != chosen and measured.get(s.config)]
+        told_already = (chosen, plan.baseline)
+        others = [s for s in standings if s.config not in told_already and measured.get(s.config)]
         others.sort(key=lambda found: -found.log_ratio)
         return standing.probability, tuple(map(_runner_up, others[:_NUM_RUNNERS_UP]))
 

@@ -28,6 +28,8 @@ QUICK = {
     "confirm_rounds": 2,
     "start_deadline_s": 30,
     "budget": "60s",
+    # What these tests look at does not depend on it, and it visits everything.
+    "sampler": "grid",
     # Whatever else the machine does while the tests run.
     "allow_busy": True,
 }
@@ -101,6 +103,50 @@ def test_a_run_finds_the_fastest_settings_and_writes_them(study):
     assert "note: the loop loads" not in done.stdout
     elsewhere = autotune_run("--study", "quick.yaml", "--out", "other.yaml")
     assert f"note: the loop loads {Path('best_config.yaml').absolute()}" in elsewhere.stdout
+
+
+def test_the_adaptive_search_is_the_default_and_says_how_sure_it_is(study):
+    options = study(sampler="auto", axes={"batch_size": [1, 2, 4, 8, 16], "num_workers": [0]})
+    done = autotune_run(*options, "--json")
+    assert done.returncode == 0, done.stderr
+    best = read_best_config(Path("best_config.yaml"))
+    assert best.config.batch_size == 16
+    assert best.speedup.low > 2
+    result = json.loads(done.stdout)
+    assert result["probability"] > 0.9
+    for other in result["runners_up"]:
+        batch_size = other["config"]["batch_size"]
+        assert batch_size not in (4, 16)
+        assert other["ratio"] == pytest.approx(batch_size / 16, rel=0.2)
+    assert "probability these settings are within 2 % of the fastest of the 5" in done.stderr
+    assert "has paid for itself after" in done.stderr
+    frame = trials()
+    assert (frame["state"] == "complete").all()
+    # Not more than were worth it.
+    assert len(frame.query("phase == 'search'")) <= 4
+    again = autotune_run(*options)
+    assert "nothing is measured again" in again.stdout
+    assert len(trials()) == len(frame)
+
+
+def test_axes_are_widened_where_the_best_lies_at_their_end(study):
+    # Batches of up to 100 cost the same.
+    script = {"step": "time.sleep(max(0.01, 0.0001 * config.batch_size))"}
+    done = autotune_run(*study(sampler="auto", script=script, axes={"num_workers": [0]}))
+    assert done.returncode == 0, done.stderr
+    assert "lies at the end of an axis: batch_size 128 is tried, too" in done.stdout
+    assert read_best_config(Path("best_config.yaml")).config.batch_size in (128, 256)
+    assert trials()["batch_size"].max() <= 512
+    again = autotune_run("--study", "quick.yaml")
+    assert "nothing is measured again" in again.stdout
+
+
+def test_an_axis_that_the_user_named_is_not_widened(study):
+    axes = {"batch_size": [2, 4], "num_workers": [0]}
+    done = autotune_run(*study(sampler="auto", axes=axes, confirm_rounds=1))
+    assert done.returncode == 0, done.stderr
+    assert read_best_config(Path("best_config.yaml")).config.batch_size == 4
+    assert trials()["batch_size"].max() == 4
 
 
 def test_a_complete_study_is_not_measured_again_and_a_fresh_one_stands_beside_it(study):

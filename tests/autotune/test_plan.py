@@ -1,0 +1,66 @@
+"""What is searched beyond the values that an axis has at first."""
+
+import dataclasses
+
+import pytest
+
+from autotune.config import ThroughputConfig
+from autotune.search.definition import StudyDefinition
+from autotune.search.plan import Plan, widen
+from autotune.space import Space
+
+BASELINE = ThroughputConfig(batch_size=4)
+AXES = {"batch_size": (4, 8), "num_workers": (0, 2), "prefetch_factor": (2, 4)}
+
+
+def make_plan(*, axes=AXES, effective_batch_size=None):
+    space = Space(axes=axes, effective_batch_size=effective_batch_size)
+    return Plan(baseline=BASELINE, space=space, configurations=space.configurations(BASELINE))
+
+
+def widened(config, rate, *, plan=None, axes=None):
+    """The axes after widening, where `rate` gives the throughput of each configuration."""
+    plan = plan or make_plan()
+    definition = StudyDefinition(name="x", command=("x",), axes=axes or {})
+    found = widen(plan, definition, config, {c: rate(c) for c in plan.configurations})
+    return None if found is None else dict(found.space.axes)
+
+
+def config(batch_size, num_workers=0, prefetch_factor=None):
+    return ThroughputConfig(
+        batch_size=batch_size, num_workers=num_workers, prefetch_factor=prefetch_factor
+    )
+
+
+def test_an_axis_is_doubled_where_its_last_value_is_better_than_the_one_before():
+    found = widened(config(8), lambda c: c.batch_size)
+    assert found == {**AXES, "batch_size": (4, 8, 16)}
+
+
+def test_an_axis_whose_last_value_brings_next_to_nothing_is_left_alone():
+    assert widened(config(8), lambda c: 100 + (c.batch_size == 8)) is None
+    assert widened(config(4), lambda c: 1.0) is None
+
+
+def test_several_axes_may_be_widened_at_once():
+    found = widened(
+        config(8, 2, 4), lambda c: c.batch_size * (1 + c.num_workers) * (c.prefetch_factor or 1)
+    )
+    assert found == {
+        "batch_size": (4, 8, 16),
+        "num_workers": (0, 2, 4),
+        "prefetch_factor": (2, 4, 8),
+    }
+
+
+def test_what_the_user_named_and_what_the_effective_batch_fixes_stays():
+    assert widened(config(8), lambda c: c.batch_size, axes={"batch_size": (4, 8)}) is None
+    fixed = make_plan(effective_batch_size=8)
+    chosen = dataclasses.replace(config(8), gradient_accumulation_steps=1)
+    assert widened(chosen, lambda c: c.batch_size, plan=fixed) is None
+
+
+@pytest.mark.parametrize("axes", [{"batch_size": (8,)}, {"num_workers": (0, 2)}])
+def test_an_axis_of_one_value_is_no_axis(axes):
+    plan = make_plan(axes=axes)
+    assert widened(plan.configurations[0], lambda c: 1.0, plan=plan) is None

@@ -1,0 +1,130 @@
+"""Truth tables: what is read out of recorded blocks, and what a replayed run is charged."""
+
+import itertools
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from autotune.config import ThroughputConfig
+from autotune.measurement import Failure
+from autotune.search.replay import ReplayBench, read_truth
+
+BASELINE = ThroughputConfig(batch_size=4, num_threads=1)
+RATES = {
+    (batch_size, num_workers): 100.0 * batch_size * (1 + num_workers)
+    for batch_size in (4, 8, 16)
+    for num_workers in (0, 1)
+}
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    """Writes a table; each configuration in each of some groups, which the machine slows."""
+
+    def write(*, num_groups=6, drift=0.0, own=0.0, disturbed=lambda turn: False):
+        random = np.random.default_rng(0)
+        rows = []
+        for group in range(num_groups):
+            slow = math.exp(drift * math.sin(group))
+            for (batch_size, num_workers), rate in RATES.items():
+                of_run = math.exp(random.normal(0, own)) if own else 1.0
+                for turn in range(4):
+                    spoiled = disturbed(turn)
+                    rows.append(
+                        {
+                            "batch_size": batch_size,
+                            "num_workers": num_workers,
+                            "prefetch_factor": 2 if num_workers else None,
+                            "num_threads": 1,
+                            "group": group,
+                            "turn": turn,
+                            "at_s": 20.0 * group + turn,
+                            "start_up_s": 0.1,
+                            "settle_s": 0.4,
+                            "duration_s": 0.25,
+                            "num_steps": 10,
+                            "num_samples": 10 * batch_size,
+                            "num_units": 0.25 * rate * slow * of_run * (0.1 if spoiled else 1),
+                            "wait_s": 0.1,
+                            "wait_cpu_s": 0.05,
+                            "cpu_s": 0.25,
+                            "ready_change": 0,
+                            "disturbed": int(spoiled),
+                        }
+                    )
+        pd.DataFrame(rows).to_csv(tmp_path / "made_up.csv.gz", index=False)
+        facts = {"baseline": BASELINE.to_dict(), "fresh_start_s": [2.0, 3.0, 2.5]}
+        (tmp_path / "made_up.json").write_text(json.dumps(facts))
+        return read_truth(tmp_path / "made_up.csv.gz")
+
+    return write
+
+
+def config(batch_size, num_workers):
+    return ThroughputConfig(batch_size=batch_size, num_workers=num_workers, num_threads=1)
+
+
+def test_the_machine_is_told_from_the_configurations(recorded):
+    table = recorded(drift=0.3)
+    assert table.name == "made_up"
+    assert len(table.runs) == len(RATES)
+    for (key, rate), (other, other_rate) in itertools.pairwise(RATES.items()):
+        ratio = table.rates[config(*key)] / table.rates[config(*other)]
+        assert ratio == pytest.approx(rate / other_rate, rel=0.01)
+    assert table.drift.std() == pytest.approx(0.3 * np.sin(range(6)).std(), rel=0.05)
+    assert table.regret(config(16, 1)) == 0
+    assert table.regret(config(16, 0)) == pytest.approx(0.5, abs=0.01)
+
+
+def test_disturbed_blocks_do_not_count_where_there_are_others(recorded):
+    plain, spoiled = recorded(), recorded(disturbed=lambda turn: turn == 2)
+    assert spoiled.rates[config(8, 0)] == pytest.approx(plain.rates[config(8, 0)])
+
+
+def test_what_runs_differ_by_is_kept_and_the_truth_is_drawn_together(recorded):
+    table = recorded(own=0.1, num_groups=10)
+    assert table.rates[config(16, 1)] == pytest.approx(RATES[16, 1], rel=0.15)
+    logs = [
+        math.log(run.num_units.sum() / run.duration_s.sum()) - math.log(table.rates[key])
+        for key, runs in table.runs.items()
+        for run in runs
+    ]
+    assert np.std(logs) == pytest.approx(0.1, rel=0.3)
+
+
+def test_a_replayed_run_is_charged_what_the_recorded_one_took(recorded):
+    bench = ReplayBench(recorded(), seed=0)
+    run = bench.open(config(8, 1))
+    assert bench.now_s == pytest.approx(0.5)
+    reading = bench.measure(run, 2)
+    assert reading.duration_s == pytest.approx(0.5)
+    assert reading.num_units / reading.duration_s == pytest.approx(RATES[8, 1])
+    assert bench.now_s == pytest.approx(1.0, abs=0.02)
+    fresh = bench.open(config(8, 1), fresh=True)
+    assert bench.now_s == pytest.approx(4.0, abs=0.02)
+    assert bench.measure_for(fresh, 7.0).duration_s == pytest.approx(7.0)
+    bench.close(run)
+
+
+def test_what_was_not_recorded_fails(recorded):
+    bench = ReplayBench(recorded(), seed=0)
+    assert isinstance(bench.open(ThroughputConfig(batch_size=5)), Failure)
+
+
+def test_seeds_decide(recorded):
+    table = recorded(own=0.1)
+
+    def rate(seed):
+        bench = ReplayBench(table, seed)
+        return bench.measure(bench.open(config(4, 0)), 1).num_units
+
+    assert rate(3) == rate(3)
+    assert len({rate(seed) for seed in range(8)}) > 1
+
+
+def test_the_exhaustive_search_starts_every_configuration_afresh(recorded):
+    table = recorded()
+    assert table.exhaustive_s(4.0) == pytest.approx(len(RATES) * (2.5 + 0.5 + 4.0))
