@@ -5,6 +5,7 @@ prints for each how often the answer is within 2 % of the best, at what cost. Co
 the exhaustive search: every configuration in a fresh process, measured for 4 s.
 
   auto         autotune's search, confirmation in fresh processes included
+  no …         the same with a part left out
   others       a fresh process for each trial, measured for 4 s; the fastest trial wins
 """
 
@@ -62,13 +63,13 @@ class Answer:
 Method = Callable[[TruthTable, int], list[Answer]]
 
 
-def auto(table: TruthTable, seed: int) -> list[Answer]:
+def auto(table: TruthTable, seed: int, kind: type[AdaptiveSearch] = AdaptiveSearch) -> list[Answer]:
     """autotune: baseline, search, confirmation."""
     bench = ReplayBench(table, seed)
     fresh_run(bench, table.baseline)
     # The host starts once, and is forked from then on.
     bench.now_s += table.fresh_start_s
-    search = AdaptiveSearch(
+    search = kind(
         list(table.runs),
         table.baseline,
         bench,
@@ -233,8 +234,34 @@ def optuna_search(
     return answers
 
 
+class WithoutBounds(AdaptiveSearch):
+    """Nothing but resemblance tells of what has not run."""
+
+    def _law(self) -> np.ndarray:
+        return np.zeros(len(self.configs))
+
+
+class WithoutEarlyStopping(AdaptiveSearch):
+    """Every visit lasts as long as the longest of the other samplers."""
+
+    def _visit(self, index: int, num_blocks: int) -> None:
+        super()._visit(index, max(num_blocks, 6))
+
+
+class WithoutRace(AdaptiveSearch):
+    """A run is measured once, and ended."""
+
+    def _measure(self, number: int, num_blocks: int) -> None:
+        super()._measure(number, num_blocks)
+        if number in self._open_runs():
+            self._end(number)
+
+
 METHODS: dict[str, Method] = {
     "auto": auto,
+    "no bounds": functools.partial(auto, kind=WithoutBounds),
+    "no stopping": functools.partial(auto, kind=WithoutEarlyStopping),
+    "no race": functools.partial(auto, kind=WithoutRace),
     "random": functools.partial(
         optuna_search, lambda s: optuna.samplers.RandomSampler(seed=s), 120
     ),
@@ -301,7 +328,7 @@ def show(table: TruthTable, method: str, runs: Sequence[Sequence[Answer]], took_
         f"{100 * statistics.median(costs):11.1f} %   ({took_s:.0f} s)",
         flush=True,
     )
-    if method == "auto":
+    if runs[0][-1].claim is not None:
         finals = [run[-1] for run in runs]
         alone = [table.regret(a.searched) for a in finals if a.searched]
         print(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -30,6 +30,8 @@ MAX_OPEN = 8
 _TIE = 0.01
 # What lies so many standard deviations below the best is not tried.
 _REACH = 3.0
+# How far an earlier search of the same loop may be off.
+_AFTER_ANOTHER = Spreads(step=0.05, workers=0.07)
 # Spreads are fitted anew whenever there are so many times as many observations.
 _REFIT = 1.5
 _FIRST_FIT = 8
@@ -132,6 +134,8 @@ class AdaptiveSearch:
         usable_cores: Cores that the loop may use.
         block_s: Shortest duration of a block.
         horizon_s: How long training will go on.
+        prior: What an earlier search of the same loop believed of all configurations, the baseline
+            first, [N] (see `beliefs`), in place of the law; None where there was none.
         seed: For the probabilities, which are reckoned by drawing.
     """
 
@@ -144,9 +148,11 @@ class AdaptiveSearch:
         usable_cores: float,
         block_s: float,
         horizon_s: float = HORIZON_S,
+        prior: NDArray[np.float64] | None = None,
         seed: int = 0,
     ) -> None:
         self.configs = tuple(dict.fromkeys((baseline, *configs)))
+        self._prior = prior
         self._places = {config: place for place, config in enumerate(self.configs)}
         self._bench = bench
         self._cores = usable_cores
@@ -154,19 +160,23 @@ class AdaptiveSearch:
         self._horizon_s = horizon_s
         self._seed = seed
         self._similarity = Similarity.of(self.configs)
-        self._spreads = Spreads()
+        self._first_spreads = Spreads() if prior is None else _AFTER_ANOTHER
+        self._spreads = self._first_spreads
         self._fit_at = _FIRST_FIT
         self._runs: dict[int, _Run] = {}
         self._failed: dict[int, Failure] = {}
         self._visits_left = math.inf
 
-    def learn(self, earlier: EarlierRun) -> None:
-        """Take a run into account that is not this search's own."""
-        index = self._places[earlier.config]
-        if earlier.readings:
-            self._runs[earlier.number] = _Run(index=index, readings=list(earlier.readings))
-        if earlier.failure is not None:
-            self._failed[index] = earlier.failure
+    def learn(self, earlier: Iterable[EarlierRun]) -> None:
+        """Take runs into account that are not this search's own; those of other spaces are not."""
+        for found in earlier:
+            index = self._places.get(found.config)
+            if index is None:
+                continue
+            if found.readings:
+                self._runs[found.number] = _Run(index=index, readings=list(found.readings))
+            if found.failure is not None:
+                self._failed[index] = found.failure
 
     def run(
         self,
@@ -207,6 +217,10 @@ class AdaptiveSearch:
     def num_visited(self) -> int:
         """Configurations that were tried."""
         return len({run.index for run in self._runs.values()} | set(self._failed))
+
+    def beliefs(self) -> NDArray[np.float64]:
+        """Expected logarithms of all rates, the baseline's first, [N]."""
+        return np.asarray(self._belief().mean)
 
     def standings(self) -> list[Standing]:
         """Configurations, the one to choose first; those that cannot run are left out.
@@ -315,11 +329,14 @@ class AdaptiveSearch:
         observations = self._observations()
         law = self._law()
         if len(observations) >= self._fit_at:
-            self._spreads = fit_spreads(self._similarity, law, observations, self._spreads)
+            self._spreads = fit_spreads(self._similarity, law, observations, self._first_spreads)
             self._fit_at = math.ceil(_REFIT * len(observations))
         return Belief(self._similarity, self._spreads, law, observations)
 
     def _law(self) -> NDArray[np.float64]:
+        """What is believed before any errors are known, [N]."""
+        if self._prior is not None:
+            return self._prior
         costs = [
             Costs(
                 config=self.configs[run.index],

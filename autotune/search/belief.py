@@ -196,19 +196,19 @@ class Belief:
 
 
 def fit_spreads(
-    similarity: Similarity, law: Array, observations: Sequence[Observation], start: Spreads
+    similarity: Similarity, law: Array, observations: Sequence[Observation], first: Spreads
 ) -> Spreads:
-    """The most probable spreads, where the defaults are the first guess.
+    """The most probable spreads, given what they were taken for at first.
 
     Args:
         similarity: Of the space's configurations.
         law: What the law says, [N].
         observations: What was seen.
-        start: Where to begin looking.
+        first: What was expected of them.
     """
     seen = _Columns.of(observations)
     names = [field.name for field in dataclasses.fields(Spreads)]
-    guess = np.log([getattr(Spreads(), name) for name in names])
+    guess = np.log([getattr(first, name) for name in names])
     seen_alone = similarity.at(seen.index)
     residuals = seen.log_rate - law[seen.index]
     alone = dataclasses.replace(seen, index=np.arange(len(residuals)))
@@ -220,8 +220,7 @@ def fit_spreads(
         doubt = (((logs - guess) / _DOUBT) ** 2).sum()
         return float(explained / 2 + np.log(np.diag(factor)).sum() + doubt / 2)
 
-    first = np.log([getattr(start, name) for name in names])
-    found = minimize(improbability, first, method="L-BFGS-B", options={"maxiter": 15})
+    found = minimize(improbability, guess, method="L-BFGS-B", options={"maxiter": 15})
     return Spreads(**dict(zip(names, np.exp(found.x).tolist(), strict=True)))
 
 

@@ -198,6 +198,22 @@ class StudyStore:
             found.append(record)
         return tuple(found)
 
+    def records_of_similar(self) -> tuple[TrialRecord, ...]:
+        """The trials of the latest other study of the same command on a similar machine.
+
+        It is in the same storage, keeps the same effective batch, and its machine had as many
+        usable cores. Empty where there is none.
+        """
+        storage = self._study._storage
+        for other in reversed(storage.get_all_studies()):
+            facts = storage.get_study_user_attrs(other._study_id)
+            if other._study_id != self._study._study_id and _workload(facts) == _workload(
+                self.facts
+            ):
+                trials = storage.get_all_trials(other._study_id, deepcopy=False)
+                return tuple(_read(trial) for trial in trials)
+        return ()
+
     def _set_attributes(self, number: int, attributes: Mapping[str, Any]) -> None:
         trial_id = self._study._storage.get_trial_id_from_study_id_trial_number(
             self._study._study_id, number
@@ -218,6 +234,17 @@ class StudyStore:
                 continue
             failure = Failure(cause=FailureCause.INTERRUPTED, message="the run was ended")
             self.fail(trial.number, failure)
+
+
+def _workload(facts: Mapping[str, Any]) -> tuple[object, ...]:
+    """What two studies must have in common to tell of each other."""
+    machine = facts.get("machine", {})
+    return (
+        facts.get("schema_version"),
+        facts.get("command"),
+        facts.get("effective_batch_size"),
+        machine.get("usable_cores"),
+    )
 
 
 class _GivenSampler(optuna.samplers.BaseSampler):

@@ -85,6 +85,7 @@ class Tuner:
         self._store = store
         self._runner = runner
         self._observer = observer
+        self._earlier: tuple[TrialRecord, ...] = ()
         self._started_s = time.monotonic()
         self._shown_at_s = -math.inf
         self._recorder = Recorder(definition, store=store, runner=runner, observer=observer)
@@ -120,6 +121,9 @@ class Tuner:
             f"{plan.baseline.summary}"
         )
         self._probe_forking(plan, baseline)
+        self._earlier = self._store.records_of_similar()
+        if self._earlier and self._definition.sampler is SamplerName.AUTO:
+            self._observer.note("an earlier study of this command serves as a first guess")
         if self._definition.sampler is SamplerName.AUTO:
             plan, finalists, complete = self._search_adaptively(plan, baseline)
         else:
@@ -262,9 +266,13 @@ class Tuner:
             self._store.set_facts(num_configurations=len(plan.configurations))
 
     def _adaptive(self, plan: Plan, bench: LiveBench, baseline: TrialRecord) -> AdaptiveSearch:
-        """The adaptive search, with all that was measured so far."""
+        """The adaptive search, with all that was measured so far.
+
+        What an earlier study of the same loop found is where it starts from, and no more.
+        """
         assert baseline.measurement is not None
-        search = AdaptiveSearch(
+        make = functools.partial(
+            AdaptiveSearch,
             plan.configurations,
             plan.baseline,
             bench,
@@ -275,9 +283,10 @@ class Tuner:
             ),
             seed=self._definition.seed,
         )
-        for run in recall(self._store.records()):
-            if run.config in search.configs:
-                search.learn(run)
+        earlier = make()
+        earlier.learn(recall(self._earlier))
+        search = make(prior=earlier.beliefs() if earlier.num_visited else None)
+        search.learn(recall(self._store.records()))
         return search
 
     def _has_memory_for_more(self, config: ThroughputConfig) -> bool:

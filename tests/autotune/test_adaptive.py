@@ -166,9 +166,24 @@ def test_what_earlier_runs_showed_is_not_measured_again():
     second = MadeUpBench()
     second.now_s = first.now_s
     search = search_on(second)
-    for number, found in readings.items():
-        search.learn(
-            EarlierRun(number=-number, config=first.opened[number - 1], readings=tuple(found))
-        )
+    search.learn(
+        EarlierRun(number=-number, config=first.opened[number - 1], readings=tuple(found))
+        for number, found in readings.items()
+    )
     assert search.run(math.inf)
     assert len(second.opened) <= 3
+
+
+def test_what_an_earlier_search_believed_is_where_the_next_one_starts():
+    first = search_on(MadeUpBench())
+    first.run(math.inf)
+    alone, guided = MadeUpBench(), MadeUpBench()
+    search_on(alone).run(math.inf)
+    # The machine is half as fast now, and all ratios are the same.
+    search = search_on(guided, prior=first.beliefs() - math.log(2))
+    search.run(math.inf)
+    best, *_ = search.standings()
+    assert law(best.config) <= 1.02 * min(map(law, CONFIGS))
+    assert len(guided.opened) <= len(alone.opened)
+    # It is measured all the same.
+    assert len(guided.opened) >= 2
