@@ -1,6 +1,7 @@
 """Records a truth table, for benchmarks/search.py: `python benchmarks/record.py NAME`.
 
-Every configuration of a space is measured in three forked trials, and the 20 fastest in six more.
+Every configuration of a space is measured in three forked trials, the 20 fastest in six more, and
+the eight fastest of these in twelve more, since it is among them that the truth is to be known.
 Eight trials are open at once and are measured in turn, a block each, so that what the machine does
 meanwhile is done to all alike and can be told apart. It takes half an hour or more, in which
 nothing else may run here; what was recorded when it is ended is kept, and gone on with.
@@ -53,7 +54,8 @@ TABLES: dict[str, tuple[tuple[str, ...], tuple[int, ...]]] = {
     "storage": ((*SCRIPT, "storage"), (1, 2, 4, 8, 16, 32, 64, 128)),
 }
 NUM_OPEN, NUM_TURNS = 8, 4
-NUM_REPEATS, NUM_TOP, NUM_TOP_REPEATS = 3, 20, 6
+# How often how many of the fastest are measured, one stage after another; None for all of them.
+STAGES: tuple[tuple[int | None, int], ...] = ((None, 3), (20, 6), (8, 12))
 # A disturbed block is measured again so many times, after waiting for a quiet machine.
 NUM_TRIES = 3
 DEADLINE_S = 180.0
@@ -113,12 +115,11 @@ class Recording:
         }
         write_atomically(self.facts, json.dumps(facts, indent=2) + "\n")
         shuffle = random.Random(0)
-        for number, group in self._groups(configs, NUM_REPEATS, shuffle):
-            if number not in recorded:
-                self._record(number, group)
-        for number, group in self._groups(self._fastest(configs), NUM_TOP_REPEATS, shuffle):
-            if number not in recorded:
-                self._record(number, group)
+        for num_fastest, num_repeats in STAGES:
+            chosen = configs if num_fastest is None else self._fastest(configs, num_fastest)
+            for number, group in self._groups(chosen, num_repeats, shuffle):
+                if number not in recorded:
+                    self._record(number, group)
         print(f"{self.definition.name}: {len(self.rows)} blocks in {self.num_groups} groups")
 
     def _look_around(self) -> tuple[list[float], ThroughputConfig, Sequence[ThroughputConfig]]:
@@ -202,10 +203,10 @@ class Recording:
             "disturbed": int(bool(block.interference)),
         }
 
-    def _fastest(self, configs: Sequence[ThroughputConfig]) -> list[ThroughputConfig]:
-        """The fastest by the first repeats."""
+    def _fastest(self, configs: Sequence[ThroughputConfig], number: int) -> list[ThroughputConfig]:
+        """So many, by the groups so far."""
         frame = pd.DataFrame(self.rows)
-        frame = frame[frame["group"] <= NUM_REPEATS * -(-len(configs) // NUM_OPEN)]
+        frame = frame[frame["group"] <= self.num_groups]
         axes = list(self.definition.axes)
         sums = frame.groupby(axes, dropna=False)[["num_units", "duration_s"]].sum()
         rates = {key_of(key): rate for key, rate in (sums.num_units / sums.duration_s).items()}
@@ -214,7 +215,7 @@ class Recording:
             settings = config.to_dict()
             return float(rates.get(key_of([settings[name] for name in axes]), 0.0))
 
-        return sorted(configs, key=rate, reverse=True)[:NUM_TOP]
+        return sorted(configs, key=rate, reverse=True)[:number]
 
 
 def key_of(values: Any) -> tuple[int, ...]:  # noqa: ANN401

@@ -27,11 +27,12 @@ from pathlib import Path
 import numpy as np
 import optuna
 from scipy.stats import binomtest
+from threadpoolctl import threadpool_limits
 
 from autotune.config import ThroughputConfig
 from autotune.search.adaptive import AdaptiveSearch
 from autotune.search.confirmation import choose
-from autotune.search.replay import ReplayBench, TruthTable, read_truth
+from autotune.search.replay import RecordedRun, ReplayBench, TruthTable, read_truth
 
 TRUTH = Path(__file__).with_name("truth")
 MEASURE_S, BLOCK_S = 4.0, 0.25
@@ -39,6 +40,8 @@ CORES = 2.0
 NEAR = 0.02
 SHARE = 0.05
 ROUNDS = 3
+# Uncounted steps at the start of a run whose steps take seconds.
+SETTLE_STEPS = 3.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +66,12 @@ class Answer:
 Method = Callable[[TruthTable, int], list[Answer]]
 
 
-def auto(table: TruthTable, seed: int, kind: type[AdaptiveSearch] = AdaptiveSearch) -> list[Answer]:
+def auto(
+    table: TruthTable,
+    seed: int,
+    kind: type[AdaptiveSearch] = AdaptiveSearch,
+    budget_s: float = math.inf,
+) -> list[Answer]:
     """autotune: baseline, search, confirmation."""
     bench = ReplayBench(table, seed)
     fresh_run(bench, table.baseline)
@@ -77,7 +85,8 @@ def auto(table: TruthTable, seed: int, kind: type[AdaptiveSearch] = AdaptiveSear
         block_s=BLOCK_S,
         seed=seed,
     )
-    search.run(math.inf)
+    run_s = table.fresh_s(table.baseline, MEASURE_S)
+    search.run(budget_s - 2 * ROUNDS * run_s)
     leader, *_ = search.standings()
     search_s = bench.now_s
     rates: dict[ThroughputConfig, list[float]] = {}
@@ -234,6 +243,32 @@ def optuna_search(
     return answers
 
 
+def slowed(table: TruthTable, step_s: float) -> TruthTable:
+    """The same space with steps so long that the baseline's takes `step_s`; starts stay."""
+    runs = table.runs[table.baseline]
+    factor = step_s / statistics.median(run.duration_s.sum() / run.num_steps.sum() for run in runs)
+
+    def slow(run: RecordedRun) -> RecordedRun:
+        # A block of a quarter of a second becomes one of a single step, or of several.
+        steps = np.maximum(1.0, np.round(run.num_steps / run.num_steps.mean()))
+        per_step = run.duration_s / run.num_steps * factor
+        return dataclasses.replace(
+            run,
+            start_s=run.start_s + SETTLE_STEPS * float(per_step.mean()),
+            duration_s=per_step * steps,
+            num_units=run.num_units / run.num_steps * steps,
+            wait_s=run.wait_s / run.num_steps * steps * factor,
+            wait_cpu_s=run.wait_cpu_s / run.num_steps * steps * factor,
+            num_steps=steps,
+        )
+
+    return dataclasses.replace(
+        table,
+        runs={config: [slow(run) for run in found] for config, found in table.runs.items()},
+        rates={config: rate / factor for config, rate in table.rates.items()},
+    )
+
+
 class WithoutBounds(AdaptiveSearch):
     """Nothing but resemblance tells of what has not run."""
 
@@ -293,7 +328,8 @@ def main() -> None:
         f"{'table':12} {'method':12} {'near at <= 5 %':>22} {'near in the end':>22} "
         f"{'regret: median':>15} {'p90':>7} {'cost: median':>13}"
     )
-    with concurrent.futures.ProcessPoolExecutor(os.cpu_count()) as pool:
+    single = functools.partial(threadpool_limits, 1)
+    with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), initializer=single) as pool:
         for name in names:
             table = read_truth(args.truth / f"{name}.csv.gz")
             for method in args.method or METHODS:

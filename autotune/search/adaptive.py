@@ -201,10 +201,16 @@ class AdaptiveSearch:
         self._visits_left = math.inf if max_visits is None else max_visits
         while self._runs:
             proposal = self._propose(end_s - self._bench.now_s)
-            settled = proposal is not None and proposal.gain_per_s * self._horizon_s < 1.0
-            if proposal is None or settled:
+            if proposal is None:
                 break
-            if proposal.option.run in self._runs:
+            if proposal.gain_per_s * self._horizon_s < 1.0:
+                # What was never measured is no answer, however good it is believed to be.
+                best = self._places[self.standings()[0].config]
+                settled = any(run.index == best for run in self._runs.values())
+                if settled or not self._visits_left:
+                    break
+                self._visit(best, 1)
+            elif proposal.option.run in self._runs:
                 self._measure(proposal.option.run, proposal.num_blocks)
             else:
                 self._visit(proposal.option.index, proposal.num_blocks)

@@ -31,7 +31,7 @@ _LEVEL = 1.0
 # Seconds within which the machine's speed is about the same.
 _DRIFT_S = 20.0
 # How far off the spreads' first guesses may be, in natural logarithms.
-_DOUBT = 0.7
+_DOUBT = 0.4
 _JITTER = 1e-9
 
 
@@ -64,7 +64,8 @@ class Spreads:
         own: Of what is peculiar to one configuration.
         process: Of what is peculiar to one process.
         drift: Of the machine's speed over minutes.
-        noise: Of a second of steps.
+        noise: Of a second of steps without workers.
+        workers_noise: Of a second of steps with workers, who come and go.
     """
 
     step: float = 0.15
@@ -72,7 +73,8 @@ class Spreads:
     own: float = 0.02
     process: float = 0.02
     drift: float = 0.04
-    noise: float = 0.03
+    noise: float = 0.02
+    workers_noise: float = 0.04
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -83,11 +85,13 @@ class Similarity:
         step: By what the step depends on.
         workers: By everything, among those that have workers; 0 for the others.
         same: 1 for a configuration with itself, else 0.
+        has_workers: Which configurations have workers, [N].
     """
 
     step: Array
     workers: Array
     same: Array
+    has_workers: NDArray[np.bool_]
 
     @classmethod
     def of(cls, configs: Sequence[ThroughputConfig]) -> Similarity:
@@ -98,19 +102,25 @@ class Similarity:
             _logs([config.num_interop_threads or 1 for config in configs], _THREADS),
             np.array([float(config.pin_memory) for config in configs]),
         ]
-        has_workers = np.array([config.num_workers > 0 for config in configs], dtype=float)
+        has_workers = np.array([config.num_workers > 0 for config in configs])
         workers = _logs([max(1, config.num_workers) for config in configs], _WORKERS)
         prefetch = _logs([config.prefetch_factor or 1 for config in configs], _PREFETCH)
         return cls(
             step=_alike(of_step),
             workers=np.outer(has_workers, has_workers) * _alike([*of_step, workers, prefetch]),
             same=np.eye(len(configs)),
+            has_workers=has_workers,
         )
 
     def at(self, index: Integers) -> Similarity:
         """Of these configurations alone, repeats included."""
         pairs = np.ix_(index, index)
-        return Similarity(step=self.step[pairs], workers=self.workers[pairs], same=self.same[pairs])
+        return Similarity(
+            step=self.step[pairs],
+            workers=self.workers[pairs],
+            same=self.same[pairs],
+            has_workers=self.has_workers[index],
+        )
 
     def covariance(self, spreads: Spreads) -> Array:
         """Of the law's error, [N, N]."""
@@ -143,10 +153,11 @@ class Belief:
         law: Array,
         observations: Sequence[Observation],
     ) -> None:
+        self._similarity = similarity
         self._prior = similarity.covariance(spreads)
         self._spreads = spreads
         self._seen = _Columns.of(observations)
-        factor = _factor(self._prior, spreads, self._seen)
+        factor = _factor(similarity.at(self._seen.index), spreads, self._seen)
         residuals = solve_triangular(
             factor, self._seen.log_rate - law[self._seen.index], lower=True
         )
@@ -183,9 +194,9 @@ class Belief:
         own = self._prior[index, index] + spreads.process**2 + spreads.drift**2
         return covariance, np.maximum(own - (told**2).sum(axis=0), 0.0)
 
-    def noise(self, duration_s: Array) -> Array:
-        """The variance of the noise in so many seconds of steps."""
-        return np.asarray(self._spreads.noise**2 / duration_s + _JITTER)
+    def noise(self, index: Integers, duration_s: Array) -> Array:
+        """The variance of the noise in so many seconds of steps of M configurations, [M]."""
+        return _noise(self._spreads, self._similarity.has_workers[index], duration_s)
 
     def draws(self, number: int, seed: int) -> Array:
         """Possible log rates of all configurations, [number, N]."""
@@ -211,11 +222,10 @@ def fit_spreads(
     guess = np.log([getattr(first, name) for name in names])
     seen_alone = similarity.at(seen.index)
     residuals = seen.log_rate - law[seen.index]
-    alone = dataclasses.replace(seen, index=np.arange(len(residuals)))
 
     def improbability(logs: Array) -> float:
         spreads = Spreads(**dict(zip(names, np.exp(logs).tolist(), strict=True)))
-        factor = _factor(seen_alone.covariance(spreads), spreads, alone)
+        factor = _factor(seen_alone, spreads, seen)
         explained = residuals @ cho_solve((factor, True), residuals)
         doubt = (((logs - guess) / _DOUBT) ** 2).sum()
         return float(explained / 2 + np.log(np.diag(factor)).sum() + doubt / 2)
@@ -255,10 +265,16 @@ def _shared(spreads: Spreads, some: _Columns, others: _Columns) -> Array:
     )
 
 
-def _factor(prior: Array, spreads: Spreads, seen: _Columns) -> Array:
-    covariance = prior[np.ix_(seen.index, seen.index)] + _shared(spreads, seen, seen)
-    noise = spreads.noise**2 / seen.duration_s + _JITTER
+def _factor(similarity: Similarity, spreads: Spreads, seen: _Columns) -> Array:
+    """The Cholesky factor of the covariance of what was seen; `similarity` is of that alone."""
+    covariance = similarity.covariance(spreads) + _shared(spreads, seen, seen)
+    noise = _noise(spreads, similarity.has_workers, seen.duration_s)
     return np.asarray(cholesky(covariance + np.diag(noise), lower=True))
+
+
+def _noise(spreads: Spreads, has_workers: NDArray[np.bool_], duration_s: Array) -> Array:
+    noise = np.where(has_workers, spreads.workers_noise, spreads.noise)
+    return np.asarray(noise**2 / duration_s + _JITTER)
 
 
 def _logs(values: Sequence[int], length: float) -> Array:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from autotune.config import ThroughputConfig
 from autotune.machine import this_machine
 from autotune.measurement import StartMode
-from autotune.search.confirmation import INDIFFERENCE
 from autotune.search.definition import SamplerName, StudyDefinition
 from autotune.search.visits import Limits, run_through, settling_s
 from autotune.space import Space, default_axes
@@ -18,6 +17,9 @@ from autotune.trials.runner import Introduction, Runner
 
 # Axes of which a larger value than those tried may be better still.
 _WIDENED = ("batch_size", "num_workers", "prefetch_factor")
+# It is tried where the last step along the axis brought more than this; estimates of two
+# configurations that are equally fast seldom differ as much.
+_WORTH_WIDENING = 0.05
 # Of the configurations, what the adaptive search visits: few where structure decides, more where
 # many are alike (measured: benchmarks/search.py).
 _FEWEST_VISITS, _MOST_VISITS = 15, 50
@@ -92,7 +94,7 @@ def widen(
         if not smaller["num_workers"]:
             smaller["prefetch_factor"] = None
         before = ThroughputConfig(**smaller)  # type: ignore[arg-type]
-        if units_per_s[config] > (1 + INDIFFERENCE) * units_per_s.get(before, 0.0):
+        if units_per_s[config] > (1 + _WORTH_WIDENING) * units_per_s.get(before, 0.0):
             axes[name] = (*values, 2 * values[-1])
     if axes == plan.space.axes:
         return None

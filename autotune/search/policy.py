@@ -78,15 +78,13 @@ def propose(
     near = belief.mean + reach >= belief.mean[best] - reach[best]
     start_s = np.array([option.start_s for option in options])
     block_s = np.array([option.block_s for option in options])
-    covariance, variance = belief.outlook(
-        np.array([option.index for option in options]),
-        np.array([option.run for option in options]),
-        now_s,
-    )
+    index = np.array([option.index for option in options])
+    run = np.array([option.run for option in options])
+    covariance, variance = belief.outlook(index, run, now_s)
     for num_blocks in _NUM_BLOCKS:
         costs_s = start_s + num_blocks * block_s
         # By how much a result one standard deviation above the expected would raise each mean.
-        shifts = covariance[near] / np.sqrt(variance + belief.noise(num_blocks * block_s))
+        shifts = covariance[near] / np.sqrt(variance + belief.noise(index, num_blocks * block_s))
         gains = expected_gains(belief.mean[near], shifts)
         rates = np.where(costs_s <= left_s, gains / costs_s, 0.0)
         top = int(np.argmax(rates))

@@ -57,10 +57,10 @@ class MadeUpBench:
     def measure(self, run, num_blocks):
         assert run in self.is_open
         config = self.opened[run - 1]
-        seconds = self._seconds(config) * math.exp(self._random.gauss(0, self._noise))
-        step_s = seconds * config.batch_size
+        step_s = self._seconds(config) * config.batch_size
         num_steps = math.ceil(num_blocks * 0.25 / step_s)
-        duration_s = num_steps * step_s
+        noise = self._noise / math.sqrt(num_steps * step_s)
+        duration_s = num_steps * step_s * math.exp(self._random.gauss(0, noise))
         self.now_s += duration_s
         wait_s = 0.0 if config.num_workers else self._load_s * config.batch_size * num_steps
         return Reading(
@@ -99,7 +99,8 @@ def test_where_nothing_changes_the_speed_it_stops_soon():
     best, *_ = search.standings()
     # The best of many estimates is a lucky one; more cannot be asked of it.
     assert abs(best.log_ratio) < 4 * best.log_ratio_sd
-    assert bench.now_s < 60
+    # All visits of a block each would take 48 s, and say less.
+    assert bench.now_s < 120
 
 
 def test_a_time_that_is_up_is_kept_and_is_told():

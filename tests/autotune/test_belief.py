@@ -69,7 +69,7 @@ def test_the_outlook_is_what_conditioning_on_the_next_measurement_does():
     belief = believe(*before)
     index, run, at_s = np.array([place(16, 4), place(4)]), np.array([9, 1]), 5.0
     covariance, variance = belief.outlook(index, run, at_s)
-    variance = variance + belief.noise(np.array([2.0, 2.0]))
+    variance = variance + belief.noise(index, np.array([2.0, 2.0]))
     for column in range(2):
         new = seen(index[column], 7.0, run=int(run[column]), at_s=at_s, duration_s=2.0)
         after = believe(*before, new)

@@ -132,7 +132,8 @@ def test_the_adaptive_search_is_the_default_and_says_how_sure_it_is(study):
 def test_axes_are_widened_where_the_best_lies_at_their_end(study):
     # Batches of up to 100 cost the same.
     script = {"step": "time.sleep(max(0.01, 0.0001 * config.batch_size))"}
-    done = autotune_run(*study(sampler="auto", script=script, axes={"num_workers": [0]}))
+    changes = {"script": script, "axes": {"num_workers": [0]}, "confirm_rounds": 1}
+    done = autotune_run(*study(sampler="auto", **changes))
     assert done.returncode == 0, done.stderr
     assert "lies at the end of an axis: batch_size 128 is tried, too" in done.stdout
     assert read_best_config(Path("best_config.yaml")).config.batch_size in (128, 256)
@@ -514,11 +515,14 @@ LONG = {
 }
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interrupted_run_ends_at_once(study, number):
-    options = study(**LONG)
+@pytest.mark.parametrize(
+    ("number", "sampler"),
+    [(signal.SIGINT, "auto"), (signal.SIGTERM, "grid"), (signal.SIGHUP, "grid")],
+)
+def test_an_interrupted_run_ends_at_once(study, number, sampler):
+    options = study(**{**LONG, "sampler": sampler})
     Path("best_config.yaml").write_text("mine")
-    run = begin_run(options, 4)
+    run = begin_run(options, 3 if sampler == "auto" else 4)
     run.send_signal(number)
     start_s = time.monotonic()
     _, stderr = run.communicate(timeout=10)
@@ -559,6 +563,17 @@ def test_a_killed_run_leaves_nothing_running_and_goes_on_later(study):
     assert set(frame.query("state == 'failed'")["cause"]) <= {"interrupted"}
     after = frame.query("state == 'complete' and phase in ('search', 'probe')")
     assert sorted(after["batch_size"]) == LONG["axes"]["batch_size"]
+
+
+def test_a_second_study_of_a_command_starts_from_what_the_first_one_found(study):
+    options = study(sampler="auto", confirm_rounds=1)
+    assert "first guess" not in autotune_run(*options).stdout
+    done = autotune_run(*options, "--fresh")
+    assert done.returncode == 0, done.stderr
+    assert "an earlier study of this command serves as a first guess" in done.stdout
+    assert read_best_config(Path("best_config.yaml")).config.batch_size == 8
+    # It is never the answer: what is written was measured in this study.
+    assert (trials().query("phase == 'search'")["state"] == "complete").any()
 
 
 def test_two_runs_on_one_storage_do_not_mix(study):
