@@ -136,8 +136,9 @@ def test_axes_are_widened_where_the_best_lies_at_their_end(study):
     done = autotune_run(*study(sampler="auto", **changes))
     assert done.returncode == 0, done.stderr
     assert "lies at the end of an axis: batch_size 128 is tried, too" in done.stdout
-    assert read_best_config(Path("best_config.yaml")).config.batch_size in (128, 256)
-    assert trials()["batch_size"].max() <= 512
+    assert read_best_config(Path("best_config.yaml")).config.batch_size in (128, 256, 512)
+    # It does not go on for ever.
+    assert trials()["batch_size"].max() <= 1024
     again = autotune_run("--study", "quick.yaml")
     assert "nothing is measured again" in again.stdout
 
