@@ -11,12 +11,10 @@ from autotune.blocks import Sample
 from autotune.config import ThroughputConfig
 from autotune.measurement import Failure, FailureCause, counted_blocks, sustained_share
 from autotune.search.adaptive import MAX_OPEN, EarlierRun, Reading
-from autotune.search.definition import StudyDefinition
 from autotune.search.recorder import Recorder
-from autotune.search.study import Phase, StudyStore, TrialRecord
+from autotune.search.study import Phase, TrialRecord
 from autotune.search.visits import Run
 from autotune.trials.memory import memory_left_bytes, shared_memory_left_bytes
-from autotune.trials.runner import Runner
 from autotune.trials.trial import TrialFailedError
 
 # Of the free memory, and of that in /dev/shm, what one more run may be expected to take.
@@ -29,23 +27,10 @@ class LiveBench:
     What a run has shown is stored after each measurement, so that a killed study loses none of it.
 
     Args:
-        definition: Says how long a block is.
-        store: Where runs are kept.
-        runner: Starts them.
-        recorder: Knows what a run may take, and stores how it ended.
+        recorder: Starts runs, knows what one may take, and stores how it ended.
     """
 
-    def __init__(
-        self,
-        definition: StudyDefinition,
-        *,
-        store: StudyStore,
-        runner: Runner,
-        recorder: Recorder,
-    ) -> None:
-        self._definition = definition
-        self._store = store
-        self._runner = runner
+    def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self._open: dict[int, Run] = {}
         # What a run was seen to hold at most; no other is expected to take more.
@@ -71,15 +56,15 @@ class LiveBench:
 
     def open(self, config: ThroughputConfig) -> int | Failure:
         """Start a run of a configuration, settled; gives its number in the study."""
-        number = self._store.begin(config, Phase.SEARCH)
-        mode = self._runner.mode
+        number = self._recorder.store.begin(config, Phase.SEARCH)
+        mode = self._recorder.runner.mode
         started_s = time.monotonic()
         try:
-            trial = self._runner.start(config, mode)
+            trial = self._recorder.runner.start(config, mode)
             mode = trial.mode
             try:
                 limits = self._recorder.limits(config)
-                run = Run(trial, self._definition, limits, whole=False)
+                run = Run(trial, self._recorder.definition, limits, whole=False)
             except BaseException:
                 trial.close()
                 raise
@@ -101,7 +86,7 @@ class LiveBench:
             measured.trial.close()
             self._recorder.keep(run, error.failure, measured.trial.mode, measured.trial.active_s)
             return error.failure
-        self._store.set_samples(run, measured.samples)
+        self._recorder.store.set_samples(run, measured.samples)
         new = measured.samples[num_before:]
         self._look_at(new[-1])
         return read_samples(new)

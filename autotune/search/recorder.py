@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from autotune.config import ThroughputConfig
 from autotune.measurement import Failure, StartMode
 from autotune.search.definition import StudyDefinition
+from autotune.search.knowledge import Knowledge
+from autotune.search.plan import Plan
 from autotune.search.progress import Observer
 from autotune.search.rounds import RoundPlan, measure_round
 from autotune.search.study import Outcome, Phase, StudyStore, TrialRecord
-from autotune.search.visits import Limits
+from autotune.search.visits import Limits, visit
 from autotune.trials.neighbours import QuietKeeper
 from autotune.trials.runner import Runner
 from autotune.trials.trial import Trial, TrialFailedError
@@ -26,15 +28,18 @@ class Recorder:
     """Starts, measures and ends trials, and keeps them in a study.
 
     Attributes:
-        keeper: Waits for a quiet machine.
-        sample_s: Seconds that a sample takes with the baseline; None until that is known.
-        observer: Is told of failures.
-
-    Args:
         definition: How long to measure.
         store: Where trials are kept.
         runner: Starts them.
-        observer: The attribute.
+        observer: Is told of failures.
+        keeper: Waits for a quiet machine.
+        sample_s: Seconds that a sample takes with the baseline; None until that is known.
+
+    Args:
+        definition: The attribute, as the next three.
+        store: See above.
+        runner: See above.
+        observer: See above.
     """
 
     def __init__(
@@ -48,9 +53,9 @@ class Recorder:
         waiting_s = min(_WAITING_SHARE * definition.budget_s, _LONGEST_WAITING_S)
         self.keeper = QuietKeeper(0.0 if definition.allow_busy else waiting_s)
         self.sample_s: float | None = None
-        self._definition = definition
-        self._store = store
-        self._runner = runner
+        self.definition = definition
+        self.store = store
+        self.runner = runner
         self.observer = observer
         self._deadline_s = time.monotonic() + definition.budget_s
 
@@ -63,25 +68,31 @@ class Recorder:
         """What a trial of `config` may take."""
         return Limits(
             step_s=None if self.sample_s is None else config.batch_size * self.sample_s,
-            first_step_deadline_s=self._runner.start_deadline_s,
+            first_step_deadline_s=self.runner.start_deadline_s,
             end_s=self._deadline_s,
         )
 
-    def run(
-        self,
-        config: ThroughputConfig,
-        phase: Phase,
-        measure: Callable[[Trial, Limits], Outcome],
-    ) -> TrialRecord:
-        """One trial by itself, started as trials of the search are."""
-        number = self._store.begin(config, phase)
-        mode = self._runner.mode
+    def knowledge(self, plan: Plan) -> Knowledge:
+        """What is known of a plan's configurations; a study may hold others as well."""
+        searched = {*plan.configurations, plan.baseline}
+        return Knowledge.of(record for record in self.store.records() if record.config in searched)
+
+    def visit(self, config: ThroughputConfig, phase: Phase, *, incumbent: float) -> TrialRecord:
+        """One short trial by itself, started as trials of the search are; see `visits.visit`."""
+        number = self.store.begin(config, phase)
+        mode = self.runner.mode
         started_s = time.monotonic()
         found: Outcome | Failure
         try:
-            with self._runner.start(config, mode) as trial:
+            with self.runner.start(config, mode) as trial:
                 mode = trial.mode
-                found = measure(trial, self.limits(config))
+                found = visit(
+                    trial,
+                    self.definition,
+                    incumbent=incumbent,
+                    limits=self.limits(config),
+                    keeper=self.keeper,
+                )
         except TrialFailedError as error:
             found = error.failure
         return self.keep(number, found, mode, time.monotonic() - started_s)
@@ -98,11 +109,11 @@ class Recorder:
         numbers: dict[ThroughputConfig, int] = {}
 
         def start(config: ThroughputConfig) -> Trial:
-            numbers[config] = self._store.begin(config, Phase.CONFIRM, round_number=number)
-            return self._runner.start(config, StartMode.FRESH)
+            numbers[config] = self.store.begin(config, Phase.CONFIRM, round_number=number)
+            return self.runner.start(config, StartMode.FRESH)
 
         plan = RoundPlan(
-            definition=self._definition,
+            definition=self.definition,
             limits_of=self.limits,
             keeper=self.keeper,
             side_by_side=side_by_side,
@@ -124,10 +135,10 @@ class Recorder:
             duration_s: How long a failed one took; None where it failed beside others.
         """
         if isinstance(found, Failure):
-            self._store.fail(number, found, mode, duration_s)
-            record = self._store.records()[number]
+            self.store.fail(number, found, mode, duration_s)
+            record = self.store.records()[number]
             self.observer.note(f"{record.config.summary}: {found.cause}: {found.message}")
         else:
-            self._store.complete(number, found)
-            record = self._store.records()[number]
+            self.store.complete(number, found)
+            record = self.store.records()[number]
         return record

@@ -38,7 +38,7 @@ def open_bench(light_script, start_runner):
         store = StudyStore(study, alone=True)
         runner = start_runner(command)
         recorder = Recorder(definition, store=store, runner=runner, observer=Notes())
-        return LiveBench(definition, store=store, runner=runner, recorder=recorder), study
+        return LiveBench(recorder), study
 
     return make
 

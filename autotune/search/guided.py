@@ -1,0 +1,159 @@
+"""The adaptive search on a study: with what was measured before, and beyond the first space."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+
+from threadpoolctl import threadpool_limits
+
+from autotune.config import ThroughputConfig
+from autotune.machine import this_machine
+from autotune.search.adaptive import HORIZON_S, AdaptiveSearch, Standing
+from autotune.search.answer import RunnerUp
+from autotune.search.finals import confirmation_s
+from autotune.search.live import LiveBench, recall
+from autotune.search.plan import Plan, widen
+from autotune.search.progress import Progress
+from autotune.search.recorder import Recorder
+from autotune.search.study import Phase, TrialRecord
+from autotune.trials.memory import memory_left_bytes
+
+# Training goes on for at least so many optimizer steps.
+_HORIZON_STEPS = 1000
+# Of the memory that is left, what a configuration beyond the first space may take.
+_MEMORY_SHARE = 0.5
+_NUM_RUNNERS_UP = 3
+# The 97.5 % quantile of the normal distribution.
+_TWO_SIDED_95 = 1.96
+# Progress takes a moment to reckon, and is shown this often at most.
+_SHOWN_EVERY_S = 2.0
+
+
+class GuidedSearch:
+    """Searches a plan adaptively, and says how sure that leaves it.
+
+    What an earlier study of the same loop found is where it starts from, and no more.
+
+    Args:
+        recorder: Runs the trials; what its study holds is taken into account.
+        baseline: The baseline's trial.
+    """
+
+    def __init__(self, recorder: Recorder, baseline: TrialRecord) -> None:
+        # More threads would be slower for matrices of this size, and spin beside the trials.
+        threadpool_limits(limits=1)
+        self._recorder = recorder
+        self._baseline = baseline
+        self._earlier = recall(recorder.store.records_of_similar())
+        self._shown_at_s = -math.inf
+
+    def search(self, plan: Plan) -> tuple[Plan, tuple[ThroughputConfig, ...], bool]:
+        """Measure where that is expected to gain the most; widen axes at whose end the best lies.
+
+        Gives the plan, the best configuration beside the baseline, and whether nothing was left
+        that is worth its time.
+        """
+        recorder = self._recorder
+        definition = recorder.definition
+        if self._earlier:
+            recorder.observer.note("an earlier study of this command serves as a first guess")
+        reserved_s = confirmation_s(definition, self._baseline, num_finalists=1)
+        while True:
+            with LiveBench(recorder) as bench:
+                search = self._prepare(plan, plan.baseline, bench)
+                complete = search.run(
+                    bench.now_s + recorder.left_s - reserved_s,
+                    max_visits=definition.max_trials,
+                    after_each=functools.partial(self._show, plan, search),
+                )
+            standings = search.standings()
+            best = standings[0].config
+            rates = {found.config: found.units_per_s for found in standings}
+            wider = widen(plan, definition, best, rates)
+            if wider is None or not complete or not self._has_memory_for_more(best):
+                measured = recorder.knowledge(plan).measured
+                others = [s.config for s in standings if s.config != plan.baseline]
+                return plan, tuple(c for c in others if measured.get(c))[:1], complete
+            added = [
+                f"{name} {values[-1]}"
+                for name, values in wider.space.axes.items()
+                if values != plan.space.axes[name]
+            ]
+            recorder.observer.note(
+                f"the best so far, {best.summary}, lies at the end of an axis: "
+                f"{', '.join(added)} is tried, too"
+            )
+            plan = wider
+
+    def rank(self, plan: Plan, chosen: ThroughputConfig) -> tuple[float, tuple[RunnerUp, ...]]:
+        """How probably a configuration is within 2 % of the fastest; and the next best ones."""
+        standings = self._prepare(plan, chosen, LiveBench(self._recorder)).standings()
+        [standing] = [found for found in standings if found.config == chosen]
+        measured = self._recorder.knowledge(plan).measured
+        told_already = (chosen, plan.baseline)
+        others = [s for s in standings if s.config not in told_already and measured.get(s.config)]
+        others.sort(key=lambda found: -found.log_ratio)
+        return standing.probability, tuple(map(_runner_up, others[:_NUM_RUNNERS_UP]))
+
+    def _prepare(self, plan: Plan, first: ThroughputConfig, bench: LiveBench) -> AdaptiveSearch:
+        """The adaptive search with all that was measured so far; ratios are to `first`."""
+        measurement = self._baseline.measurement
+        assert measurement is not None
+        horizon_s = max(HORIZON_S, _HORIZON_STEPS * measurement.seconds_per_optimizer_step)
+        make = functools.partial(
+            AdaptiveSearch,
+            (plan.baseline, *plan.configurations),
+            first,
+            bench,
+            usable_cores=this_machine().usable_cores,
+            block_s=self._recorder.definition.block_s,
+            horizon_s=horizon_s,
+            seed=self._recorder.definition.seed,
+        )
+        before = make()
+        before.learn(self._earlier)
+        search = make(prior=before.beliefs() if before.num_visited else None)
+        search.learn(recall(self._recorder.store.records()))
+        return search
+
+    def _has_memory_for_more(self, config: ThroughputConfig) -> bool:
+        """Whether twice of what a configuration took would fit."""
+        held = [
+            record.measurement.peak_memory_bytes + record.measurement.shared_memory_bytes
+            for record in self._recorder.store.records()
+            if record.config == config and record.measurement is not None
+        ]
+        return 2 * max(held, default=0) <= _MEMORY_SHARE * memory_left_bytes()
+
+    def _show(self, plan: Plan, search: AdaptiveSearch) -> None:
+        if time.monotonic() < self._shown_at_s + _SHOWN_EVERY_S:
+            return
+        best, *_ = search.standings()
+        self._recorder.observer.update(
+            Progress(
+                num_configurations=len(plan.configurations),
+                num_measured=search.num_visited,
+                num_ruled_out=0,
+                baseline=best.units_per_s / math.exp(best.log_ratio),
+                best=best.units_per_s,
+                best_error=None,
+                best_config=best.config,
+                probability=best.probability,
+                left_s=max(0.0, self._recorder.left_s),
+                phase=Phase.SEARCH,
+                unit=self._baseline.unit or "samples",
+            )
+        )
+        self._shown_at_s = time.monotonic()
+
+
+def _runner_up(standing: Standing) -> RunnerUp:
+    half_width = _TWO_SIDED_95 * standing.log_ratio_sd
+    return RunnerUp(
+        config=standing.config,
+        ratio=math.exp(standing.log_ratio),
+        low=math.exp(standing.log_ratio - half_width),
+        high=math.exp(standing.log_ratio + half_width),
+    )
