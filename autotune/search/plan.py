@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from autotune.config import ThroughputConfig
 from autotune.machine import this_machine
-from autotune.measurement import StartMode
+from autotune.measurement import Measurement, StartMode
 from autotune.search.definition import SamplerName, StudyDefinition
 from autotune.search.visits import Limits, run_through, settling_s
 from autotune.space import Space, default_axes
@@ -107,8 +107,6 @@ def widen(
 def try_out(definition: StudyDefinition, runner: Runner) -> tuple[Plan, Estimate]:
     """Start the command once, time a few of its steps, and estimate the whole run from these.
 
-    Steps of other batch sizes are taken to cost as much per sample as the baseline's.
-
     Raises:
         TrialFailedError: The command does not get as far as a few steps.
     """
@@ -121,32 +119,59 @@ def try_out(definition: StudyDefinition, runner: Runner) -> tuple[Plan, Estimate
             end_s=time.monotonic(),
         )
         outcome = run_through(trial, definition, limits=limits, keeper=QuietKeeper(0.0))
-    sample_s = 1.0 / outcome.measurement.samples_per_s
+    return plan, estimate(
+        definition,
+        plan,
+        outcome.measurement,
+        start_up_s=outcome.start_up_s,
+        forks=runner.mode is StartMode.FORK,
+    )
+
+
+def estimate(
+    definition: StudyDefinition,
+    plan: Plan,
+    baseline: Measurement,
+    *,
+    start_up_s: float,
+    forks: bool,
+) -> Estimate:
+    """Roughly how long a run takes.
+
+    Steps of other batch sizes are taken to cost as much per sample as the baseline's.
+
+    Args:
+        definition: What is asked for.
+        plan: What is searched.
+        baseline: The baseline's figures.
+        start_up_s: What a fresh process takes to its first batch.
+        forks: Whether trials are forked.
+    """
+    sample_s = 1.0 / baseline.samples_per_s
 
     def visit_s(config: ThroughputConfig, num_blocks: int) -> float:
         step_s = config.batch_size * sample_s
-        start_s = 0.2 if runner.mode is StartMode.FORK else outcome.start_up_s
+        start_s = 0.2 if forks else start_up_s
         return start_s + settling_s(step_s) + num_blocks * max(definition.block_s, step_s)
 
-    optimizer_step_s = outcome.measurement.seconds_per_optimizer_step
     run_s = (
-        outcome.start_up_s
-        + settling_s(outcome.measurement.seconds_per_step)
-        + max(definition.confirm_s, optimizer_step_s)
+        start_up_s
+        + settling_s(baseline.seconds_per_step)
+        + max(definition.confirm_s, baseline.seconds_per_optimizer_step)
     )
     adaptive = definition.sampler is SamplerName.AUTO
     num_finalists = 1 if adaptive else definition.num_finalists
     fixed_s = run_s * (1 + definition.confirm_rounds * (1 + num_finalists))
-    every_s = [visit_s(config, definition.max_blocks) for config in plan.configurations]
+    configs = plan.configurations
     if adaptive:
-        mean_s = sum(every_s) / len(every_s)
+        mean_s = sum(visit_s(config, 2) for config in configs) / len(configs)
         low_s, high_s = (
-            min(number, len(every_s)) * mean_s for number in (_FEWEST_VISITS, _MOST_VISITS)
+            min(number, len(configs)) * mean_s for number in (_FEWEST_VISITS, _MOST_VISITS)
         )
     else:
-        low_s = sum(visit_s(c, 1) for c in plan.configurations if c.num_workers == 0)
-        high_s = sum(every_s)
-    return plan, Estimate(
+        low_s = sum(visit_s(config, 1) for config in configs if not config.num_workers)
+        high_s = sum(visit_s(config, definition.max_blocks) for config in configs)
+    return Estimate(
         low_s=min(definition.budget_s, fixed_s + low_s),
         high_s=min(definition.budget_s, fixed_s + high_s),
     )

@@ -31,7 +31,7 @@ from autotune.search.disturbance import (
 from autotune.search.finals import Finals, complete_rounds
 from autotune.search.guided import GuidedSearch
 from autotune.search.in_order import num_measured, num_ruled_out, search_in_order, show_visits
-from autotune.search.plan import Plan, make_plan
+from autotune.search.plan import Plan, estimate, make_plan
 from autotune.search.progress import Observer
 from autotune.search.recorder import Recorder
 from autotune.search.spread import BlockSpread
@@ -104,6 +104,7 @@ class Tuner:
             f"{plan.baseline.summary}"
         )
         self._probe_forking(plan, baseline)
+        self._tell_estimate(plan, baseline)
         guided = GuidedSearch(self._recorder, baseline)
         finalists: tuple[ThroughputConfig, ...] | None = None
         if self._definition.sampler is SamplerName.AUTO:
@@ -199,6 +200,17 @@ class Tuner:
                 )
         if self._runner.fresh_reason not in (None, "asked for"):
             self._observer.note(f"each trial starts afresh: {self._runner.fresh_reason}")
+
+    def _tell_estimate(self, plan: Plan, baseline: TrialRecord) -> None:
+        assert baseline.measurement is not None and baseline.start_up_s is not None
+        expected = estimate(
+            self._definition,
+            plan,
+            baseline.measurement,
+            start_up_s=baseline.start_up_s,
+            forks=self._runner.mode is StartMode.FORK,
+        )
+        self._observer.note(f"expected to take {expected.low_s:.0f} to {expected.high_s:.0f} s")
 
     def _confirm(
         self,
