@@ -19,8 +19,6 @@ from torch.utils.data import Dataset
 
 import autotune
 
-# Ordinary training is timed from here on.
-WARM_UP_S = 5.0
 TRAP_SAMPLE_S, TRAP_STEP_S, TRAP_FIRST_STEP_S = 0.02, 0.008, 2.0
 # What a step sleeps per sample.
 SAMPLE_S = {"fixed": 0.01, "idle": 0.0005}
@@ -160,6 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("name", choices=WORKLOADS)
     parser.add_argument("--seconds", type=float, help="train so long, and print the throughput")
+    parser.add_argument("--warm-up", type=float, default=5.0, help="seconds before these")
     parser.add_argument("--steps", type=int, help="train so many steps, and print the throughput")
     parser.add_argument("--config", default='{"batch_size": 32}', help="settings, as JSON")
     args = parser.parse_args()
@@ -172,7 +171,7 @@ def main() -> None:
     loader = config.dataloader(dataset, shuffle=True, drop_last=True)
 
     start_s = time.monotonic()
-    counted_from_s = start_s + (WARM_UP_S if args.seconds else 0.0)
+    counted_from_s = start_s + (args.warm_up if args.seconds else 0.0)
     num_samples, num_steps = 0, 0
     for _ in itertools.count():
         for x, y in autotune.steps(loader):
