@@ -132,9 +132,11 @@ def measure(workload: str, configs: list[ThroughputConfig]) -> dict[ThroughputCo
     logs: dict[ThroughputConfig, list[float]] = {}
     shuffle = random.Random(0)
     with open_runner(command, start_mode=StartMode.FRESH, start_deadline_s=120.0) as runner:
+        distinct = list(dict.fromkeys(configs))
         for _ in range(NUM_ROUNDS):
+            runner.launch_ahead(len(distinct))
             found = measure_round(
-                list(dict.fromkeys(configs)),
+                distinct,
                 lambda config: runner.start(config, StartMode.FRESH),
                 plan,
                 shuffle,

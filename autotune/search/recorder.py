@@ -112,6 +112,8 @@ class Recorder:
             numbers[config] = self.store.begin(config, Phase.CONFIRM, round_number=number)
             return self.runner.start(config, StartMode.FRESH)
 
+        if side_by_side:
+            self.runner.launch_ahead(len(configs))
         plan = RoundPlan(
             definition=self.definition,
             limits_of=self.limits,

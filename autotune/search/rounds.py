@@ -81,14 +81,18 @@ class _Round:
         self._plan = plan
         self._shuffle = shuffle
         self._turn_s = 0.0
+        self._trials: dict[ThroughputConfig, Trial] = {}
         self._runs: dict[ThroughputConfig, Run] = {}
         self._failures: dict[ThroughputConfig, Failure] = {}
 
     def measure(self) -> dict[ThroughputConfig, Outcome | Failure]:
         """Start all, measure them in turn, end them."""
         with contextlib.ExitStack() as stack:
+            # All are there before the first begins: what starts would disturb what settles.
             for config in self._configs:
                 self._attempt(config, functools.partial(self._begin, config, stack))
+            for config, trial in tuple(self._trials.items()):
+                self._attempt(config, functools.partial(self._settle, config, trial))
             self._take_turns()
             if self._plan.probed:
                 for run in self._runs.values():
@@ -98,8 +102,10 @@ class _Round:
             return self._failures | {c: run.outcome() for c, run in self._runs.items()}
 
     def _begin(self, config: ThroughputConfig, stack: contextlib.ExitStack) -> None:
+        self._trials[config] = stack.enter_context(self._start(config))
+
+    def _settle(self, config: ThroughputConfig, trial: Trial) -> None:
         plan = self._plan
-        trial = stack.enter_context(self._start(config))
         self._runs[config] = Run(trial, plan.definition, plan.limits_of(config), whole=True)
 
     def _take_turns(self) -> None:

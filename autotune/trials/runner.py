@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import os
@@ -77,6 +78,23 @@ class Introduction:
     versions: dict[str, str]
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Launch:
+    """A command that was started, and may not have called `load_config` yet.
+
+    Attributes:
+        process: Its first process.
+        start: What its processes introduce themselves with.
+        output: File that holds what it prints.
+        requested_at_s: Monotonic time at which it was started.
+    """
+
+    process: subprocess.Popen[bytes]
+    start: str
+    output: Path
+    requested_at_s: float
+
+
 @dataclasses.dataclass(slots=True)
 class _Host:
     """A started command whose process has called `load_config` and waits there."""
@@ -118,6 +136,8 @@ class Runner:
         self._groups = groups
         self._listener = listener
         self._fork_host: _Host | None = None
+        self._ahead: collections.deque[_Launch] = collections.deque()
+        self._early: dict[str, list[tuple[Channel, Message]]] = {}
         self._num_starts = 0
 
     @property
@@ -155,8 +175,26 @@ class Runner:
             trial = self._start_fresh(config)
         return self._when_ready(trial)
 
+    def launch_ahead(self, number: int) -> None:
+        """Start the command so many times at once, for the next fresh trials.
+
+        Each gets as far as `load_config` meanwhile, so that starting several takes little longer
+        than starting one.
+
+        Raises:
+            BadInputError: The program cannot be started at all.
+        """
+        for _ in range(number):
+            self._ahead.append(self._launch({}))
+
     def close(self) -> None:
-        """End the host, if there is one."""
+        """End the host, if there is one, and what was launched ahead."""
+        while self._ahead:
+            launch = self._ahead.popleft()
+            for channel, _ in self._early.pop(launch.start, ()):
+                channel.close()
+            self._end_process(launch.process, 0.0)
+            launch.output.unlink(missing_ok=True)
         if self._fork_host is not None:
             host, self._fork_host = self._fork_host, None
             self._end_host(host, 0.0)
@@ -259,6 +297,11 @@ class Runner:
 
     def _start_host(self, environment: Mapping[str, str]) -> _Host:
         """Start the command, and wait until each of its ranks has introduced itself."""
+        if self._ahead and not environment:
+            return self._meet(self._ahead.popleft())
+        return self._meet(self._launch(environment))
+
+    def _launch(self, environment: Mapping[str, str]) -> _Launch:
         start, output = self._new_start()
         requested_at_s = time.monotonic()
         environment = {**environment, CHANNEL_VARIABLE: f"{start}:{self._listener.path}"}
@@ -277,8 +320,14 @@ class Runner:
                     f"command: {self._command[0]} cannot be started: {error.strerror}"
                 ) from error
         self._groups.add(process.pid)
+        return _Launch(process=process, start=start, output=output, requested_at_s=requested_at_s)
+
+    def _meet(self, launch: _Launch) -> _Host:
+        process = launch.process
         try:
-            channels = self._introductions(process, start, requested_at_s, output)
+            channels = self._introductions(
+                process, launch.start, launch.requested_at_s, launch.output
+            )
         except BaseException:
             self._end_process(process, 0.0)
             raise
@@ -289,8 +338,8 @@ class Runner:
             channel=channel,
             followers=[follower for follower, _ in followers],
             introduction=introduction,
-            output=output,
-            requested_at_s=requested_at_s,
+            output=launch.output,
+            requested_at_s=launch.requested_at_s,
         )
 
     def _introductions(
@@ -330,15 +379,20 @@ class Runner:
     ) -> tuple[Channel, Message] | None:
         """The next connection of this start, and what it said first.
 
-        None at the deadline, or when `process` has ended. Anybody else who connects (a process
-        left over from an earlier start, a second one of the same script) is turned away.
+        None at the deadline, or when `process` has ended. What was launched ahead is kept waiting;
+        anybody else who connects (a process left over from an earlier start, a second one of the
+        same script) is turned away.
         """
-        while (left_s := deadline_s - time.monotonic()) > 0:
-            # While a process starts, its end must be noticed too: look ten times a second.
+        if self._early.get(start):
+            return self._early[start].pop(0)
+        while True:
+            # While a process starts, its end must be noticed too: look ten times a second. Who
+            # connected in time is heard, even if nobody listened until now.
+            left_s = deadline_s - time.monotonic()
             ended = process is not None and process.poll() is not None
-            channel = self._listener.accept(0.0 if ended else min(left_s, 0.1))
+            channel = self._listener.accept(0.0 if ended else min(max(left_s, 0.0), 0.1))
             if channel is None:
-                if ended:
+                if ended or left_s <= 0:
                     return None
                 continue
             try:
@@ -347,8 +401,10 @@ class Runner:
                 message = {}
             if message.get("start") == start:
                 return channel, message
-            channel.close()
-        return None
+            if message.get("start") in {launch.start for launch in self._ahead}:
+                self._early.setdefault(str(message["start"]), []).append((channel, message))
+            else:
+                channel.close()
 
     def _end_host(self, host: _Host, grace_s: float) -> int | None:
         for channel in (host.channel, *host.followers):

@@ -267,3 +267,24 @@ def test_shared_memory_of_killed_processes_is_removed():
     finally:
         other.unlink()
         groups.close()
+
+
+def test_what_is_launched_ahead_serves_the_next_fresh_trials(script, start_runner, tmp_path):
+    command = script(before="open('starts', 'a').write('x')")
+    runner = start_runner(command)
+    runner.launch_ahead(2)
+    assert wait_until(lambda: (tmp_path / "starts").exists())
+    eight = ThroughputConfig(batch_size=8)
+    with runner.start(CONFIG, StartMode.FRESH) as one, runner.start(eight, StartMode.FRESH) as two:
+        for trial, batch_size in ((one, 4), (two, 8)):
+            block = trial.measure(BlockRequest(min_s=0.05), deadline_s=30.0).blocks[0]
+            assert block.num_samples == batch_size * block.num_steps
+        assert (tmp_path / "starts").read_text() == "xx"
+
+
+def test_what_was_launched_ahead_and_not_needed_is_ended(script, start_runner, tmp_path):
+    runner = start_runner(script())
+    runner.launch_ahead(2)
+    assert wait_until(lambda: len(processes_of(tmp_path / "train it.py")) == 2)
+    runner.close()
+    assert not processes_of(tmp_path / "train it.py")
