@@ -1,5 +1,6 @@
 """Which finalists may be open at once, and what a round that hangs leads to."""
 
+import itertools
 import types
 
 import pytest
@@ -20,23 +21,25 @@ DEFINITION = StudyDefinition(name="x", command=("x",), confirm_rounds=3)
 class FakeRecorder:
     """Rounds of 10 s each; in those that are side by side, some configurations fail."""
 
-    def __init__(self, *, left_s=1000.0, fails=(), cause=FailureCause.TIMED_OUT):
+    def __init__(self, *, left_s=1000.0, fails=(), cause=FailureCause.TIMED_OUT, ratios=(1.0,)):
         self.left_s = left_s
         self.rounds = []
         self.notes = []
         self.observer = types.SimpleNamespace(note=self.notes.append)
         self._fails = fails
+        self._ratios = itertools.cycle(ratios)
         self._failure = Failure(cause=cause, message="x")
 
     def run_round(self, configs, *, number, side_by_side, shuffle):
         self.left_s -= 10.0
         self.rounds.append((tuple(configs), side_by_side))
         found = []
+        ratio = next(self._ratios)
         for config in configs:
             failed = {"measurement": None, "failure": self._failure}
             found.append(
                 made_up.record(
-                    made_up.block(),
+                    made_up.block_at(100.0 * (1.0 if config == BASELINE else ratio)),
                     config=config,
                     phase=Phase.CONFIRM,
                     round_number=number,
@@ -55,6 +58,16 @@ def test_there_are_as_many_rounds_as_asked_for():
     recorder = FakeRecorder()
     assert len(confirm(recorder)) == 9
     assert recorder.rounds == [((BASELINE, OTHER, THIRD), True)] * 3
+
+
+def test_rounds_that_leave_it_open_whether_there_is_a_gain_are_followed_by_as_many_again():
+    recorder = FakeRecorder(ratios=(1.3, 0.95, 1.1))
+    assert len(confirm(recorder)) == 18
+
+
+@pytest.mark.parametrize("ratios", [(1.5, 1.51, 1.49), (0.9, 1.0, 0.8), (1.01, 1.0)])
+def test_rounds_that_tell_are_enough(ratios):
+    assert len(confirm(FakeRecorder(ratios=ratios))) == 9
 
 
 def test_rounds_end_when_another_would_not_fit():
