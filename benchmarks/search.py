@@ -19,7 +19,6 @@ import math
 import os
 import random
 import statistics
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from threadpoolctl import threadpool_limits
 
 from autotune.config import ThroughputConfig
 from autotune.search.adaptive import AdaptiveSearch
-from autotune.search.confirmation import choose
+from autotune.search.confirmation import INDIFFERENCE, choose
 from autotune.search.replay import RecordedRun, ReplayBench, TruthTable, read_truth
 
 TRUTH = Path(__file__).with_name("truth")
@@ -40,8 +39,12 @@ CORES = 2.0
 NEAR = 0.02
 SHARE = 0.05
 ROUNDS = 3
+# What starting two fresh processes at once takes, in starts of one.
+TOGETHER = 1.2
+# What a search of a slow loop may take.
+SLOW_LIMIT_S = 600.0
 # Uncounted steps at the start of a run whose steps take seconds.
-SETTLE_STEPS = 3.0
+SETTLE_STEPS = 2.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,9 +73,13 @@ def auto(
     table: TruthTable,
     seed: int,
     kind: type[AdaptiveSearch] = AdaptiveSearch,
-    budget_s: float = math.inf,
+    budget: float = math.inf,
+    limit_s: float = math.inf,
 ) -> list[Answer]:
-    """autotune: baseline, search, confirmation."""
+    """autotune: baseline, search, confirmation; the budget is a share of the exhaustive search.
+
+    `limit_s` is one in seconds.
+    """
     bench = ReplayBench(table, seed)
     fresh_run(bench, table.baseline)
     # The host starts once, and is forked from then on.
@@ -86,16 +93,18 @@ def auto(
         seed=seed,
     )
     run_s = table.fresh_s(table.baseline, MEASURE_S)
-    search.run(budget_s - 2 * ROUNDS * run_s)
+    search.run(min(budget * table.exhaustive_s(MEASURE_S), limit_s) - 2 * ROUNDS * run_s)
     leader, *_ = search.standings()
     search_s = bench.now_s
     rates: dict[ThroughputConfig, list[float]] = {}
-    for _ in range(ROUNDS if leader.config != table.baseline else 0):
-        confirm_round(bench, (table.baseline, leader.config), rates)
     chosen = table.baseline
-    if rates:
-        choice = choose(rates, table.baseline)
-        chosen = choice.best if choice.speedup.significant else table.baseline
+    for number in range(2 * ROUNDS if leader.config != table.baseline else 0):
+        confirm_round(bench, (table.baseline, leader.config), rates)
+        speedup = choose(rates, table.baseline).speedup
+        chosen = leader.config if speedup.significant else table.baseline
+        undecided = speedup.ratio > 1 + INDIFFERENCE and not speedup.significant
+        if number + 1 >= ROUNDS and (not undecided or budget < math.inf):
+            break
     return [
         Answer(
             cost_s=bench.now_s,
@@ -114,7 +123,8 @@ def confirm_round(
     rates: dict[ThroughputConfig, list[float]],
 ) -> None:
     """A fresh process for each, measured in turn."""
-    runs = {config: bench.open(config, fresh=True) for config in configs}
+    bench.now_s += TOGETHER * bench.table.fresh_start_s
+    runs = {config: bench.open(config) for config in configs}
     units = dict.fromkeys(configs, 0.0)
     seconds = dict.fromkeys(configs, 0.0)
     while min(seconds.values()) < MEASURE_S:
@@ -246,7 +256,8 @@ def optuna_search(
 def slowed(table: TruthTable, step_s: float) -> TruthTable:
     """The same space with steps so long that the baseline's takes `step_s`; starts stay."""
     runs = table.runs[table.baseline]
-    factor = step_s / statistics.median(run.duration_s.sum() / run.num_steps.sum() for run in runs)
+    steps_s = [run.duration_s.sum() / run.num_steps.sum() for run in runs]
+    factor = step_s / float(np.median(steps_s))
 
     def slow(run: RecordedRun) -> RecordedRun:
         # A block of a quarter of a second becomes one of a single step, or of several.
@@ -294,6 +305,7 @@ class WithoutRace(AdaptiveSearch):
 
 METHODS: dict[str, Method] = {
     "auto": auto,
+    "auto, 5 %": functools.partial(auto, budget=SHARE),
     "no bounds": functools.partial(auto, kind=WithoutBounds),
     "no stopping": functools.partial(auto, kind=WithoutEarlyStopping),
     "no race": functools.partial(auto, kind=WithoutRace),
@@ -311,6 +323,14 @@ METHODS: dict[str, Method] = {
     ),
     "exhaustive": exhaustive,
 }
+SLOW_METHODS: dict[str, Method] = {
+    **METHODS,
+    "auto": functools.partial(auto, limit_s=SLOW_LIMIT_S),
+    **{
+        name: functools.partial(auto, kind=kind, limit_s=SLOW_LIMIT_S)
+        for name, kind in (("no bounds", WithoutBounds), ("no race", WithoutRace))
+    },
+}
 
 
 def main() -> None:
@@ -320,48 +340,79 @@ def main() -> None:
     parser.add_argument("--table", action="append", help="of these tables only; repeatable")
     parser.add_argument("--method", action="append", choices=METHODS, help="the same of methods")
     parser.add_argument("--seeds", type=int, default=200, help="runs of each method on each table")
+    parser.add_argument("--slow", type=float, help="slow loops down to steps of so many seconds")
     parser.add_argument("--truth", type=Path, default=TRUTH, help="directory of the tables")
     args = parser.parse_args()
     paths = sorted(args.truth.glob("*.csv.gz"))
     names = args.table or [path.name.removesuffix(".csv.gz") for path in paths]
+    methods = args.method or (SLOW_METHODS if args.slow else METHODS)
+    limit = f"{SLOW_LIMIT_S:.0f} s" if args.slow else f"{100 * SHARE:.0f} %"
     print(
-        f"{'table':12} {'method':12} {'near at <= 5 %':>22} {'near in the end':>22} "
+        f"{'table':12} {'method':12} {f'near at <= {limit}':>22} {'near in the end':>22} "
         f"{'regret: median':>15} {'p90':>7} {'cost: median':>13}"
     )
     single = functools.partial(threadpool_limits, 1)
     with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), initializer=single) as pool:
         for name in names:
-            table = read_truth(args.truth / f"{name}.csv.gz")
-            for method in args.method or METHODS:
-                start_s = time.monotonic()
-                work = functools.partial(run_seeds, args.truth / f"{name}.csv.gz", method)
+            path = args.truth / f"{name}.csv.gz"
+            table = cached_truth(path, args.slow)
+            limit_s = SLOW_LIMIT_S if args.slow else SHARE * table.exhaustive_s(MEASURE_S)
+            ours = None
+            for method in methods:
+                work = functools.partial(run_seeds, path, args.slow, method)
                 parts = [range(n, args.seeds, 8) for n in range(8)]
                 runs = [run for part in pool.map(work, parts) for run in part]
-                show(table, method, runs, time.monotonic() - start_s)
+                show(table, method, runs, limit_s)
+                if method == "auto":
+                    ours = runs
+                elif ours is not None and not method.startswith(("auto", "no ")):
+                    show_cost_of_the_same(table, runs, ours)
 
 
 @functools.lru_cache
-def cached_truth(path: Path) -> TruthTable:
-    return read_truth(path)
+def cached_truth(path: Path, slow_s: float | None = None) -> TruthTable:
+    table = read_truth(path)
+    return table if slow_s is None else slowed(table, slow_s)
 
 
-def run_seeds(path: Path, method: str, seeds: Sequence[int]) -> list[list[Answer]]:
-    return [METHODS[method](cached_truth(path), seed) for seed in seeds]
+def run_seeds(
+    path: Path, slow_s: float | None, method: str, seeds: Sequence[int]
+) -> list[list[Answer]]:
+    run = (METHODS if slow_s is None else SLOW_METHODS)[method]
+    return [run(cached_truth(path, slow_s), seed) for seed in seeds]
 
 
-def show(table: TruthTable, method: str, runs: Sequence[Sequence[Answer]], took_s: float) -> None:
+def show_cost_of_the_same(
+    table: TruthTable, runs: Sequence[Sequence[Answer]], ours: Sequence[Sequence[Answer]]
+) -> None:
+    """What another method costs until it is as often near the best as ours is in the end."""
+    wanted = statistics.mean(table.regret(run[-1].config) <= NEAR for run in ours)
+    our_cost_s = statistics.median(run[-1].cost_s for run in ours)
+    costs_s = [answer.cost_s for run in runs for answer in run]
+    for cost_s in np.quantile(costs_s, np.linspace(0, 1, 300)):
+        near = [table.regret(answer_at(run, cost_s, table).config) <= NEAR for run in runs]
+        if statistics.mean(near) >= wanted:
+            print(f"    as often near as auto after {cost_s / our_cost_s:.1f} times its cost")
+            return
+    print("    never as often near as auto")
+
+
+def answer_at(run: Sequence[Answer], cost_s: float, table: TruthTable) -> Answer:
+    """What a method would answer after so many seconds; the baseline at first."""
+    found = [answer for answer in run if answer.cost_s <= cost_s]
+    return found[-1] if found else Answer(cost_s=0.0, config=table.baseline)
+
+
+def show(table: TruthTable, method: str, runs: Sequence[Sequence[Answer]], limit_s: float) -> None:
     whole_s = table.exhaustive_s(MEASURE_S)
-    early = []
-    for run in runs:
-        affordable = [answer for answer in run if answer.cost_s <= SHARE * whole_s]
-        early.append(table.regret(affordable[-1].config) <= NEAR if affordable else False)
+    early = [table.regret(answer_at(run, limit_s, table).config) <= NEAR for run in runs]
     regrets = [table.regret(run[-1].config) for run in runs]
     costs = [run[-1].cost_s / whole_s for run in runs]
     print(
         f"{table.name:12} {method:12} {share(sum(early), len(runs)):>22} "
         f"{share(sum(r <= NEAR for r in regrets), len(runs)):>22} "
         f"{100 * statistics.median(regrets):13.1f} % {100 * np.quantile(regrets, 0.9):5.1f} % "
-        f"{100 * statistics.median(costs):11.1f} %   ({took_s:.0f} s)",
+        f"{100 * statistics.median(costs):11.1f} %",
         flush=True,
     )
     if runs[0][-1].claim is not None:

@@ -168,7 +168,11 @@ class AdaptiveSearch:
         self._visits_left = math.inf
 
     def learn(self, earlier: Iterable[EarlierRun]) -> None:
-        """Take runs into account that are not this search's own; those of other spaces are not."""
+        """Take runs into account that are not this search's own; those of other spaces are not.
+
+        What ran once can run, even if it failed at another time.
+        """
+        succeeded = set()
         for found in earlier:
             index = self._places.get(found.config)
             if index is None:
@@ -177,6 +181,10 @@ class AdaptiveSearch:
                 self._runs[found.number] = _Run(index=index, readings=list(found.readings))
             if found.failure is not None:
                 self._failed[index] = found.failure
+            elif found.readings:
+                succeeded.add(index)
+        for index in succeeded:
+            self._failed.pop(index, None)
 
     def run(
         self,
@@ -234,8 +242,8 @@ class AdaptiveSearch:
         It is the fastest, or the cheapest of those that are equally fast.
         """
         belief = self._belief()
-        may_run = np.array([self._may_run(index) for index in range(len(self.configs))])
-        near = probabilities_near_best(belief, may_run, INDIFFERENCE, self._seed)
+        may_run = self._may_run()
+        near = probabilities_near_best(belief, may_run, within=INDIFFERENCE, seed=self._seed)
         covariance = belief.covariance
         ratio_variance = belief.variance + covariance[0, 0] - 2 * covariance[0]
         order = sorted(np.flatnonzero(may_run).tolist(), key=lambda place: -belief.mean[place])
@@ -264,15 +272,14 @@ class AdaptiveSearch:
             for number, run in self._runs.items()
             if run.is_open
         ]
-        reach = _REACH * np.sqrt(belief.variance)
-        best = belief.mean.max()
-        options += [
-            # A process that is not there yet has a number that no other has.
-            Option(index=index, run=-1 - index, start_s=start_s[index], block_s=block_s[index])
-            for index in np.flatnonzero(belief.mean + reach > best).tolist()
-            if self._visits_left and self._may_run(index)
-        ]
-        return propose(belief, options, self._bench.now_s, left_s)
+        may_run = self._may_run()
+        if self._visits_left:
+            options += [
+                # A process that is not there yet has a number that no other has.
+                Option(index=index, run=-1 - index, start_s=start_s[index], block_s=block_s[index])
+                for index in belief.within_reach(may_run, _REACH).tolist()
+            ]
+        return propose(belief, may_run, options, now_s=self._bench.now_s, left_s=left_s)
 
     def _visit(self, index: int, num_blocks: int) -> None:
         """Start a run, and measure it; the least promising ones make room for it."""
@@ -309,13 +316,19 @@ class AdaptiveSearch:
         self._runs[number].is_open = False
         self._bench.close(number)
 
-    def _may_run(self, index: int) -> bool:
-        if index in self._failed:
-            return False
-        config = self.configs[index]
-        return not any(
-            failure.cause is FailureCause.OUT_OF_MEMORY and is_heavier(config, self.configs[failed])
-            for failed, failure in self._failed.items()
+    def _may_run(self) -> NDArray[np.bool_]:
+        """Which configurations have not failed, nor need more memory than one that ran out, [N]."""
+        exhausted = [
+            self.configs[index]
+            for index, failure in self._failed.items()
+            if failure.cause is FailureCause.OUT_OF_MEMORY
+        ]
+        return np.array(
+            [
+                index not in self._failed
+                and not any(is_heavier(config, other) for other in exhausted)
+                for index, config in enumerate(self.configs)
+            ]
         )
 
     def _observations(self) -> list[Observation]:

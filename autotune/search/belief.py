@@ -198,12 +198,22 @@ class Belief:
         """The variance of the noise in so many seconds of steps of M configurations, [M]."""
         return _noise(self._spreads, self._similarity.has_workers[index], duration_s)
 
-    def draws(self, number: int, seed: int) -> Array:
-        """Possible log rates of all configurations, [number, N]."""
-        values, vectors = np.linalg.eigh(self.covariance)
+    def within_reach(self, may_run: NDArray[np.bool_], num_sds: float) -> Integers:
+        """Places of the configurations that may be the fastest of those that can run.
+
+        They are no further below the best than so many standard deviations.
+        """
+        places = np.flatnonzero(may_run)
+        reach = num_sds * np.sqrt(self.variance[places])
+        least = (self.mean[places] - reach)[np.argmax(self.mean[places])] if len(places) else 0.0
+        return np.asarray(places[self.mean[places] + reach >= least])
+
+    def draws(self, places: Integers, number: int, seed: int) -> Array:
+        """Possible log rates of the configurations at M places, [number, M]."""
+        values, vectors = np.linalg.eigh(self.covariance[np.ix_(places, places)])
         root = vectors * np.sqrt(np.maximum(values, 0.0))
-        normal = np.random.default_rng(seed).standard_normal((number, len(self.mean)))
-        return np.asarray(self.mean + normal @ root.T)
+        normal = np.random.default_rng(seed).standard_normal((number, len(places)))
+        return np.asarray(self.mean[places] + normal @ root.T)
 
 
 def fit_spreads(

@@ -28,7 +28,7 @@ _NUM_RUNNERS_UP = 3
 # The 97.5 % quantile of the normal distribution.
 _TWO_SIDED_95 = 1.96
 # Progress takes a moment to reckon, and is shown this often at most.
-_SHOWN_EVERY_S = 2.0
+_SHOWN_EVERY_S = 5.0
 
 
 class GuidedSearch:
@@ -90,12 +90,12 @@ class GuidedSearch:
     def rank(self, plan: Plan, chosen: ThroughputConfig) -> tuple[float, tuple[RunnerUp, ...]]:
         """How probably a configuration is within 2 % of the fastest; and the next best ones."""
         standings = self._prepare(plan, chosen, LiveBench(self._recorder)).standings()
-        [standing] = [found for found in standings if found.config == chosen]
+        [probability] = [found.probability for found in standings if found.config == chosen]
         measured = self._recorder.knowledge(plan).measured
         told_already = (chosen, plan.baseline)
         others = [s for s in standings if s.config not in told_already and measured.get(s.config)]
         others.sort(key=lambda found: -found.log_ratio)
-        return standing.probability, tuple(map(_runner_up, others[:_NUM_RUNNERS_UP]))
+        return probability, tuple(map(_runner_up, others[:_NUM_RUNNERS_UP]))
 
     def _prepare(self, plan: Plan, first: ThroughputConfig, bench: LiveBench) -> AdaptiveSearch:
         """The adaptive search with all that was measured so far; ratios are to `first`."""

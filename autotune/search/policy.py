@@ -60,12 +60,18 @@ class Proposal:
 
 
 def propose(
-    belief: Belief, options: Sequence[Option], now_s: float, left_s: float
+    belief: Belief,
+    may_run: NDArray[np.bool_],
+    options: Sequence[Option],
+    *,
+    now_s: float,
+    left_s: float,
 ) -> Proposal | None:
     """The best of the options; None where none fits into the time that is left.
 
     Args:
         belief: What is known.
+        may_run: Which configurations can be chosen, [N].
         options: What could be measured.
         now_s: The time, as in the observations.
         left_s: Seconds that a measurement may take.
@@ -73,9 +79,7 @@ def propose(
     if not options:
         return None
     found: Proposal | None = None
-    best = int(np.argmax(belief.mean))
-    reach = _OUT_OF_REACH * np.sqrt(belief.variance)
-    near = belief.mean + reach >= belief.mean[best] - reach[best]
+    near = belief.within_reach(may_run, _OUT_OF_REACH)
     start_s = np.array([option.start_s for option in options])
     block_s = np.array([option.block_s for option in options])
     index = np.array([option.index for option in options])
@@ -113,16 +117,20 @@ def expected_gains(means: Array, shifts: Array) -> Array:
 
 
 def probabilities_near_best(
-    belief: Belief, alive: NDArray[np.bool_], within: float, seed: int
+    belief: Belief, may_run: NDArray[np.bool_], *, within: float, seed: int
 ) -> Array:
     """For each configuration, the probability that it is within a share of the fastest, [N].
 
     Args:
         belief: What is known.
-        alive: Which configurations can run, [N].
+        may_run: Which configurations can run, [N].
         within: The share.
         seed: Decides the draws from which it is reckoned.
     """
-    draws = np.where(alive, belief.draws(_NUM_DRAWS, seed), -np.inf)
-    near = draws >= draws.max(axis=1, keepdims=True) - math.log1p(within)
-    return np.asarray(near.mean(axis=0))
+    probabilities = np.zeros(len(belief.mean))
+    places = belief.within_reach(may_run, _OUT_OF_REACH)
+    if len(places):
+        draws = belief.draws(places, _NUM_DRAWS, seed)
+        near = draws >= draws.max(axis=1, keepdims=True) - math.log1p(within)
+        probabilities[places] = near.mean(axis=0)
+    return probabilities

@@ -24,7 +24,7 @@ from autotune.space import AXIS_NAMES
 from autotune.validation import validate
 
 # Of what is stored in a study; another number means that it cannot be read.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class Phase(enum.StrEnum):

@@ -188,3 +188,21 @@ def test_what_an_earlier_search_believed_is_where_the_next_one_starts():
     assert len(guided.opened) <= len(alone.opened)
     # It is measured all the same.
     assert len(guided.opened) >= 2
+
+
+def test_what_ran_once_can_run_even_if_it_failed_at_another_time():
+    failure = Failure(cause=FailureCause.CRASHED, message="a fork that is not survived")
+    reading = Reading(
+        at_s=1.0, duration_s=1.0, num_units=200.0, num_steps=50, wait_s=0.1, wait_cpu_s=0.1
+    )
+    search = search_on(MadeUpBench())
+    search.learn(
+        [
+            EarlierRun(number=1, config=BASELINE, readings=(), failure=failure),
+            EarlierRun(number=2, config=BASELINE, readings=(reading,)),
+            EarlierRun(number=3, config=CONFIGS[0], readings=(), failure=failure),
+        ]
+    )
+    able = [standing.config for standing in search.standings()]
+    assert BASELINE in able
+    assert CONFIGS[0] not in able

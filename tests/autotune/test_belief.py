@@ -17,6 +17,7 @@ CONFIGS = [
 SIMILARITY = Similarity.of(CONFIGS)
 FLAT = np.zeros(len(CONFIGS))
 SPREADS = Spreads()
+ALL = np.full(len(CONFIGS), True)
 
 
 def place(batch_size, num_workers=0):
@@ -79,9 +80,10 @@ def test_the_outlook_is_what_conditioning_on_the_next_measurement_does():
 
 def test_draws_have_the_mean_and_the_covariance():
     belief = believe(seen(place(4), 1.0), seen(place(32, 4), 2.0, run=1))
-    draws = belief.draws(20_000, seed=0)
-    assert draws.mean(axis=0) == pytest.approx(belief.mean, abs=0.02)
-    assert np.cov(draws.T) == pytest.approx(belief.covariance, abs=0.01)
+    some = np.array([place(32, 4), place(8), place(4)])
+    draws = belief.draws(some, 20_000, seed=0)
+    assert draws.mean(axis=0) == pytest.approx(belief.mean[some], abs=0.02)
+    assert np.cov(draws.T) == pytest.approx(belief.covariance[np.ix_(some, some)], abs=0.01)
 
 
 def test_spreads_follow_what_was_seen():
@@ -118,7 +120,7 @@ def test_a_cheap_measurement_is_preferred_to_a_dear_one_that_tells_the_same():
     options = [
         Option(index=place(16, 4), run=-1, start_s=start_s, block_s=0.25) for start_s in (9.0, 0.5)
     ]
-    proposal = propose(belief, options, now_s=1.0, left_s=100.0)
+    proposal = propose(belief, ALL, options, now_s=1.0, left_s=100.0)
     assert proposal.option is options[1]
     assert proposal.gain_per_s > 0
 
@@ -126,9 +128,9 @@ def test_a_cheap_measurement_is_preferred_to_a_dear_one_that_tells_the_same():
 def test_nothing_is_proposed_that_takes_more_than_is_left():
     belief = believe(seen(place(4), 1.0))
     options = [Option(index=place(16, 4), run=-1, start_s=1.0, block_s=0.25)]
-    assert propose(belief, options, now_s=1.0, left_s=1.0) is None
-    assert propose(belief, options, now_s=1.0, left_s=1.3).num_blocks == 1
-    assert propose(belief, [], now_s=1.0, left_s=1.3) is None
+    assert propose(belief, ALL, options, now_s=1.0, left_s=1.0) is None
+    assert propose(belief, ALL, options, now_s=1.0, left_s=1.3).num_blocks == 1
+    assert propose(belief, ALL, [], now_s=1.0, left_s=1.3) is None
 
 
 def test_probabilities_count_only_what_can_run():
@@ -136,6 +138,15 @@ def test_probabilities_count_only_what_can_run():
         *(seen(place(2**power), 0.1 * power, run=power, duration_s=60.0) for power in range(6))
     )
     may_run = np.array([config.num_workers == 0 for config in CONFIGS])
-    near = probabilities_near_best(belief, may_run, 0.02, seed=0)
+    near = probabilities_near_best(belief, may_run, within=0.02, seed=0)
     assert near[place(32)] > 0.9
     assert not near[~may_run].any()
+
+
+def test_what_cannot_run_keeps_nothing_else_out_of_reach():
+    belief = believe(seen(place(32), 9.0, duration_s=60.0), seen(place(1), 1.0, run=1))
+    may_run = np.array([config.batch_size < 32 for config in CONFIGS])
+    places = belief.within_reach(may_run, 3.0)
+    assert len(places)
+    assert all(may_run[places])
+    assert not len(belief.within_reach(np.zeros(len(CONFIGS), dtype=bool), 3.0))
