@@ -323,10 +323,11 @@ class AdaptiveSearch:
             for index, failure in self._failed.items()
             if failure.cause is FailureCause.OUT_OF_MEMORY
         ]
+        ran = {run.index for run in self._runs.values() if run.readings}
         return np.array(
             [
                 index not in self._failed
-                and not any(is_heavier(config, other) for other in exhausted)
+                and (index in ran or not any(is_heavier(config, other) for other in exhausted))
                 for index, config in enumerate(self.configs)
             ]
         )
