@@ -232,6 +232,13 @@ class AdaptiveSearch:
         """Configurations that were tried."""
         return len({run.index for run in self._runs.values()} | set(self._failed))
 
+    def suggest(self) -> ThroughputConfig:
+        """The configuration of which a new run is worth most; the baseline before there are any."""
+        if not any(run.readings for run in self._runs.values()):
+            return self.configs[0]
+        proposal = self._propose(math.inf)
+        return self.configs[proposal.option.index if proposal is not None else 0]
+
     def beliefs(self) -> NDArray[np.float64]:
         """Expected logarithms of all rates, the baseline's first, [N]."""
         return np.asarray(self._belief().mean)

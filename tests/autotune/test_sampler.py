@@ -1,0 +1,68 @@
+"""The adaptive search in a study of Optuna's own."""
+
+import optuna
+import pytest
+
+from autotune.config import ThroughputConfig
+from autotune.search.sampler import AdaptiveSampler
+from autotune.space import Space
+
+from .test_adaptive import law
+
+AXES = {
+    "batch_size": (1, 2, 4, 8, 16, 32, 64, 128),
+    "num_workers": (0, 1, 2, 4),
+    "prefetch_factor": (2, 4),
+    "num_threads": (1, 2),
+}
+BASELINE = ThroughputConfig(batch_size=4, num_threads=2)
+
+
+def suggest(trial):
+    settings = {name: trial.suggest_categorical(name, values) for name, values in AXES.items()}
+    if not settings["num_workers"]:
+        settings["prefetch_factor"] = None
+    return ThroughputConfig(**settings)
+
+
+def objective(trial):
+    config = suggest(trial)
+    if not config.num_workers:
+        trial.set_user_attr("data_wait_share", 0.004 / law(config))
+    trial.set_user_attr("measured_s", 2.0)
+    return 1.0 / law(config)
+
+
+def make_study():
+    sampler = AdaptiveSampler(Space(axes=AXES), BASELINE, usable_cores=2)
+    return optuna.create_study(direction="maximize", sampler=sampler)
+
+
+def test_the_baseline_comes_first_and_the_best_is_found_among_few():
+    study = make_study()
+    study.optimize(objective, n_trials=25)
+    assert suggest(optuna.trial.FixedTrial(study.trials[0].params)) == BASELINE
+    best = max(1.0 / law(suggest(optuna.trial.FixedTrial(t.params))) for t in study.trials)
+    space = Space(axes=AXES).configurations(BASELINE)
+    assert best > 0.97 / min(map(law, space))
+
+
+def test_what_fails_is_not_suggested_again():
+    def fails(trial):
+        if suggest(trial) != BASELINE:
+            raise ValueError
+        return 100.0
+
+    study = make_study()
+    study.optimize(fails, n_trials=8, catch=(ValueError,))
+    failed = [suggest(optuna.trial.FixedTrial(t.params)) for t in study.trials[1:] if not t.values]
+    assert len(set(failed)) == len(failed)
+
+
+def test_other_parameters_are_drawn():
+    study = make_study()
+    trial = study.ask()
+    assert 0 <= trial.suggest_float("dropout", 0.0, 0.5) <= 0.5
+    assert suggest(trial).batch_size in AXES["batch_size"]
+    study.tell(trial, 5.0)
+    assert study.best_value == pytest.approx(5.0)
