@@ -34,7 +34,7 @@ from autotune.search.confirmation import INDIFFERENCE, choose
 from autotune.search.replay import RecordedRun, ReplayBench, TruthTable, read_truth
 
 TRUTH = Path(__file__).with_name("truth")
-MEASURE_S, BLOCK_S = 4.0, 0.25
+MEASURE_S, BLOCK_S, CONFIRM_S = 4.0, 0.25, 2.5
 CORES = 2.0
 NEAR = 0.02
 SHARE = 0.05
@@ -81,7 +81,7 @@ def auto(
     `limit_s` is one in seconds.
     """
     bench = ReplayBench(table, seed)
-    fresh_run(bench, table.baseline)
+    fresh_run(bench, table.baseline, CONFIRM_S)
     # The host starts once, and is forked from then on.
     bench.now_s += table.fresh_start_s
     search = kind(
@@ -92,8 +92,8 @@ def auto(
         block_s=BLOCK_S,
         seed=seed,
     )
-    run_s = table.fresh_s(table.baseline, MEASURE_S)
-    search.run(min(budget * table.exhaustive_s(MEASURE_S), limit_s) - 2 * ROUNDS * run_s)
+    run_s = table.fresh_s(table.baseline, CONFIRM_S)
+    search.run(min(budget * table.exhaustive_s(MEASURE_S), limit_s) - 2.2 * ROUNDS * run_s)
     leader, *_ = search.standings()
     search_s = bench.now_s
     rates: dict[ThroughputConfig, list[float]] = {}
@@ -127,7 +127,7 @@ def confirm_round(
     runs = {config: bench.open(config) for config in configs}
     units = dict.fromkeys(configs, 0.0)
     seconds = dict.fromkeys(configs, 0.0)
-    while min(seconds.values()) < MEASURE_S:
+    while min(seconds.values()) < CONFIRM_S:
         for config, run in runs.items():
             reading = bench.measure(run, 1)
             units[config] += reading.num_units
@@ -137,10 +137,10 @@ def confirm_round(
         bench.close(run)
 
 
-def fresh_run(bench: ReplayBench, config: ThroughputConfig) -> float:
+def fresh_run(bench: ReplayBench, config: ThroughputConfig, seconds: float = MEASURE_S) -> float:
     """Units per second of a fresh process, as the peers measure."""
     run = bench.open(config, fresh=True)
-    reading = bench.measure_for(run, MEASURE_S)
+    reading = bench.measure_for(run, seconds)
     bench.close(run)
     return reading.num_units / reading.duration_s
 

@@ -24,14 +24,15 @@ from autotune.config import ThroughputConfig
 Array = NDArray[np.float64]
 Integers = NDArray[np.intp]
 # How far settings may be apart and still resemble each other: doublings of the batch, of threads,
-# of workers, of the batches ahead. Whether there are workers at all is told apart.
-_BATCH, _THREADS, _WORKERS, _PREFETCH = 2.0, 1.0, 1.0, 2.0
+# of workers, of the batches ahead. Whether there are workers at all is told apart. Chosen on the
+# truth tables rows and decoded (benchmarks/search.py), as the spreads below.
+_BATCH, _THREADS, _WORKERS, _PREFETCH = 3.0, 0.7, 1.0, 4.0
 # The level of all rates: nothing is known of it beforehand.
 _LEVEL = 1.0
 # Seconds within which the machine's speed is about the same.
 _DRIFT_S = 20.0
 # How far off the spreads' first guesses may be, in natural logarithms.
-_DOUBT = 0.4
+_DOUBT = 0.2
 _JITTER = 1e-9
 
 
@@ -71,10 +72,10 @@ class Spreads:
     step: float = 0.15
     workers: float = 0.25
     own: float = 0.02
-    process: float = 0.02
+    process: float = 0.03
     drift: float = 0.04
     noise: float = 0.02
-    workers_noise: float = 0.04
+    workers_noise: float = 0.045
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)

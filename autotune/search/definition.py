@@ -69,7 +69,7 @@ class StudyDefinition:
     start_mode: StartMode | None = None
     block_s: _Seconds = 0.25
     max_blocks: Annotated[int, Field(ge=1, le=1000)] = 6
-    confirm_s: _Seconds = 4.0
+    confirm_s: _Seconds = 2.5
     confirm_rounds: Annotated[int, Field(ge=1, le=1000)] = 3
     num_finalists: Annotated[int, Field(ge=1, le=100)] = 3
     allow_busy: bool = False
