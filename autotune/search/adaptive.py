@@ -26,8 +26,6 @@ from autotune.search.policy import Option, Proposal, probabilities_near_best, pr
 HORIZON_S = 3600.0
 # Runs that are open at once, ready to be measured again.
 MAX_OPEN = 8
-# Configurations whose means are so close are taken for equal, and the cheapest is chosen.
-_TIE = 0.01
 # What lies so many standard deviations below the best is not tried.
 _REACH = 3.0
 # How far an earlier search of the same loop may be off.
@@ -255,7 +253,7 @@ class AdaptiveSearch:
         ratio_variance = belief.variance + covariance[0, 0] - 2 * covariance[0]
         order = sorted(np.flatnonzero(may_run).tolist(), key=lambda place: -belief.mean[place])
         top = belief.mean[order[0]]
-        equals = [place for place in order if belief.mean[place] >= top - _TIE]
+        equals = [place for place in order if belief.mean[place] >= top - math.log1p(INDIFFERENCE)]
         chosen = min(equals, key=lambda place: cost_key(self.configs[place]))
         order.remove(chosen)
         return [
@@ -355,15 +353,20 @@ class AdaptiveSearch:
     def _belief(self) -> Belief:
         observations = self._observations()
         law = self._law()
-        if len(observations) >= self._fit_at:
-            self._spreads = fit_spreads(self._similarity, law, observations, self._first_spreads)
-            self._fit_at = math.ceil(_REFIT * len(observations))
-        return Belief(self._similarity, self._spreads, law, observations)
-
-    def _law(self) -> NDArray[np.float64]:
-        """What is believed before any errors are known, [N]."""
+        similarity = self._similarity
+        guess = np.zeros(len(self.configs))
+        if law is not None:
+            guess = -np.log(law.seconds_per_unit(self.configs))
+            similarity = dataclasses.replace(similarity, gain=law.gain(self.configs))
         if self._prior is not None:
-            return self._prior
+            guess = self._prior
+        if len(observations) >= self._fit_at:
+            self._spreads = fit_spreads(similarity, guess, observations, self._first_spreads)
+            self._fit_at = math.ceil(_REFIT * len(observations))
+        return Belief(similarity, self._spreads, guess, observations)
+
+    def _law(self) -> BottleneckLaw | None:
+        """What the runs without workers tell of all others; None where there are none."""
         costs = [
             Costs(
                 config=self.configs[run.index],
@@ -375,10 +378,7 @@ class AdaptiveSearch:
             if (units := sum(reading.num_units for reading in run.readings))
             and not self.configs[run.index].num_workers
         ]
-        if not costs:
-            return np.zeros(len(self.configs))
-        law = BottleneckLaw(costs, self._cores)
-        return np.asarray(-np.log(law.seconds_per_unit(self.configs)))
+        return BottleneckLaw(costs, self._cores) if costs else None
 
     def _units_per_step(self) -> NDArray[np.float64]:
         readings = [(run.index, reading) for run in self._runs.values() for reading in run.readings]

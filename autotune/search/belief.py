@@ -29,6 +29,8 @@ Integers = NDArray[np.intp]
 _BATCH, _THREADS, _WORKERS, _PREFETCH = 3.0, 0.7, 1.0, 4.0
 # The level of all rates: nothing is known of it beforehand.
 _LEVEL = 1.0
+# Workers cost something, too: how far the law may be off where they bring nothing.
+_LEAST_WORKERS = 0.03
 # Seconds within which the machine's speed is about the same.
 _DRIFT_S = 20.0
 # How far off the spreads' first guesses may be, in natural logarithms.
@@ -87,16 +89,18 @@ class Similarity:
         workers: By everything, among those that have workers; 0 for the others.
         same: 1 for a configuration with itself, else 0.
         has_workers: Which configurations have workers, [N].
+        gain: What workers could bring at most, as a logarithm of rates, [N].
     """
 
     step: Array
     workers: Array
     same: Array
     has_workers: NDArray[np.bool_]
+    gain: Array
 
     @classmethod
     def of(cls, configs: Sequence[ThroughputConfig]) -> Similarity:
-        """Of the configurations of a space."""
+        """Of the configurations of a space; what workers could bring is not known."""
         of_step = [
             _logs([config.batch_size for config in configs], _BATCH),
             _logs([config.num_threads or 1 for config in configs], _THREADS),
@@ -111,6 +115,7 @@ class Similarity:
             workers=np.outer(has_workers, has_workers) * _alike([*of_step, workers, prefetch]),
             same=np.eye(len(configs)),
             has_workers=has_workers,
+            gain=np.full(len(configs), np.inf),
         )
 
     def at(self, index: Integers) -> Similarity:
@@ -121,14 +126,16 @@ class Similarity:
             workers=self.workers[pairs],
             same=self.same[pairs],
             has_workers=self.has_workers[index],
+            gain=self.gain[index],
         )
 
     def covariance(self, spreads: Spreads) -> Array:
-        """Of the law's error, [N, N]."""
+        """Of the law's error, [N, N]. Where workers can bring little, it cannot be far off."""
+        workers = np.minimum(spreads.workers, _LEAST_WORKERS + self.gain)
         return np.asarray(
             _LEVEL**2
             + spreads.step**2 * self.step
-            + spreads.workers**2 * self.workers
+            + np.outer(workers, workers) * self.workers
             + spreads.own**2 * self.same
         )
 

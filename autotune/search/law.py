@@ -22,7 +22,7 @@ Array = NDArray[np.float64]
 # trials tell; and what that is worth beside one trial.
 _FIXED_SHARE, _PARALLEL_SHARE, _PRIOR_WEIGHT = 0.2, 0.5, 0.1
 # Where several bounds lie close to each other, all are felt: the higher, the sharper the corner.
-_SHARPNESS = 4.0
+_SHARPNESS = 8.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +91,13 @@ class BottleneckLaw:
         )
         with_workers = (bounds**_SHARPNESS).sum(axis=0) ** (1 / _SHARPNESS)
         return np.where(workers > 0, with_workers, step_s + load_s)
+
+    def gain(self, configs: Iterable[ThroughputConfig]) -> Array:
+        """What loading that takes no time would bring, as a logarithm of rates, [N]."""
+        batch, threads = _sizes(tuple(configs))
+        step_s = _terms(batch, threads) @ self._step
+        load_s = _terms(batch, threads)[:, :2] @ self._load
+        return np.asarray(np.log1p(load_s / step_s))
 
 
 def _sizes(configs: Sequence[ThroughputConfig]) -> tuple[Array, Array]:

@@ -1,5 +1,7 @@
 """What the law makes of the costs that a few trials without workers showed."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -63,3 +65,10 @@ def test_loading_that_sleeps_needs_no_core():
     law = BottleneckLaw([costs(config, **truth) for config in SEEN], usable_cores=2)
     [found] = seconds(law, make(16, num_workers=50))
     assert found == pytest.approx(0.002, rel=0.05)
+
+
+def test_workers_can_gain_what_loading_takes():
+    law = BottleneckLaw(
+        [costs(config, sample_s=0.002, load_s=0.001) for config in SEEN], usable_cores=2
+    )
+    assert law.gain([make(8, 2)]) == pytest.approx([math.log(1.5)], rel=0.05)
