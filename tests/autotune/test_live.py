@@ -54,10 +54,13 @@ def test_runs_live_side_by_side_and_what_they_show_is_stored_at_once(open_bench)
         # As another process sees it that reads the storage now, or after this one was killed.
         records = read_records(study)
         assert [record.measurement for record in records] == [None, None]
-        assert [sum(len(s.blocks) for s in r.samples) for r in records] == [4, 2]
+        # Disturbed blocks are measured again, and kept.
+        stored = [sum(len(s.blocks) for s in r.samples) for r in records]
+        assert stored[0] >= 4
+        assert stored[1] >= 2
         bench.close(four)
-        assert read_records(study)[0].measurement.num_blocks == 4
-    assert read_records(study)[1].measurement.num_blocks == 2
+        assert read_records(study)[0].measurement.num_blocks == stored[0]
+    assert read_records(study)[1].measurement.num_blocks == stored[1]
     assert {record.start_mode for record in read_records(study)} == {StartMode.FORK}
 
 

@@ -126,6 +126,10 @@ def finish(store: StudyStore, path: Path) -> None:
     searched = [record for record in store.records() if record.phase is Phase.SEARCH]
     result = Result(
         best=best,
+        probability=0.9,
+        runners_up=(),
+        widened=(),
+        tuning_s=60.0,
         num_configurations=18,
         num_measured=18,
         num_ruled_out=0,
