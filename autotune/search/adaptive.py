@@ -23,9 +23,14 @@ from autotune.search.law import BottleneckLaw, Costs
 from autotune.search.policy import Option, Proposal, probabilities_near_best, propose
 
 # A second of tuning must bring more than it costs in training that goes on for so long.
-HORIZON_S = 3600.0
+HORIZON_S = 3 * 3600.0
+# The search ends sooner where it is so sure that the choice is within 2 % of the fastest.
+_SURE = 0.8
 # Runs that are open at once, ready to be measured again.
 MAX_OPEN = 8
+# Configurations whose means are so close are taken for equal, and the cheapest is chosen: half of
+# what is no matter, since means are uncertain.
+_TIE = INDIFFERENCE / 2
 # What lies so many standard deviations below the best is not tried.
 _REACH = 3.0
 # How far an earlier search of the same loop may be off.
@@ -191,15 +196,15 @@ class AdaptiveSearch:
         max_visits: int | None = None,
         after_each: Callable[[], None] = lambda: None,
     ) -> bool:
-        """Measure until nothing is worth its time, or until `end_s` on the bench's clock.
+        """Measure until the choice is sure, or nothing is worth its time, or `end_s` is reached.
 
         Args:
-            end_s: When no measurement may go on any more.
+            end_s: When no measurement may go on any more, on the bench's clock.
             max_visits: Most runs that are started; None for no limit.
             after_each: Called after each measurement.
 
         Returns:
-            Whether nothing was left that is worth its time.
+            Whether it ended by itself.
         """
         if not any(run.index == 0 for run in self._runs.values()):
             self._visit(0, 1)
@@ -209,13 +214,14 @@ class AdaptiveSearch:
             proposal = self._propose(end_s - self._bench.now_s)
             if proposal is None:
                 break
-            if proposal.gain_per_s * self._horizon_s < 1.0:
+            best = self.standings()[0]
+            if best.probability >= _SURE or proposal.gain_per_s * self._horizon_s < 1.0:
                 # What was never measured is no answer, however good it is believed to be.
-                best = self._places[self.standings()[0].config]
-                settled = any(run.index == best for run in self._runs.values())
+                place = self._places[best.config]
+                settled = any(run.index == place for run in self._runs.values())
                 if settled or not self._visits_left:
                     break
-                self._visit(best, 1)
+                self._visit(place, 1)
             elif proposal.option.run in self._runs:
                 self._measure(proposal.option.run, proposal.num_blocks)
             else:
@@ -253,7 +259,7 @@ class AdaptiveSearch:
         ratio_variance = belief.variance + covariance[0, 0] - 2 * covariance[0]
         order = sorted(np.flatnonzero(may_run).tolist(), key=lambda place: -belief.mean[place])
         top = belief.mean[order[0]]
-        equals = [place for place in order if belief.mean[place] >= top - math.log1p(INDIFFERENCE)]
+        equals = [place for place in order if belief.mean[place] >= top - _TIE]
         chosen = min(equals, key=lambda place: cost_key(self.configs[place]))
         order.remove(chosen)
         return [
