@@ -33,8 +33,10 @@ _LEVEL = 1.0
 _LEAST_WORKERS = 0.03
 # Seconds within which the machine's speed is about the same.
 _DRIFT_S = 20.0
-# How far off the spreads' first guesses may be, in natural logarithms.
-_DOUBT = 0.2
+# How far off the spreads' first guesses may be, in natural logarithms. A loop that sleeps hardly
+# varies at all: what processes and noise do differs most from machine to machine.
+_DOUBT, _NOISE_DOUBT = 0.2, 0.5
+_NOISY = ("process", "drift", "noise", "workers_noise")
 _JITTER = 1e-9
 
 
@@ -238,6 +240,7 @@ def fit_spreads(
     seen = _Columns.of(observations)
     names = [field.name for field in dataclasses.fields(Spreads)]
     guess = np.log([getattr(first, name) for name in names])
+    doubts = np.array([_NOISE_DOUBT if name in _NOISY else _DOUBT for name in names])
     seen_alone = similarity.at(seen.index)
     residuals = seen.log_rate - law[seen.index]
 
@@ -245,7 +248,7 @@ def fit_spreads(
         spreads = Spreads(**dict(zip(names, np.exp(logs).tolist(), strict=True)))
         factor = _factor(seen_alone, spreads, seen)
         explained = residuals @ cho_solve((factor, True), residuals)
-        doubt = (((logs - guess) / _DOUBT) ** 2).sum()
+        doubt = (((logs - guess) / doubts) ** 2).sum()
         return float(explained / 2 + np.log(np.diag(factor)).sum() + doubt / 2)
 
     found = minimize(improbability, guess, method="L-BFGS-B", options={"maxiter": 15})
