@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -18,12 +19,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from workloads import WORKLOADS
 
 BASELINE_BATCH = 32
+# Of the memory, what a tool that looks for its limit may take.
+MEMORY_SHARE = 0.6
 AXES = {
     "batch_size": (8, 16, 32, 64, 128, 256, 512),
     "num_workers": (0, 1, 2, 3, 4),
@@ -142,6 +146,9 @@ def lightning(workload: str, end_s: float) -> Settings:
     import lightning as pl
     from lightning.pytorch.tuner import Tuner
 
+    # It doubles the batch until memory runs out, which it notices if the kernel has not killed it.
+    most = int(MEMORY_SHARE * psutil.virtual_memory().total)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     make_dataset, make_model = WORKLOADS[workload]
 
     class Module(pl.LightningModule):

@@ -1,21 +1,25 @@
 """autotune beside other tuners, under the same wall clock: `python benchmarks/peers.py`.
 
-Each tunes the same loops for the same time; what each chose is then measured by one harness that
-is nobody's own: fresh processes side by side, a quarter of a second each in turn, in five rounds.
-The others are installed into an environment of their own (.peers) the first time.
+Each tunes the same loops, and may take the same time; what each chose is then trained with, all of
+them side by side in fresh processes, a quarter of a second each in turn, in five rounds. The others
+are installed into an environment of their own (.peers) the first time.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
+import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from importlib import metadata
 from pathlib import Path
 
 from measurement import no_limits, script
@@ -76,12 +80,12 @@ def install() -> None:
 
 
 def version(package: str) -> str:
-    from importlib import metadata
-
+    """Of a package, without what names its build."""
     return metadata.version(package).partition("+")[0]
 
 
 def run_autotune(workload: str, seconds: float) -> tuple[ThroughputConfig, float]:
+    """What autotune chose in at most so many seconds, and how many it took."""
     axes = [
         option
         for name, values in AXES.items()
@@ -98,24 +102,29 @@ def run_autotune(workload: str, seconds: float) -> tuple[ThroughputConfig, float
 
 
 def run_peer(tool: str, workload: str, seconds: float) -> tuple[ThroughputConfig, float]:
-    """What a tool chose; the baseline where it failed or did not come to an end."""
+    """The same of another tool; the baseline where it failed or did not come to an end."""
     command = [str(ENVIRONMENT / "bin" / "python"), str(HERE / "peer_tools.py"), tool, workload]
     start_s = time.monotonic()
     settings = {"batch_size": BASELINE_BATCH}
-    try:
-        done = subprocess.run(
-            [*command, "--seconds", str(seconds)],
-            check=True,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE * seconds,
-        )
-        settings = json.loads(done.stdout)
-    except subprocess.TimeoutExpired:
-        print(f"{tool} on {workload}: no answer within {PATIENCE * seconds:.0f} s")
-    except subprocess.CalledProcessError as error:
-        print(f"{tool} on {workload} failed: {error.stderr.strip().splitlines()[-1:]}")
-    return ThroughputConfig(**settings), time.monotonic() - start_s
+    with subprocess.Popen(
+        [*command, "--seconds", str(seconds)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        try:
+            answer, said = process.communicate(timeout=PATIENCE * seconds)
+            settings = json.loads(answer)
+        except subprocess.TimeoutExpired:
+            print(f"{tool} on {workload}: no answer within {PATIENCE * seconds:.0f} s")
+        except ValueError:
+            print(f"{tool} on {workload} failed: {said.strip().splitlines()[-1:]}")
+        took_s = time.monotonic() - start_s
+        # With whatever it has left running.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return ThroughputConfig(**settings), took_s
 
 
 def measure(workload: str, configs: list[ThroughputConfig]) -> dict[ThroughputConfig, float]:

@@ -211,15 +211,18 @@ class AdaptiveSearch:
         settled = False
         self._visits_left = math.inf if max_visits is None else max_visits
         while self._runs:
-            proposal = self._propose(end_s - self._bench.now_s)
+            belief = self._belief()
+            left_s = end_s - self._bench.now_s
+            proposal = self._propose(belief, left_s)
             if proposal is None:
                 break
-            best = self.standings()[0]
+            best = self._rank(belief)[0]
             if best.probability >= _SURE or proposal.gain_per_s * self._horizon_s < 1.0:
                 # What was never measured is no answer, however good it is believed to be.
                 place = self._places[best.config]
                 settled = any(run.index == place for run in self._runs.values())
-                if settled or not self._visits_left:
+                start_s, block_s = self._costs_s(belief)
+                if settled or not self._visits_left or start_s[place] + block_s[place] > left_s:
                     break
                 self._visit(place, 1)
             elif proposal.option.run in self._runs:
@@ -240,7 +243,7 @@ class AdaptiveSearch:
         """The configuration of which a new run is worth most; the baseline before there are any."""
         if not any(run.readings for run in self._runs.values()):
             return self.configs[0]
-        proposal = self._propose(math.inf)
+        proposal = self._propose(self._belief(), math.inf)
         return self.configs[proposal.option.index if proposal is not None else 0]
 
     def beliefs(self) -> NDArray[np.float64]:
@@ -252,7 +255,9 @@ class AdaptiveSearch:
 
         It is the fastest, or the cheapest of those that are equally fast.
         """
-        belief = self._belief()
+        return self._rank(self._belief())
+
+    def _rank(self, belief: Belief) -> list[Standing]:
         may_run = self._may_run()
         near = probabilities_near_best(belief, may_run, within=INDIFFERENCE, seed=self._seed)
         covariance = belief.covariance
@@ -273,11 +278,13 @@ class AdaptiveSearch:
             for place in (chosen, *order)
         ]
 
-    def _propose(self, left_s: float) -> Proposal | None:
-        belief = self._belief()
+    def _costs_s(self, belief: Belief) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What starting a run of each configuration takes, and a block, [N] each."""
         step_s = np.exp(-belief.mean) * self._units_per_step()
-        block_s = np.maximum(self._block_s, step_s)
-        start_s = self._start_s(step_s)
+        return self._start_s(step_s), np.maximum(self._block_s, step_s)
+
+    def _propose(self, belief: Belief, left_s: float) -> Proposal | None:
+        start_s, block_s = self._costs_s(belief)
         options = [
             Option(index=run.index, run=number, start_s=0.0, block_s=block_s[run.index])
             for number, run in self._runs.items()

@@ -4,9 +4,11 @@ import subprocess
 import sys
 import textwrap
 import time
+from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from autotune.channel import Listener
 from autotune.counters import process_cpu_s
@@ -79,6 +81,25 @@ if __name__ == "__main__":
 """
 
 
+# Short blocks: these tests look at what happens, not at how fast anything is.
+QUICK = {
+    "name": "quick",
+    "axes": {"batch_size": [2, 4, 8], "num_workers": [0]},
+    "block_s": 0.05,
+    "max_blocks": 2,
+    "confirm_s": 0.1,
+    "confirm_rounds": 2,
+    "start_deadline_s": 30,
+    "budget": "60s",
+    # What these tests look at does not depend on it, and it visits everything.
+    "sampler": "grid",
+    # Whatever else the machine does while the tests run.
+    "allow_busy": True,
+}
+# A step that takes its time whatever the batch: the largest batch is by far the fastest.
+FIXED_STEP = "time.sleep(0.01)"
+
+
 def script_text(
     template,
     *,
@@ -114,6 +135,19 @@ def light_script(tmp_path, monkeypatch):
     """The same for a script that does without torch, and so cannot have loader workers."""
     monkeypatch.chdir(tmp_path)
     return lambda **parts: _write(tmp_path, script_text(LIGHT_SCRIPT, **parts))
+
+
+@pytest.fixture
+def study(light_script):
+    """Writes a study of a light script; gives the options that run it."""
+
+    def write(*, script=None, **changes):
+        command = light_script(**{"step": FIXED_STEP, **(script or {})})
+        data = {**QUICK, "command": list(command), **changes}
+        Path("quick.yaml").write_text(yaml.safe_dump(data))
+        return ("--study", "quick.yaml")
+
+    return write
 
 
 @pytest.fixture

@@ -1,0 +1,293 @@
+"""The methods that benchmarks/search.py compares, each on a replayed table.
+
+A method gives what it would answer after each of its steps, with what they cost. The others start
+a fresh process for each trial, measure it for 4 s, and answer with the fastest so far.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+
+import optuna
+
+from autotune.config import ThroughputConfig
+from autotune.search.adaptive import AdaptiveSearch
+from autotune.search.confirmation import INDIFFERENCE, choose
+from autotune.search.replay import ReplayBench, TruthTable
+
+MEASURE_S, BLOCK_S, CONFIRM_S = 4.0, 0.25, 2.5
+CORES = 2.0
+# Of the exhaustive search, what a search should cost at most.
+SHARE = 0.05
+# What a search of a slow loop may take.
+SLOW_LIMIT_S = 600.0
+ROUNDS = 3
+# What starting two fresh processes at once takes, in starts of one.
+TOGETHER = 1.2
+# What timing step and loader by themselves takes.
+PROBE_S = 1.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a method would answer after so much time.
+
+    Attributes:
+        cost_s: Seconds spent.
+        config: The answer.
+        claim: The probability, as stated, that it is within 2 % of the best; None if not stated.
+        searched: What the search alone would have answered.
+    """
+
+    cost_s: float
+    config: ThroughputConfig
+    claim: float | None = None
+    searched: ThroughputConfig | None = None
+    search_s: float | None = None
+    num_visited: int = 0
+
+
+Method = Callable[[TruthTable, int], list[Answer]]
+
+
+def auto(
+    table: TruthTable,
+    seed: int,
+    kind: type[AdaptiveSearch] = AdaptiveSearch,
+    budget: float = math.inf,
+    limit_s: float = math.inf,
+) -> list[Answer]:
+    """autotune: baseline, search, confirmation; the budget is a share of the exhaustive search.
+
+    `limit_s` is one in seconds.
+    """
+    bench = ReplayBench(table, seed)
+    fresh_run(bench, table.baseline, CONFIRM_S)
+    # The host starts once, and is forked from then on.
+    bench.now_s += table.fresh_start_s
+    search = kind(
+        list(table.runs),
+        table.baseline,
+        bench,
+        usable_cores=CORES,
+        block_s=BLOCK_S,
+        seed=seed,
+    )
+    run_s = table.fresh_s(table.baseline, CONFIRM_S)
+    search.run(min(budget * table.exhaustive_s(MEASURE_S), limit_s) - 2.2 * ROUNDS * run_s)
+    leader, *_ = search.standings()
+    search_s = bench.now_s
+    rates: dict[ThroughputConfig, list[float]] = {}
+    chosen = table.baseline
+    for number in range(2 * ROUNDS if leader.config != table.baseline else 0):
+        confirm_round(bench, (table.baseline, leader.config), rates)
+        speedup = choose(rates, table.baseline).speedup
+        chosen = leader.config if speedup.significant else table.baseline
+        undecided = speedup.ratio > 1 + INDIFFERENCE and not speedup.significant
+        if number + 1 >= ROUNDS and (not undecided or budget < math.inf):
+            break
+    return [
+        Answer(
+            cost_s=bench.now_s,
+            config=chosen,
+            claim=leader.probability,
+            searched=leader.config,
+            search_s=search_s,
+            num_visited=search.num_visited,
+        )
+    ]
+
+
+def confirm_round(
+    bench: ReplayBench,
+    configs: Sequence[ThroughputConfig],
+    rates: dict[ThroughputConfig, list[float]],
+) -> None:
+    """A fresh process for each, measured in turn."""
+    bench.now_s += TOGETHER * bench.table.fresh_start_s
+    runs = {config: bench.open(config) for config in configs}
+    units = dict.fromkeys(configs, 0.0)
+    seconds = dict.fromkeys(configs, 0.0)
+    while min(seconds.values()) < CONFIRM_S:
+        for config, run in runs.items():
+            reading = bench.measure(run, 1)
+            units[config] += reading.num_units
+            seconds[config] += reading.duration_s
+    bench.now_s += PROBE_S * len(configs)
+    for config, run in runs.items():
+        rates.setdefault(config, []).append(units[config] / seconds[config])
+        bench.close(run)
+
+
+def fresh_run(bench: ReplayBench, config: ThroughputConfig, seconds: float = MEASURE_S) -> float:
+    """Units per second of a fresh process, as the peers measure."""
+    run = bench.open(config, fresh=True)
+    reading = bench.measure_for(run, seconds)
+    bench.close(run)
+    return reading.num_units / reading.duration_s
+
+
+def fastest_of(
+    table: TruthTable, seed: int, configs: Iterator[ThroughputConfig], told: Callable[[float], None]
+) -> list[Answer]:
+    """Measure one after another; the fastest so far is the answer."""
+    bench = ReplayBench(table, seed)
+    best, answer, answers = 0.0, table.baseline, []
+    for config in configs:
+        rate = fresh_run(bench, config)
+        told(rate)
+        if rate > best:
+            best, answer = rate, config
+        answers.append(Answer(cost_s=bench.now_s, config=answer))
+    return answers
+
+
+def exhaustive(table: TruthTable, seed: int) -> list[Answer]:
+    """Every configuration once, in random order."""
+    order = list(table.runs)
+    random.Random(seed).shuffle(order)
+    return fastest_of(table, seed, iter(order), lambda _: None)
+
+
+def coordinates(table: TruthTable, seed: int) -> list[Answer]:
+    """Coordinate descent from the baseline: one axis after another, until nothing improves."""
+    bench = ReplayBench(table, seed)
+    answers: list[Answer] = []
+    measured: dict[ThroughputConfig, float] = {}
+
+    def rate(config: ThroughputConfig) -> float:
+        if config not in measured:
+            measured[config] = fresh_run(bench, config)
+        return measured[config]
+
+    current = table.baseline
+    shuffle = random.Random(seed)
+    improved = True
+    while improved:
+        improved = False
+        names = ["batch_size", "num_workers", "prefetch_factor", "num_threads"]
+        shuffle.shuffle(names)
+        for name in names:
+            line = [c for c in table.runs if differs_only(c, current, name)]
+            best = max([current, *line], key=rate)
+            improved |= best != current
+            current = best
+            answers.append(Answer(cost_s=bench.now_s, config=current))
+    return answers
+
+
+def differs_only(config: ThroughputConfig, other: ThroughputConfig, name: str) -> bool:
+    free = {name, "gradient_accumulation_steps", "persistent_workers"}
+    if name == "num_workers" and 0 in (config.num_workers, other.num_workers):
+        free.add("prefetch_factor")
+        if config.num_workers and config.prefetch_factor != 2:
+            return False
+    ours, theirs = config.to_dict(), other.to_dict()
+    return all(ours[key] == theirs[key] for key in ours if key not in free) and config != other
+
+
+def optuna_search(
+    make: Callable[[int], optuna.samplers.BaseSampler],
+    num_trials: int,
+    table: TruthTable,
+    seed: int,
+    make_pruner: Callable[[], optuna.pruners.BasePruner] = optuna.pruners.NopPruner,
+) -> list[Answer]:
+    """Optuna as people use it; with a pruner, rates are reported after 1, 2 and 4 s."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    bench = ReplayBench(table, seed)
+    axes = {
+        name: sorted({c.to_dict()[name] or 0 for c in table.runs if c.to_dict()[name] is not None})
+        for name in ("batch_size", "num_workers", "prefetch_factor", "num_threads")
+    }
+    by_values = {tuple(c.to_dict()[name] or 0 for name in axes): c for c in table.runs}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        study = optuna.create_study(sampler=make(seed), pruner=make_pruner(), direction="maximize")
+        best, answer, answers = 0.0, table.baseline, []
+        for _ in range(num_trials):
+            trial = study.ask()
+            values = []
+            for name, choices in axes.items():
+                if name == "prefetch_factor" and not values[1]:
+                    values.append(0)
+                    continue
+                values.append(choices[trial.suggest_int(name, 0, len(choices) - 1)])
+            config = by_values[tuple(values)]
+            run = bench.open(config, fresh=True)
+            units = seconds = 0.0
+            pruned = False
+            for step, part_s in enumerate((1.0, 1.0, 2.0)):
+                reading = bench.measure_for(run, part_s)
+                units, seconds = units + reading.num_units, seconds + reading.duration_s
+                trial.report(units / seconds, 2**step)
+                if trial.should_prune():
+                    pruned = True
+                    break
+            bench.close(run)
+            if pruned:
+                study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            else:
+                study.tell(trial, units / seconds)
+                if units / seconds > best:
+                    best, answer = units / seconds, config
+            answers.append(Answer(cost_s=bench.now_s, config=answer))
+    return answers
+
+
+class WithoutBounds(AdaptiveSearch):
+    """Nothing but resemblance tells of what has not run."""
+
+    def _law(self) -> None:
+        return None
+
+
+class WithoutEarlyStopping(AdaptiveSearch):
+    """Every visit lasts as long as the longest of the other samplers."""
+
+    def _visit(self, index: int, num_blocks: int) -> None:
+        super()._visit(index, max(num_blocks, 6))
+
+
+class WithoutRace(AdaptiveSearch):
+    """A run is measured once, and ended."""
+
+    def _measure(self, number: int, num_blocks: int) -> None:
+        super()._measure(number, num_blocks)
+        if number in self._open_runs():
+            self._end(number)
+
+
+METHODS: dict[str, Method] = {
+    "auto": auto,
+    "auto, 5 %": functools.partial(auto, budget=SHARE),
+    "no bounds": functools.partial(auto, kind=WithoutBounds),
+    "no stopping": functools.partial(auto, kind=WithoutEarlyStopping),
+    "no race": functools.partial(auto, kind=WithoutRace),
+    "random": functools.partial(
+        optuna_search, lambda s: optuna.samplers.RandomSampler(seed=s), 120
+    ),
+    "coordinates": coordinates,
+    "tpe": functools.partial(optuna_search, lambda s: optuna.samplers.TPESampler(seed=s), 120),
+    "gp": functools.partial(optuna_search, lambda s: optuna.samplers.GPSampler(seed=s), 40),
+    "asha": functools.partial(
+        optuna_search,
+        lambda s: optuna.samplers.RandomSampler(seed=s),
+        208,
+        make_pruner=lambda: optuna.pruners.SuccessiveHalvingPruner(1, 2),
+    ),
+    "exhaustive": exhaustive,
+}
+SLOW_METHODS: dict[str, Method] = {
+    **METHODS,
+    "auto": functools.partial(auto, limit_s=SLOW_LIMIT_S),
+    **{
+        name: functools.partial(auto, kind=kind, limit_s=SLOW_LIMIT_S)
+        for name, kind in (("no bounds", WithoutBounds), ("no race", WithoutRace))
+    },
+}
