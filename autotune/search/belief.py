@@ -36,6 +36,8 @@ _DRIFT_S = 20.0
 # How far off the spreads' first guesses may be, in natural logarithms. A loop that sleeps hardly
 # varies at all: what processes and noise do differs most from machine to machine.
 _DOUBT, _NOISE_DOUBT = 0.2, 0.5
+# Beyond so many times that, nothing is sought.
+_REACH = 4.0
 _NOISY = ("process", "drift", "noise", "workers_noise")
 _JITTER = 1e-9
 
@@ -251,7 +253,11 @@ def fit_spreads(
         doubt = (((logs - guess) / doubts) ** 2).sum()
         return float(explained / 2 + np.log(np.diag(factor)).sum() + doubt / 2)
 
-    found = minimize(improbability, guess, method="L-BFGS-B", options={"maxiter": 15})
+    # Far from what is expected, a step of the minimiser would leave what can be reckoned with.
+    bounds = list(zip(guess - _REACH * doubts, guess + _REACH * doubts, strict=True))
+    found = minimize(
+        improbability, guess, method="L-BFGS-B", bounds=bounds, options={"maxiter": 15}
+    )
     return Spreads(**dict(zip(names, np.exp(found.x).tolist(), strict=True)))
 
 

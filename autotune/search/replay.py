@@ -99,7 +99,7 @@ def read_truth(blocks: Path) -> TruthTable:
     The logarithm of a run's rate is taken for the sum of its configuration's, its group's (what
     the machine did at the time) and the run's own; the first two are least-squares estimates. The
     fastest of many estimates is a lucky one, so the estimates are shrunk towards the mean of those
-    that are about as fast, by as much as the spread of runs tells.
+    that are about as fast, by as much as the spread of runs and their number tell.
 
     Source: Efron & Morris 1975, "Data Analysis Using Stein's Estimator and its Generalizations".
     """
@@ -203,12 +203,28 @@ def _means(values: Array, places: NDArray[np.int64]) -> Array:
 
 
 def _shrunk(effects: Array, counts: NDArray[np.int64], own: Array) -> Array:
-    """The effects of configurations, those measured most often drawn together."""
-    variance = float((own**2).sum()) / max(1, len(own) - len(effects))
-    top = counts == counts.max()
-    mean, spread = effects[top].mean(), effects[top].var(ddof=1)
-    keep = max(0.0, 1.0 - variance / counts.max() / spread)
-    return np.where(top, mean + keep * (effects - mean), effects)
+    """The effects of the fastest configurations drawn together, those measured least the most.
+
+    These are all that seem as fast as the slowest of those that were measured more often.
+
+    Source of the spread: DerSimonian & Laird 1986, "Meta-analysis in clinical trials".
+    """
+    again = counts > counts.min()
+    if not again.any():
+        again = counts == counts.min()
+    fast = effects >= effects[again].min()
+    if fast.sum() < 2:
+        return effects
+    variance = float((own**2).sum()) / max(1, len(own) - len(effects)) / counts[fast]
+    weights = 1.0 / variance
+    mean = np.average(effects[fast], weights=weights)
+    excess = (weights * (effects[fast] - mean) ** 2).sum() - (len(weights) - 1)
+    spread = max(0.0, excess / (weights.sum() - (weights**2).sum() / weights.sum()))
+    keep = spread / (spread + variance)
+    mean = np.average(effects[fast], weights=1.0 / (spread + variance))
+    shrunk = effects.copy()
+    shrunk[fast] = mean + keep * (effects[fast] - mean)
+    return shrunk
 
 
 class ReplayBench:

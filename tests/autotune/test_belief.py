@@ -108,6 +108,16 @@ def test_spreads_follow_what_was_seen():
     assert noisy.noise == pytest.approx(0.15, rel=0.5)
 
 
+def test_spreads_stay_within_reach_of_what_was_expected_whatever_was_seen():
+    absurd = [seen(n % len(CONFIGS), 1e4 * (-1) ** n, run=n, duration_s=60.0) for n in range(60)]
+    found = fit_spreads(SIMILARITY, FLAT, absurd, SPREADS)
+    for name in ("step", "workers", "own"):
+        assert getattr(found, name) / getattr(SPREADS, name) < 3
+    for name in ("process", "drift", "noise", "workers_noise"):
+        assert getattr(found, name) / getattr(SPREADS, name) < 8
+    assert np.isfinite(believe(*absurd, spreads=found).mean).all()
+
+
 def test_a_gain_is_expected_where_an_uncertain_configuration_may_be_the_best():
     # In closed form, for two independent normals of which one is known.
     means, shifts = np.array([0.0, 0.0]), np.array([[0.0], [0.1]])
