@@ -10,9 +10,10 @@ import pandas as pd
 
 from autotune.config import ThroughputConfig
 from autotune.measurement import Measurement
+from autotune.search.records import TrialRecord, read_records
 from autotune.search.spread import BlockSpread
 from autotune.search.storage import shown_url, storage_url
-from autotune.search.study import TrialRecord, find_study, read_records
+from autotune.search.study import find_study
 
 # Columns that hold a list in each row.
 BLOCK_COLUMNS = ("block_s", "block_units_per_s")

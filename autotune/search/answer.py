@@ -21,7 +21,8 @@ from autotune.search.bottleneck import Bottleneck
 from autotune.search.confirmation import Choice, Interval
 from autotune.search.definition import StudyDefinition
 from autotune.search.knowledge import Knowledge
-from autotune.search.study import StudyStore, TrialRecord
+from autotune.search.records import TrialRecord
+from autotune.search.study import StudyStore
 from autotune.validation import validate
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from autotune.config import ThroughputConfig
 from autotune.measurement import Measurement, figure
-from autotune.search.study import TrialRecord
+from autotune.search.records import TrialRecord
 
 # One half of the loop is the bottleneck when it takes longer than the other by this factor.
 _CLEARLY = 1.25

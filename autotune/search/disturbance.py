@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from autotune.blocks import Block, Interference
 from autotune.errors import BusyMachineError
-from autotune.search.study import TrialRecord
+from autotune.search.records import TrialRecord
 from autotune.trials.neighbours import Load, QuietKeeper
 
 

@@ -12,7 +12,8 @@ from autotune.search.confirmation import INDIFFERENCE, choose
 from autotune.search.definition import StudyDefinition
 from autotune.search.knowledge import Knowledge
 from autotune.search.recorder import Recorder
-from autotune.search.study import StudyStore, TrialRecord
+from autotune.search.records import TrialRecord
+from autotune.search.study import StudyStore
 from autotune.trials.memory import memory_left_bytes, shared_memory_left_bytes
 
 # Of the free memory, and of that in /dev/shm, what finalists that are open at once may take.

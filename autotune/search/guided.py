@@ -17,7 +17,7 @@ from autotune.search.live import LiveBench, recall
 from autotune.search.plan import Plan, widen
 from autotune.search.progress import Progress
 from autotune.search.recorder import Recorder
-from autotune.search.study import Phase, TrialRecord
+from autotune.search.records import Phase, TrialRecord
 from autotune.trials.memory import memory_left_bytes
 
 # Training goes on for at least so many optimizer steps.

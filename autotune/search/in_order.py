@@ -8,8 +8,8 @@ from autotune.search.plan import Plan
 from autotune.search.progress import Progress
 from autotune.search.proposals import make_proposer
 from autotune.search.recorder import Recorder
+from autotune.search.records import Phase, TrialRecord
 from autotune.search.spread import BlockSpread
-from autotune.search.study import Phase, TrialRecord
 
 
 def search_in_order(recorder: Recorder, plan: Plan, baseline: TrialRecord) -> bool:

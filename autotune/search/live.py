@@ -12,7 +12,7 @@ from autotune.config import ThroughputConfig
 from autotune.measurement import Failure, FailureCause, counted_blocks, sustained_share
 from autotune.search.adaptive import MAX_OPEN, EarlierRun, Reading
 from autotune.search.recorder import Recorder
-from autotune.search.study import Phase, TrialRecord
+from autotune.search.records import Phase, TrialRecord
 from autotune.search.visits import Run
 from autotune.trials.memory import memory_left_bytes, shared_memory_left_bytes
 from autotune.trials.trial import TrialFailedError

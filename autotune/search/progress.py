@@ -6,7 +6,7 @@ import dataclasses
 from typing import Protocol
 
 from autotune.config import ThroughputConfig
-from autotune.search.study import Phase
+from autotune.search.records import Phase
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,8 +12,9 @@ from autotune.search.definition import StudyDefinition
 from autotune.search.knowledge import Knowledge
 from autotune.search.plan import Plan
 from autotune.search.progress import Observer
+from autotune.search.records import Outcome, Phase, TrialRecord
 from autotune.search.rounds import RoundPlan, measure_round
-from autotune.search.study import Outcome, Phase, StudyStore, TrialRecord
+from autotune.search.study import StudyStore
 from autotune.search.visits import Limits, visit
 from autotune.trials.neighbours import QuietKeeper
 from autotune.trials.runner import Runner

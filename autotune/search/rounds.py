@@ -18,7 +18,7 @@ from autotune.blocks import Sample
 from autotune.config import ThroughputConfig
 from autotune.measurement import Failure
 from autotune.search.definition import StudyDefinition
-from autotune.search.study import Outcome
+from autotune.search.records import Outcome
 from autotune.search.visits import MAX_REPEATS, Limits, Run
 from autotune.trials.neighbours import QuietKeeper
 from autotune.trials.trial import Trial, TrialFailedError

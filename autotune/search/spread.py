@@ -19,7 +19,7 @@ from scipy.optimize import brentq
 from scipy.special import fdtri, stdtrit
 
 from autotune.measurement import counted_blocks
-from autotune.search.study import TrialRecord
+from autotune.search.records import TrialRecord
 
 # The pooled spread weighs as much as so many blocks of the trial's own.
 _POOLED_FREEDOM = 4

@@ -1,13 +1,11 @@
-"""Studies: repaired, written trial by trial, and read back."""
+"""Studies: opened, repaired, and written trial by trial."""
 
 from __future__ import annotations
 
 import dataclasses
-import enum
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 import optuna
@@ -18,73 +16,13 @@ from optuna.trial import FrozenTrial, TrialState
 from autotune.blocks import Sample
 from autotune.config import ThroughputConfig
 from autotune.errors import BadInputError
-from autotune.measurement import Failure, FailureCause, Measurement, StartMode
+from autotune.measurement import Failure, FailureCause, StartMode
+from autotune.search.records import Outcome, Phase, TrialRecord, read_trial
 from autotune.search.storage import open_storage, shown_url, sqlite_path
 from autotune.space import AXIS_NAMES
-from autotune.validation import validate
 
 # Of what is stored in a study; another number means that it cannot be read.
 SCHEMA_VERSION = 3
-
-
-class Phase(enum.StrEnum):
-    """Why a trial was run. The values are stored in studies: never rename one."""
-
-    BASELINE = "baseline"
-    PROBE = "probe"
-    SEARCH = "search"
-    CONFIRM = "confirm"
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class TrialRecord:
-    """One trial of a study, as it was stored.
-
-    Attributes:
-        number: Optuna's number of the trial.
-        phase: Why it was run.
-        config: The configuration that ran.
-        start_mode: How it was started; None where the run was killed meanwhile.
-        measurement: Its figures; None where it failed or was interrupted.
-        failure: Why there are none; None for a trial that still runs.
-        samples: What was measured, block by block.
-        start_up_s: From the request to the first batch handed to the loop.
-        duration_s: Seconds in which it was started or ran, or until it failed; None where it failed
-            beside others.
-        started_at: When it was stored that the trial begins.
-        round_number: Round of the confirmation.
-        unit: Name of the script's own unit, None where samples count.
-    """
-
-    number: int
-    phase: Phase
-    config: ThroughputConfig
-    start_mode: StartMode | None = None
-    measurement: Measurement | None = None
-    failure: Failure | None = None
-    samples: tuple[Sample, ...] = ()
-    start_up_s: float | None = None
-    duration_s: float | None = None
-    started_at: datetime | None = None
-    round_number: int | None = None
-    unit: str | None = None
-
-    @property
-    def units_per_s(self) -> float:
-        """The objective; 0 where there is no measurement."""
-        return self.measurement.units_per_s if self.measurement else 0.0
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What a trial that succeeded leaves to be stored."""
-
-    measurement: Measurement
-    samples: Sequence[Sample]
-    start_mode: StartMode
-    start_up_s: float
-    duration_s: float
-    unit: str | None
 
 
 class StudyStore:
@@ -191,7 +129,7 @@ class StudyStore:
         """All trials, by number."""
         found = []
         for trial in self._study.get_trials(deepcopy=False):
-            record = self._finished.get(trial.number) or _read(trial)
+            record = self._finished.get(trial.number) or read_trial(trial)
             if trial.state.is_finished():
                 # It does not change any more, and validating it again takes time.
                 self._finished[trial.number] = record
@@ -211,7 +149,7 @@ class StudyStore:
                 self.facts
             ):
                 trials = storage.get_all_trials(other._study_id, deepcopy=False)
-                return tuple(_read(trial) for trial in trials)
+                return tuple(read_trial(trial) for trial in trials)
         return ()
 
     def _set_attributes(self, number: int, attributes: Mapping[str, Any]) -> None:
@@ -323,47 +261,6 @@ def find_study(url: str, name: str | None) -> optuna.Study:
     if name is not None and name not in names:
         raise BadInputError(f"study {name}: not in {shown_url(url)}; there are {', '.join(names)}")
     return optuna.load_study(study_name=name or names[-1], storage=storage)
-
-
-def read_records(study: optuna.Study) -> tuple[TrialRecord, ...]:
-    """All trials of a study, by number."""
-    return tuple(_read(trial) for trial in study.get_trials(deepcopy=False))
-
-
-def _read(trial: FrozenTrial) -> TrialRecord:
-    attributes = trial.user_attrs
-    measurement = failure = None
-    if trial.state == TrialState.COMPLETE:
-        names = Measurement.__dataclass_fields__
-        measurement = validate(
-            Measurement,
-            {name: attributes.get(name) for name in names},
-            source=f"trial {trial.number}",
-        )
-    elif trial.state == TrialState.FAIL:
-        failure = Failure(
-            cause=FailureCause(attributes.get("cause", FailureCause.INTERRUPTED)),
-            message=attributes.get("message", ""),
-            output=attributes.get("output", ""),
-        )
-    mode = attributes.get("start_mode")
-    return TrialRecord(
-        number=trial.number,
-        phase=Phase(attributes.get("phase", Phase.SEARCH)),
-        config=ThroughputConfig(**attributes.get("config", {"batch_size": 1})),
-        start_mode=StartMode(mode) if mode else None,
-        measurement=measurement,
-        failure=failure,
-        samples=tuple(
-            validate(Sample, raw, source=f"trial {trial.number}")
-            for raw in attributes.get("raw_samples", ())
-        ),
-        start_up_s=attributes.get("start_up_s"),
-        duration_s=attributes.get("duration_s"),
-        started_at=trial.datetime_start,
-        round_number=attributes.get("round_number"),
-        unit=attributes.get("unit"),
-    )
 
 
 def _numbered(name: str, number: int) -> str:

@@ -34,8 +34,9 @@ from autotune.search.in_order import num_measured, num_ruled_out, search_in_orde
 from autotune.search.plan import Plan, estimate, make_plan
 from autotune.search.progress import Observer
 from autotune.search.recorder import Recorder
+from autotune.search.records import Phase, TrialRecord
 from autotune.search.spread import BlockSpread
-from autotune.search.study import Phase, StudyStore, TrialRecord
+from autotune.search.study import StudyStore
 from autotune.search.visits import run_through
 from autotune.trials.runner import Runner
 from autotune.trials.trial import Trial, TrialFailedError

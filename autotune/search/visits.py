@@ -12,7 +12,7 @@ import time
 from autotune.blocks import BlockMode, BlockRequest, Probes, Sample
 from autotune.measurement import summarise
 from autotune.search.definition import StudyDefinition
-from autotune.search.study import Outcome
+from autotune.search.records import Outcome
 from autotune.trials.neighbours import QuietKeeper
 from autotune.trials.trial import Trial
 

@@ -3,7 +3,7 @@
 from autotune.blocks import Block, Sample, Settling
 from autotune.config import ThroughputConfig
 from autotune.measurement import summarise
-from autotune.search.study import Phase, TrialRecord
+from autotune.search.records import Phase, TrialRecord
 
 PLAIN = ThroughputConfig(batch_size=4)
 SETTLING = Settling(num_steps=3, duration_s=0.5, first_batch_at_s=10.0, step_s=0.1, settled=True)

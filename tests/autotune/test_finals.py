@@ -10,7 +10,7 @@ from autotune.measurement import Failure, FailureCause
 from autotune.search import finals
 from autotune.search.definition import StudyDefinition
 from autotune.search.finals import Finals
-from autotune.search.study import Phase
+from autotune.search.records import Phase
 
 from . import made_up
 

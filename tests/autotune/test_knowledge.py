@@ -6,7 +6,7 @@ import pytest
 from autotune.config import ThroughputConfig
 from autotune.measurement import Failure, FailureCause, Measurement
 from autotune.search.knowledge import Knowledge
-from autotune.search.study import Phase, TrialRecord
+from autotune.search.records import Phase, TrialRecord
 
 from . import made_up
 

@@ -10,8 +10,8 @@ from autotune.blocks import BlockMode, Sample
 from autotune.config import ThroughputConfig
 from autotune.measurement import Failure, FailureCause, StartMode
 from autotune.search.definition import StudyDefinition
+from autotune.search.records import Outcome
 from autotune.search.rounds import RoundPlan, measure_round
-from autotune.search.study import Outcome
 from autotune.search.visits import MAX_REPEATS, Limits
 from autotune.trials.trial import TrialFailedError
 

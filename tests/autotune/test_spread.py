@@ -8,8 +8,8 @@ import pytest
 
 from autotune.config import ThroughputConfig
 from autotune.measurement import Failure, FailureCause
+from autotune.search.records import Phase, TrialRecord
 from autotune.search.spread import BlockSpread
-from autotune.search.study import Phase, TrialRecord
 
 from .made_up import SETTLING, block_at, record
 

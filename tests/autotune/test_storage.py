@@ -10,15 +10,9 @@ from autotune.config import ThroughputConfig
 from autotune.errors import BadInputError
 from autotune.measurement import Failure, FailureCause, StartMode, summarise
 from autotune.report.frame import BLOCK_COLUMNS
+from autotune.search.records import Outcome, Phase, read_records
 from autotune.search.storage import storage_url
-from autotune.search.study import (
-    SCHEMA_VERSION,
-    Outcome,
-    Phase,
-    find_study,
-    open_study,
-    read_records,
-)
+from autotune.search.study import SCHEMA_VERSION, find_study, open_study
 
 from .made_up import SETTLING, block, sample
 

@@ -16,8 +16,9 @@ from autotune.search.answer import Result, make_best_config
 from autotune.search.bottleneck import diagnose
 from autotune.search.confirmation import choose
 from autotune.search.definition import StudyDefinition
+from autotune.search.records import Outcome, Phase, TrialRecord
 from autotune.search.storage import storage_url
-from autotune.search.study import Outcome, Phase, StudyStore, TrialRecord, open_study
+from autotune.search.study import StudyStore, open_study
 from autotune.space import Space
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "inspect_study.ipynb"
