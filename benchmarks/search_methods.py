@@ -78,18 +78,21 @@ def auto(
         block_s=BLOCK_S,
         seed=seed,
     )
-    run_s = table.fresh_s(table.baseline, CONFIRM_S)
-    search.run(min(budget * table.exhaustive_s(MEASURE_S), limit_s) - 2.2 * ROUNDS * run_s)
+    end_s = min(budget * table.exhaustive_s(MEASURE_S), limit_s)
+    search.run(end_s - 2 * ROUNDS * table.fresh_s(table.baseline, CONFIRM_S))
     leader, *_ = search.standings()
     search_s = bench.now_s
     rates: dict[ThroughputConfig, list[float]] = {}
     chosen = table.baseline
     for number in range(2 * ROUNDS if leader.config != table.baseline else 0):
+        before_s = bench.now_s
         confirm_round(bench, (table.baseline, leader.config), rates)
         speedup = choose(rates, table.baseline).speedup
         chosen = leader.config if speedup.significant else table.baseline
         undecided = speedup.ratio > 1 + INDIFFERENCE and not speedup.significant
-        if number + 1 >= ROUNDS and (not undecided or budget < math.inf):
+        if number + 1 >= ROUNDS and not undecided:
+            break
+        if 2 * bench.now_s - before_s > end_s:
             break
     return [
         Answer(
@@ -110,25 +113,22 @@ def confirm_round(
 ) -> None:
     """A fresh process for each, measured in turn."""
     bench.now_s += TOGETHER * bench.table.fresh_start_s
-    runs = {config: bench.open(config) for config in configs}
+    runs = {config: bench.start(config) for config in configs}
     units = dict.fromkeys(configs, 0.0)
     seconds = dict.fromkeys(configs, 0.0)
     while min(seconds.values()) < CONFIRM_S:
         for config, run in runs.items():
-            reading = bench.measure(run, 1)
+            reading = run.measure(1)
             units[config] += reading.num_units
             seconds[config] += reading.duration_s
     bench.now_s += PROBE_S * len(configs)
-    for config, run in runs.items():
+    for config in configs:
         rates.setdefault(config, []).append(units[config] / seconds[config])
-        bench.close(run)
 
 
 def fresh_run(bench: ReplayBench, config: ThroughputConfig, seconds: float = MEASURE_S) -> float:
     """Units per second of a fresh process, as the peers measure."""
-    run = bench.open(config, fresh=True)
-    reading = bench.measure_for(run, seconds)
-    bench.close(run)
+    reading = bench.start(config, fresh=True).measure_for(seconds)
     return reading.num_units / reading.duration_s
 
 
@@ -219,17 +219,16 @@ def optuna_search(
                     continue
                 values.append(choices[trial.suggest_int(name, 0, len(choices) - 1)])
             config = by_values[tuple(values)]
-            run = bench.open(config, fresh=True)
+            run = bench.start(config, fresh=True)
             units = seconds = 0.0
             pruned = False
             for step, part_s in enumerate((1.0, 1.0, 2.0)):
-                reading = bench.measure_for(run, part_s)
+                reading = run.measure_for(part_s)
                 units, seconds = units + reading.num_units, seconds + reading.duration_s
                 trial.report(units / seconds, 2**step)
                 if trial.should_prune():
                     pruned = True
                     break
-            bench.close(run)
             if pruned:
                 study.tell(trial, state=optuna.trial.TrialState.PRUNED)
             else:
@@ -254,21 +253,11 @@ class WithoutEarlyStopping(AdaptiveSearch):
         super()._visit(index, max(num_blocks, 6))
 
 
-class WithoutRace(AdaptiveSearch):
-    """A run is measured once, and ended."""
-
-    def _measure(self, number: int, num_blocks: int) -> None:
-        super()._measure(number, num_blocks)
-        if number in self._open_runs():
-            self._end(number)
-
-
 METHODS: dict[str, Method] = {
     "auto": auto,
     "auto, 5 %": functools.partial(auto, budget=SHARE),
     "no bounds": functools.partial(auto, kind=WithoutBounds),
     "no stopping": functools.partial(auto, kind=WithoutEarlyStopping),
-    "no race": functools.partial(auto, kind=WithoutRace),
     "random": functools.partial(
         optuna_search, lambda s: optuna.samplers.RandomSampler(seed=s), 120
     ),
@@ -286,8 +275,5 @@ METHODS: dict[str, Method] = {
 SLOW_METHODS: dict[str, Method] = {
     **METHODS,
     "auto": functools.partial(auto, limit_s=SLOW_LIMIT_S),
-    **{
-        name: functools.partial(auto, kind=kind, limit_s=SLOW_LIMIT_S)
-        for name, kind in (("no bounds", WithoutBounds), ("no race", WithoutRace))
-    },
+    "no bounds": functools.partial(auto, kind=WithoutBounds, limit_s=SLOW_LIMIT_S),
 }

@@ -1,7 +1,7 @@
 """The adaptive search: measures where it expects to gain the most, and stops when that is little.
 
-It does not know whether its trials are real: a `Bench` starts and measures them, a live one or one
-that replays a recorded table.
+It does not know whether its runs are real: a `Bench` makes them, a live one or one that replays a
+recorded table.
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ from autotune.search.belief import Belief, Observation, Similarity, Spreads, fit
 from autotune.search.confirmation import INDIFFERENCE, cost_key
 from autotune.search.knowledge import is_heavier
 from autotune.search.law import BottleneckLaw, Costs
-from autotune.search.policy import Option, Proposal, probabilities_near_best, propose
+from autotune.search.policy import Proposal, probabilities_near_best, propose
 
 # A second of tuning must bring more than it costs in training that goes on for so long.
 HORIZON_S = 3 * 3600.0
 # The search ends sooner where it is so sure that the choice is within 2 % of the fastest.
 _SURE = 0.8
-# Runs that are open at once, ready to be measured again.
-MAX_OPEN = 8
 # Configurations whose means are so close are taken for equal, and the cheapest is chosen: half of
 # what is no matter, since means are uncertain.
 _TIE = INDIFFERENCE / 2
@@ -44,7 +42,7 @@ _START_S, _SETTLE_S, _SETTLE_STEPS = 0.1, 0.3, 3.0
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What a run showed when it was asked for blocks.
+    """What a run showed.
 
     Attributes:
         at_s: When, in seconds since some start.
@@ -64,23 +62,14 @@ class Reading:
 
 
 class Bench(Protocol):
-    """Where runs are started and measured."""
+    """Where runs are made."""
 
     @property
     def now_s(self) -> float:
         """Seconds since some start."""
 
-    def has_room(self, config: ThroughputConfig) -> bool:
-        """Whether a run of a configuration can be open beside those that are."""
-
-    def open(self, config: ThroughputConfig) -> int | Failure:
-        """Start a run of a configuration, settled; gives its number."""
-
-    def measure(self, run: int, num_blocks: int) -> Reading | Failure:
-        """Time blocks of an open run; where it fails, it is closed."""
-
-    def close(self, run: int) -> None:
-        """End an open run."""
+    def visit(self, config: ThroughputConfig, num_blocks: int) -> Reading | Failure:
+        """Start a run of a configuration, settled, time so many blocks of it, and end it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,28 +92,11 @@ class Standing:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class EarlierRun:
-    """A run that has ended.
+class Visit:
+    """A run that has ended: of which configuration, and what it showed or why it failed."""
 
-    Attributes:
-        number: Tells runs apart.
-        config: What ran.
-        readings: What it showed.
-        failure: Why it failed, None if it did not.
-    """
-
-    number: int
     config: ThroughputConfig
-    readings: tuple[Reading, ...]
-    failure: Failure | None = None
-
-
-@dataclasses.dataclass(slots=True)
-class _Run:
-    index: int
-    readings: list[Reading]
-    is_open: bool = False
-    start_s: float | None = None
+    outcome: Reading | Failure
 
 
 class AdaptiveSearch:
@@ -166,27 +138,22 @@ class AdaptiveSearch:
         self._first_spreads = Spreads() if prior is None else _AFTER_ANOTHER
         self._spreads = self._first_spreads
         self._fit_at = _FIRST_FIT
-        self._runs: dict[int, _Run] = {}
+        # Places of configurations, with what their runs showed.
+        self._readings: list[tuple[int, Reading]] = []
         self._failed: dict[int, Failure] = {}
-        self._visits_left = math.inf
+        # Places, with what starting a run took.
+        self._starts_s: list[tuple[int, float]] = []
 
-    def learn(self, earlier: Iterable[EarlierRun]) -> None:
+    def learn(self, visits: Iterable[Visit]) -> None:
         """Take runs into account that are not this search's own; those of other spaces are not.
 
         What ran once can run, even if it failed at another time.
         """
-        succeeded = set()
-        for found in earlier:
-            index = self._places.get(found.config)
-            if index is None:
-                continue
-            if found.readings:
-                self._runs[found.number] = _Run(index=index, readings=list(found.readings))
-            if found.failure is not None:
-                self._failed[index] = found.failure
-            elif found.readings:
-                succeeded.add(index)
-        for index in succeeded:
+        for visit in visits:
+            index = self._places.get(visit.config)
+            if index is not None:
+                self._take(index, visit.outcome)
+        for index in self._measured:
             self._failed.pop(index, None)
 
     def run(
@@ -200,51 +167,46 @@ class AdaptiveSearch:
 
         Args:
             end_s: When no measurement may go on any more, on the bench's clock.
-            max_visits: Most runs that are started; None for no limit.
-            after_each: Called after each measurement.
+            max_visits: Most runs beside the baseline's first; None for no limit.
+            after_each: Called after each run.
 
         Returns:
             Whether it ended by itself.
         """
-        if not any(run.index == 0 for run in self._runs.values()):
+        if 0 not in self._measured:
             self._visit(0, 1)
-        settled = False
-        self._visits_left = math.inf if max_visits is None else max_visits
-        while self._runs:
+        num_visits = 0
+        while self._readings and num_visits != max_visits:
             belief = self._belief()
             left_s = end_s - self._bench.now_s
             proposal = self._propose(belief, left_s)
             if proposal is None:
-                break
+                return False
             best = self._rank(belief)[0]
             if best.probability >= _SURE or proposal.gain_per_s * self._horizon_s < 1.0:
                 # What was never measured is no answer, however good it is believed to be.
                 place = self._places[best.config]
-                settled = any(run.index == place for run in self._runs.values())
+                if place in self._measured:
+                    return True
                 start_s, block_s = self._costs_s(belief)
-                if settled or not self._visits_left or start_s[place] + block_s[place] > left_s:
-                    break
+                if start_s[place] + block_s[place] > left_s:
+                    return False
                 self._visit(place, 1)
-            elif proposal.option.run in self._runs:
-                self._measure(proposal.option.run, proposal.num_blocks)
             else:
-                self._visit(proposal.option.index, proposal.num_blocks)
+                self._visit(proposal.index, proposal.num_blocks)
+            num_visits += 1
             after_each()
-        for number in self._open_runs():
-            self._end(number)
-        return settled
+        return False
 
     @property
     def num_visited(self) -> int:
         """Configurations that were tried."""
-        return len({run.index for run in self._runs.values()} | set(self._failed))
+        return len(self._measured | set(self._failed))
 
     def suggest(self) -> ThroughputConfig:
         """The configuration of which a new run is worth most; the baseline before there are any."""
-        if not any(run.readings for run in self._runs.values()):
-            return self.configs[0]
-        proposal = self._propose(self._belief(), math.inf)
-        return self.configs[proposal.option.index if proposal is not None else 0]
+        proposal = self._propose(self._belief(), math.inf) if self._readings else None
+        return self.configs[proposal.index if proposal is not None else 0]
 
     def beliefs(self) -> NDArray[np.float64]:
         """Expected logarithms of all rates, the baseline's first, [N]."""
@@ -285,54 +247,34 @@ class AdaptiveSearch:
 
     def _propose(self, belief: Belief, left_s: float) -> Proposal | None:
         start_s, block_s = self._costs_s(belief)
-        options = [
-            Option(index=run.index, run=number, start_s=0.0, block_s=block_s[run.index])
-            for number, run in self._runs.items()
-            if run.is_open
-        ]
         may_run = self._may_run()
-        if self._visits_left:
-            options += [
-                # A process that is not there yet has a number that no other has.
-                Option(index=index, run=-1 - index, start_s=start_s[index], block_s=block_s[index])
-                for index in belief.within_reach(may_run, _REACH).tolist()
-            ]
-        return propose(belief, may_run, options, now_s=self._bench.now_s, left_s=left_s)
+        return propose(
+            belief,
+            may_run,
+            belief.within_reach(may_run, _REACH),
+            start_s=start_s,
+            block_s=block_s,
+            now_s=self._bench.now_s,
+            left_s=left_s,
+        )
 
     def _visit(self, index: int, num_blocks: int) -> None:
-        """Start a run, and measure it; the least promising ones make room for it."""
-        config = self.configs[index]
-        while (open_runs := self._open_runs()) and not self._bench.has_room(config):
-            means = self._belief().mean
-            self._end(min(open_runs, key=lambda number: means[self._runs[number].index]))
-        self._visits_left -= 1
         before_s = self._bench.now_s
-        number = self._bench.open(config)
-        if isinstance(number, Failure):
-            self._failed[index] = number
-            return
-        self._runs[number] = _Run(
-            index=index, readings=[], is_open=True, start_s=self._bench.now_s - before_s
-        )
-        self._measure(number, num_blocks)
+        outcome = self._bench.visit(self.configs[index], num_blocks)
+        self._take(index, outcome)
+        if isinstance(outcome, Reading):
+            taken_s = self._bench.now_s - before_s
+            self._starts_s.append((index, max(0.0, taken_s - outcome.duration_s)))
 
-    def _measure(self, number: int, num_blocks: int) -> None:
-        run = self._runs[number]
-        reading = self._bench.measure(number, num_blocks)
-        if isinstance(reading, Failure):
-            run.is_open = False
-            self._failed[run.index] = reading
-            if not run.readings:
-                del self._runs[number]
+    def _take(self, index: int, outcome: Reading | Failure) -> None:
+        if isinstance(outcome, Failure):
+            self._failed[index] = outcome
         else:
-            run.readings.append(reading)
+            self._readings.append((index, outcome))
 
-    def _open_runs(self) -> list[int]:
-        return [number for number, run in self._runs.items() if run.is_open]
-
-    def _end(self, number: int) -> None:
-        self._runs[number].is_open = False
-        self._bench.close(number)
+    @property
+    def _measured(self) -> set[int]:
+        return {index for index, _ in self._readings}
 
     def _may_run(self) -> NDArray[np.bool_]:
         """Which configurations have not failed, nor need more memory than one that ran out, [N]."""
@@ -341,30 +283,25 @@ class AdaptiveSearch:
             for index, failure in self._failed.items()
             if failure.cause is FailureCause.OUT_OF_MEMORY
         ]
-        ran = {run.index for run in self._runs.values() if run.readings}
+        measured = self._measured
         return np.array(
             [
                 index not in self._failed
-                and (index in ran or not any(is_heavier(config, other) for other in exhausted))
+                and (index in measured or not any(is_heavier(config, other) for other in exhausted))
                 for index, config in enumerate(self.configs)
             ]
         )
 
-    def _observations(self) -> list[Observation]:
-        return [
+    def _belief(self) -> Belief:
+        observations = [
             Observation(
-                index=run.index,
-                run=number,
+                index=index,
                 at_s=reading.at_s,
                 log_rate=math.log(reading.num_units / reading.duration_s),
                 duration_s=reading.duration_s,
             )
-            for number, run in self._runs.items()
-            for reading in run.readings
+            for index, reading in self._readings
         ]
-
-    def _belief(self) -> Belief:
-        observations = self._observations()
         law = self._law()
         similarity = self._similarity
         guess = np.zeros(len(self.configs))
@@ -382,29 +319,28 @@ class AdaptiveSearch:
         """What the runs without workers tell of all others; None where there are none."""
         costs = [
             Costs(
-                config=self.configs[run.index],
-                step_s=max(1e-12, sum(r.duration_s - r.wait_s for r in run.readings) / units),
-                load_s=sum(r.wait_s for r in run.readings) / units,
-                load_cpu_s=sum(r.wait_cpu_s for r in run.readings) / units,
+                config=self.configs[index],
+                step_s=max(1e-12, (reading.duration_s - reading.wait_s) / reading.num_units),
+                load_s=reading.wait_s / reading.num_units,
+                load_cpu_s=reading.wait_cpu_s / reading.num_units,
             )
-            for run in self._runs.values()
-            if (units := sum(reading.num_units for reading in run.readings))
-            and not self.configs[run.index].num_workers
+            for index, reading in self._readings
+            if not self.configs[index].num_workers
         ]
         return BottleneckLaw(costs, self._cores) if costs else None
 
     def _units_per_step(self) -> NDArray[np.float64]:
-        readings = [(run.index, reading) for run in self._runs.values() for reading in run.readings]
-        num_samples = sum(r.num_steps * self.configs[index].batch_size for index, r in readings)
-        units_per_sample = sum(reading.num_units for _, reading in readings) / num_samples
+        num_samples = sum(
+            reading.num_steps * self.configs[index].batch_size for index, reading in self._readings
+        )
+        units_per_sample = sum(reading.num_units for _, reading in self._readings) / num_samples
         return np.array([units_per_sample * config.batch_size for config in self.configs])
 
     def _start_s(self, step_s: NDArray[np.float64]) -> NDArray[np.float64]:
         """What starting a run takes: as guessed, times how wrong the guesses were."""
         guesses = _START_S + _SETTLE_S + _SETTLE_STEPS * step_s
         taken_s = guessed_s = _START_S
-        for run in self._runs.values():
-            if run.start_s is not None:
-                taken_s += run.start_s
-                guessed_s += float(guesses[run.index])
+        for index, start_s in self._starts_s:
+            taken_s += start_s
+            guessed_s += float(guesses[index])
         return np.asarray(taken_s / guessed_s * guesses)

@@ -44,18 +44,16 @@ _JITTER = 1e-9
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What some consecutive blocks of one run showed.
+    """What one run showed.
 
     Attributes:
         index: Of the configuration.
-        run: Tells runs, that is processes, apart.
         at_s: When.
         log_rate: Natural logarithm of units per second.
         duration_s: Seconds of steps.
     """
 
     index: int
-    run: int
     at_s: float
     log_rate: float
     duration_s: float
@@ -183,31 +181,27 @@ class Belief:
         """Of each configuration's log rate, [N]."""
         return np.maximum(np.diag(self.covariance), 0.0)
 
-    def outlook(self, index: Integers, run: Integers, at_s: float) -> tuple[Array, Array]:
-        """How the next measurement of each of M runs would move the belief.
+    def outlook(self, index: Integers, at_s: float) -> tuple[Array, Array]:
+        """How a run of each of M configurations would move the belief.
 
         Args:
-            index: Of their configurations, [M].
-            run: Their numbers, [M]; one that has not been seen is a new process.
+            index: Of the configurations, [M].
             at_s: When.
 
         Returns:
             The covariance of every configuration's log rate with what each would show, [N, M], and
             the variance of that, its noise left out, [M].
         """
-        nothing = np.zeros(len(index))
-        new = _Columns(
-            index=index, run=run, at_s=nothing + at_s, log_rate=nothing, duration_s=nothing + 1.0
+        drift = _drift(self._spreads, self._seen.at_s, np.full(len(index), at_s))
+        told = solve_triangular(
+            self._factor, self._prior[np.ix_(self._seen.index, index)] + drift, lower=True
         )
-        spreads, seen = self._spreads, self._seen
-        between = self._prior[np.ix_(seen.index, index)] + _shared(spreads, seen, new)
-        told = solve_triangular(self._factor, between, lower=True)
         covariance = self._prior[:, index] - self._explained.T @ told
-        own = self._prior[index, index] + spreads.process**2 + spreads.drift**2
+        own = self._prior[index, index] + self._spreads.drift**2
         return covariance, np.maximum(own - (told**2).sum(axis=0), 0.0)
 
     def noise(self, index: Integers, duration_s: Array) -> Array:
-        """The variance of the noise in so many seconds of steps of M configurations, [M]."""
+        """The variance of the noise in runs of M configurations, so many seconds each, [M]."""
         return _noise(self._spreads, self._similarity.has_workers[index], duration_s)
 
     def within_reach(self, may_run: NDArray[np.bool_], num_sds: float) -> Integers:
@@ -264,7 +258,6 @@ def fit_spreads(
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Columns:
     index: Integers
-    run: Integers
     at_s: Array
     log_rate: Array
     duration_s: Array
@@ -276,32 +269,28 @@ class _Columns:
 
         return cls(
             index=column("index").astype(np.intp),
-            run=column("run").astype(np.intp),
             at_s=column("at_s"),
             log_rate=column("log_rate"),
             duration_s=column("duration_s"),
         )
 
 
-def _shared(spreads: Spreads, some: _Columns, others: _Columns) -> Array:
-    """What measurements share beside the configuration: the process, and the time."""
-    apart_s = np.abs(some.at_s[:, None] - others.at_s)
-    same_run = some.run[:, None] == others.run
-    return np.asarray(
-        spreads.process**2 * same_run + spreads.drift**2 * np.exp(-apart_s / _DRIFT_S)
-    )
+def _drift(spreads: Spreads, some_s: Array, others_s: Array) -> Array:
+    """The covariance that measurements have by their times."""
+    apart_s = np.abs(some_s[:, None] - others_s)
+    return np.asarray(spreads.drift**2 * np.exp(-apart_s / _DRIFT_S))
 
 
 def _factor(similarity: Similarity, spreads: Spreads, seen: _Columns) -> Array:
     """The Cholesky factor of the covariance of what was seen; `similarity` is of that alone."""
-    covariance = similarity.covariance(spreads) + _shared(spreads, seen, seen)
+    covariance = similarity.covariance(spreads) + _drift(spreads, seen.at_s, seen.at_s)
     noise = _noise(spreads, similarity.has_workers, seen.duration_s)
     return np.asarray(cholesky(covariance + np.diag(noise), lower=True))
 
 
 def _noise(spreads: Spreads, has_workers: NDArray[np.bool_], duration_s: Array) -> Array:
     noise = np.where(has_workers, spreads.workers_noise, spreads.noise)
-    return np.asarray(noise**2 / duration_s + _JITTER)
+    return np.asarray(spreads.process**2 + noise**2 / duration_s + _JITTER)
 
 
 def _logs(values: Sequence[int], length: float) -> Array:

@@ -46,7 +46,8 @@ class GuidedSearch:
         threadpool_limits(limits=1)
         self._recorder = recorder
         self._baseline = baseline
-        self._earlier = recall(recorder.store.records_of_similar())
+        self._bench = LiveBench(recorder)
+        self._earlier = tuple(recall(recorder.store.records_of_similar()))
         self._shown_at_s = -math.inf
 
     def search(self, plan: Plan) -> tuple[Plan, tuple[ThroughputConfig, ...], bool]:
@@ -61,13 +62,12 @@ class GuidedSearch:
             recorder.observer.note("an earlier study of this command serves as a first guess")
         reserved_s = confirmation_s(definition, self._baseline, num_finalists=1)
         while True:
-            with LiveBench(recorder) as bench:
-                search = self._prepare(plan, plan.baseline, bench)
-                complete = search.run(
-                    bench.now_s + recorder.left_s - reserved_s,
-                    max_visits=definition.max_trials,
-                    after_each=functools.partial(self._show, plan, search),
-                )
+            search = self._prepare(plan, plan.baseline)
+            complete = search.run(
+                self._bench.now_s + recorder.left_s - reserved_s,
+                max_visits=definition.max_trials,
+                after_each=functools.partial(self._show, plan, search),
+            )
             standings = search.standings()
             best = standings[0].config
             rates = {found.config: found.units_per_s for found in standings}
@@ -89,7 +89,7 @@ class GuidedSearch:
 
     def rank(self, plan: Plan, chosen: ThroughputConfig) -> tuple[float, tuple[RunnerUp, ...]]:
         """How probably a configuration is within 2 % of the fastest; and the next best ones."""
-        standings = self._prepare(plan, chosen, LiveBench(self._recorder)).standings()
+        standings = self._prepare(plan, chosen).standings()
         [probability] = [found.probability for found in standings if found.config == chosen]
         measured = self._recorder.knowledge(plan).measured
         told_already = (chosen, plan.baseline)
@@ -97,7 +97,7 @@ class GuidedSearch:
         others.sort(key=lambda found: -found.log_ratio)
         return probability, tuple(map(_runner_up, others[:_NUM_RUNNERS_UP]))
 
-    def _prepare(self, plan: Plan, first: ThroughputConfig, bench: LiveBench) -> AdaptiveSearch:
+    def _prepare(self, plan: Plan, first: ThroughputConfig) -> AdaptiveSearch:
         """The adaptive search with all that was measured so far; ratios are to `first`."""
         measurement = self._baseline.measurement
         assert measurement is not None
@@ -106,7 +106,7 @@ class GuidedSearch:
             AdaptiveSearch,
             (plan.baseline, *plan.configurations),
             first,
-            bench,
+            self._bench,
             usable_cores=this_machine().usable_cores,
             block_s=self._recorder.definition.block_s,
             horizon_s=horizon_s,

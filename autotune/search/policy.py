@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,34 +26,17 @@ _NUM_DRAWS = 2000
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
-    """A run that could be measured.
-
-    Attributes:
-        index: Of the configuration.
-        run: Its number; that of a new process where none is open.
-        start_s: Seconds until its first block can begin; 0 for one that is open.
-        block_s: Seconds that a block takes.
-    """
-
-    index: int
-    run: int
-    start_s: float
-    block_s: float
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
     """What to measure, and why.
 
     Attributes:
-        option: The run.
-        num_blocks: How many blocks.
+        index: Of the configuration of which a run is started.
+        num_blocks: How many blocks of it.
         gain_per_s: By how much the logarithm of the rate that will be chosen is expected to rise,
             per second that the measurement takes.
     """
 
-    option: Option
+    index: int
     num_blocks: int
     gain_per_s: float
 
@@ -62,39 +44,40 @@ class Proposal:
 def propose(
     belief: Belief,
     may_run: NDArray[np.bool_],
-    options: Sequence[Option],
+    places: NDArray[np.intp],
     *,
+    start_s: Array,
+    block_s: Array,
     now_s: float,
     left_s: float,
 ) -> Proposal | None:
-    """The best of the options; None where none fits into the time that is left.
+    """The best measurement; None where none fits into the time that is left.
 
     Args:
         belief: What is known.
         may_run: Which configurations can be chosen, [N].
-        options: What could be measured.
+        places: Those of which a run could be started, [M].
+        start_s: Seconds until the first block of each can begin, [N].
+        block_s: Seconds that a block of each takes, [N].
         now_s: The time, as in the observations.
         left_s: Seconds that a measurement may take.
     """
-    if not options:
+    if not len(places):
         return None
     found: Proposal | None = None
     near = belief.within_reach(may_run, _OUT_OF_REACH)
-    start_s = np.array([option.start_s for option in options])
-    block_s = np.array([option.block_s for option in options])
-    index = np.array([option.index for option in options])
-    run = np.array([option.run for option in options])
-    covariance, variance = belief.outlook(index, run, now_s)
+    covariance, variance = belief.outlook(places, now_s)
     for num_blocks in _NUM_BLOCKS:
-        costs_s = start_s + num_blocks * block_s
+        durations_s = num_blocks * block_s[places]
+        costs_s = start_s[places] + durations_s
         # By how much a result one standard deviation above the expected would raise each mean.
-        shifts = covariance[near] / np.sqrt(variance + belief.noise(index, num_blocks * block_s))
+        shifts = covariance[near] / np.sqrt(variance + belief.noise(places, durations_s))
         gains = expected_gains(belief.mean[near], shifts)
         rates = np.where(costs_s <= left_s, gains / costs_s, 0.0)
         top = int(np.argmax(rates))
         if costs_s[top] <= left_s and (found is None or rates[top] > found.gain_per_s):
             found = Proposal(
-                option=options[top], num_blocks=num_blocks, gain_per_s=float(rates[top])
+                index=int(places[top]), num_blocks=num_blocks, gain_per_s=float(rates[top])
             )
     return found
 

@@ -78,8 +78,22 @@ class Recorder:
         searched = {*plan.configurations, plan.baseline}
         return Knowledge.of(record for record in self.store.records() if record.config in searched)
 
-    def visit(self, config: ThroughputConfig, phase: Phase, *, incumbent: float) -> TrialRecord:
-        """One short trial by itself, started as trials of the search are; see `visits.visit`."""
+    def visit(
+        self,
+        config: ThroughputConfig,
+        phase: Phase,
+        *,
+        num_blocks: int | None = None,
+        incumbent: float = 0.0,
+    ) -> TrialRecord:
+        """One short trial by itself, started as trials of the search are.
+
+        Args:
+            config: What runs.
+            phase: Why.
+            num_blocks: See `visits.visit`; None for as many as there may be.
+            incumbent: See there.
+        """
         number = self.store.begin(config, phase)
         mode = self.runner.mode
         started_s = time.monotonic()
@@ -90,6 +104,7 @@ class Recorder:
                 found = visit(
                     trial,
                     self.definition,
+                    num_blocks=num_blocks or self.definition.max_blocks,
                     incumbent=incumbent,
                     limits=self.limits(config),
                     keeper=self.keeper,

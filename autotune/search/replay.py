@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from autotune.config import ThroughputConfig
 from autotune.measurement import Failure, FailureCause
-from autotune.search.adaptive import MAX_OPEN, Reading
+from autotune.search.adaptive import Reading
 
 Array = NDArray[np.float64]
 # Passes over configurations and groups until their effects do not change any more.
@@ -240,66 +240,64 @@ class ReplayBench:
         self.table = table
         self.now_s = now_s
         self._random = np.random.default_rng(seed)
-        self._runs: dict[int, _Replayed] = {}
-        self._num_runs = 0
         self._offset_s = self._random.uniform(0.0, table.drift_at_s[-1])
 
-    def has_room(self, config: ThroughputConfig) -> bool:
-        """Whether a run can be open beside those that are."""
-        return len(self._runs) < MAX_OPEN
-
-    def open(self, config: ThroughputConfig, *, fresh: bool = False) -> int | Failure:
-        """Start a run, forked or fresh; gives its number."""
-        recorded = self.table.runs.get(config)
-        if not recorded:
+    def visit(self, config: ThroughputConfig, num_blocks: int) -> Reading | Failure:
+        """A forked run of so many blocks."""
+        if config not in self.table.runs:
             return Failure(cause=FailureCause.CRASHED, message="it was not recorded")
+        return self.start(config).measure(num_blocks)
+
+    def start(self, config: ThroughputConfig, *, fresh: bool = False) -> ReplayedRun:
+        """Start a run of a recorded configuration, forked or fresh."""
+        recorded = self.table.runs[config]
         run = recorded[int(self._random.integers(len(recorded)))]
         self.now_s += run.start_s + (self.table.fresh_start_s if fresh else 0.0)
-        self._num_runs += 1
-        self._runs[self._num_runs] = _Replayed(run)
-        return self._num_runs
+        return ReplayedRun(self, run, self._random)
 
-    def measure(self, run: int, num_blocks: int) -> Reading | Failure:
-        """The next blocks of a run; where none are left, some of them again at random."""
-        return self._measure(self._runs[run], num_blocks)
+    def drift(self, at_s: float) -> float:
+        """By how much the machine is fast at a time, as a logarithm of rates."""
+        times = self.table.drift_at_s
+        return float(np.interp((at_s + self._offset_s) % times[-1], times, self.table.drift))
 
-    def measure_for(self, run: int, seconds: float) -> Reading:
-        """The same for at least so many seconds of steps."""
-        replayed = self._runs[run]
-        num_blocks = max(1, math.ceil(seconds / float(replayed.run.duration_s.mean())))
-        return self._measure(replayed, num_blocks)
 
-    def close(self, run: int) -> None:
-        """End a run."""
-        del self._runs[run]
+class ReplayedRun:
+    """One of the recorded runs, block by block; where none are left, some of them again at random.
 
-    def _measure(self, replayed: _Replayed, num_blocks: int) -> Reading:
-        run = replayed.run
+    Args:
+        bench: Its clock is advanced.
+        run: What was recorded.
+        random: Draws blocks.
+    """
+
+    def __init__(self, bench: ReplayBench, run: RecordedRun, random: np.random.Generator) -> None:
+        self._bench = bench
+        self._run = run
+        self._random = random
+        self._num_blocks = 0
+
+    def measure(self, num_blocks: int) -> Reading:
+        """The next blocks."""
+        run = self._run
         places = []
         for _ in range(num_blocks):
-            if replayed.num_blocks < len(run.duration_s):
-                places.append(replayed.num_blocks)
+            if self._num_blocks < len(run.duration_s):
+                places.append(self._num_blocks)
             else:
                 places.append(int(self._random.integers(len(run.duration_s))))
-            replayed.num_blocks += 1
+            self._num_blocks += 1
         duration_s = float(run.duration_s[places].sum())
-        middle_s = self.now_s + duration_s / 2
-        self.now_s += duration_s + _REQUEST_S
+        middle_s = self._bench.now_s + duration_s / 2
+        self._bench.now_s += duration_s + _REQUEST_S
         return Reading(
             at_s=middle_s,
             duration_s=duration_s,
-            num_units=float(run.num_units[places].sum()) * math.exp(self._drift(middle_s)),
+            num_units=float(run.num_units[places].sum()) * math.exp(self._bench.drift(middle_s)),
             num_steps=int(run.num_steps[places].sum()),
             wait_s=float(run.wait_s[places].sum()),
             wait_cpu_s=float(run.wait_cpu_s[places].sum()),
         )
 
-    def _drift(self, at_s: float) -> float:
-        times = self.table.drift_at_s
-        return float(np.interp((at_s + self._offset_s) % times[-1], times, self.table.drift))
-
-
-@dataclasses.dataclass(slots=True)
-class _Replayed:
-    run: RecordedRun
-    num_blocks: int = 0
+    def measure_for(self, seconds: float) -> Reading:
+        """The same for at least so many seconds of steps."""
+        return self.measure(max(1, math.ceil(seconds / float(self._run.duration_s.mean()))))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import optuna
@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune.config import ThroughputConfig
 from autotune.measurement import Failure, FailureCause
-from autotune.search.adaptive import AdaptiveSearch, EarlierRun, Reading
+from autotune.search.adaptive import AdaptiveSearch, Reading, Visit
 from autotune.space import Space
 
 # What a trial is taken to have measured where it does not say, in seconds.
@@ -22,9 +22,9 @@ _MEASURED_S = 1.0
 class AdaptiveSampler(optuna.samplers.BaseSampler):
     """Suggests settings from which the most is expected for the throughput of the final choice.
 
-    `autotune run` goes further: it measures its best trials again while they live. This is the
-    same choice of the next configuration for any study that maximises units per second. Each axis
-    is to be suggested by `trial.suggest_categorical(NAME, VALUES)`, with the values of the space.
+    This is how `autotune run` chooses its next configuration, for any study that maximises units
+    per second. Each axis is to be suggested by `trial.suggest_categorical(NAME, VALUES)`, with the
+    values of the space.
 
     A trial may say more than its value, in user attributes: `measured_s`, the seconds of steps that
     the value comes from, and `data_wait_share`, the share of these that the loop waited for data.
@@ -64,7 +64,7 @@ class AdaptiveSampler(optuna.samplers.BaseSampler):
             block_s=_MEASURED_S,
             seed=self._seed,
         )
-        search.learn(self._runs(study.get_trials(deepcopy=False)))
+        search.learn(self._visits(study.get_trials(deepcopy=False)))
         chosen = search.suggest().to_dict()
         # A value that the chosen configuration does not use is the first of its axis.
         return {
@@ -83,7 +83,7 @@ class AdaptiveSampler(optuna.samplers.BaseSampler):
         sampler = optuna.samplers.RandomSampler(seed=self._seed + trial.number)
         return sampler.sample_independent(study, trial, param_name, param_distribution)
 
-    def _runs(self, trials: Iterable[FrozenTrial]) -> Iterable[EarlierRun]:
+    def _visits(self, trials: Iterable[FrozenTrial]) -> Iterator[Visit]:
         by_settings = {self._key(config.to_dict()): config for config in self._configs}
         for trial in trials:
             config = by_settings.get(self._key(trial.params))
@@ -91,10 +91,9 @@ class AdaptiveSampler(optuna.samplers.BaseSampler):
                 continue
             if trial.state != TrialState.COMPLETE or not trial.values or trial.values[0] <= 0:
                 failure = Failure(cause=FailureCause.CRASHED, message="the trial gave no rate")
-                yield EarlierRun(number=trial.number, config=config, readings=(), failure=failure)
-                continue
-            reading = _reading_of(trial, config)
-            yield EarlierRun(number=trial.number, config=config, readings=(reading,))
+                yield Visit(config=config, outcome=failure)
+            else:
+                yield Visit(config=config, outcome=_reading_of(trial, config))
 
     def _key(self, settings: dict[str, Any]) -> tuple[object, ...]:
         used = dict(settings)
@@ -110,16 +109,7 @@ class _Elsewhere:
     def now_s(self) -> float:
         return time.time()
 
-    def has_room(self, config: ThroughputConfig) -> bool:
-        return False
-
-    def open(self, config: ThroughputConfig) -> int | Failure:
-        raise NotImplementedError
-
-    def measure(self, run: int, num_blocks: int) -> Reading | Failure:
-        raise NotImplementedError
-
-    def close(self, run: int) -> None:
+    def visit(self, config: ThroughputConfig, num_blocks: int) -> Reading | Failure:
         raise NotImplementedError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import optuna
@@ -13,7 +13,6 @@ import psutil
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from autotune.blocks import Sample
 from autotune.config import ThroughputConfig
 from autotune.errors import BadInputError
 from autotune.measurement import Failure, FailureCause, StartMode
@@ -89,11 +88,6 @@ class StudyStore:
         for name, value in stored.items():
             trial.set_user_attr(name, value)
         return trial.number
-
-    def set_samples(self, number: int, samples: Sequence[Sample]) -> None:
-        """Store what a trial that goes on has shown so far."""
-        raw = [dataclasses.asdict(sample) for sample in samples]
-        self._set_attributes(number, {"raw_samples": raw})
 
     def complete(self, number: int, outcome: Outcome) -> None:
         """Store a trial's figures, and every block that they come from."""

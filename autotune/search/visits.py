@@ -191,21 +191,23 @@ def visit(
     trial: Trial,
     definition: StudyDefinition,
     *,
+    num_blocks: int,
     incumbent: float,
     limits: Limits,
     keeper: QuietKeeper,
 ) -> Outcome:
-    """Measure briefly: a block, and further ones while it keeps up with the incumbent.
+    """Measure briefly: some blocks, or fewer where it does not keep up with the incumbent.
 
     Args:
         trial: Ready, not yet asked for anything.
-        definition: Says how long a block is and how many there may be.
+        definition: Says how long a block is.
+        num_blocks: How many at most, disturbed ones apart.
         incumbent: Units per second of the best configuration so far, 0 for none.
         limits: What the trial may take.
         keeper: Waits for a quiet machine.
     """
     run = Run(trial, definition, limits, whole=False)
-    run.measure_until(definition.max_blocks, keeper, least_units_per_s=_KEEPS_UP * incumbent)
+    run.measure_until(num_blocks, keeper, least_units_per_s=_KEEPS_UP * incumbent)
     return run.outcome()
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from autotune.config import ThroughputConfig
 from autotune.search.belief import Belief, Observation, Similarity, Spreads, fit_spreads
-from autotune.search.policy import Option, expected_gains, probabilities_near_best, propose
+from autotune.search.policy import expected_gains, probabilities_near_best, propose
 
 CONFIGS = [
     ThroughputConfig(batch_size=2**power, num_workers=workers, num_threads=1)
@@ -18,6 +18,7 @@ SIMILARITY = Similarity.of(CONFIGS)
 FLAT = np.zeros(len(CONFIGS))
 SPREADS = Spreads()
 ALL = np.full(len(CONFIGS), True)
+BLOCKS_S = np.full(len(CONFIGS), 0.25)
 
 
 def place(batch_size, num_workers=0):
@@ -26,8 +27,8 @@ def place(batch_size, num_workers=0):
     )
 
 
-def seen(index, log_rate, *, run=0, at_s=0.0, duration_s=1.0):
-    return Observation(index=index, run=run, at_s=at_s, log_rate=log_rate, duration_s=duration_s)
+def seen(index, log_rate, *, at_s=0.0, duration_s=1.0):
+    return Observation(index=index, at_s=at_s, log_rate=log_rate, duration_s=duration_s)
 
 
 def believe(*observations, law=FLAT, spreads=SPREADS):
@@ -35,7 +36,7 @@ def believe(*observations, law=FLAT, spreads=SPREADS):
 
 
 def test_what_was_measured_long_and_often_is_believed():
-    often = [seen(place(4), 1.0, run=n, at_s=1000.0 * n, duration_s=60.0) for n in range(50)]
+    often = [seen(place(4), 1.0, at_s=1000.0 * n, duration_s=60.0) for n in range(50)]
     belief = believe(*often)
     assert belief.mean[place(4)] == pytest.approx(1.0, abs=0.01)
     assert math.sqrt(belief.variance[place(4)]) < 0.02
@@ -54,8 +55,8 @@ def test_drift_that_two_measurements_shared_says_nothing_of_their_ratio():
 
     def ratio_sd(apart_s):
         belief = believe(
-            seen(place(4), 1.0, run=1, duration_s=10.0),
-            seen(place(32), 1.2, run=2, at_s=apart_s, duration_s=10.0),
+            seen(place(4), 1.0, duration_s=10.0),
+            seen(place(32), 1.2, at_s=apart_s, duration_s=10.0),
             spreads=drifting,
         )
         both = [place(4), place(32)]
@@ -66,20 +67,20 @@ def test_drift_that_two_measurements_shared_says_nothing_of_their_ratio():
 
 
 def test_the_outlook_is_what_conditioning_on_the_next_measurement_does():
-    before = [seen(place(4), 1.0, run=1), seen(place(8, 1), 1.3, run=2, at_s=3.0)]
+    before = [seen(place(4), 1.0), seen(place(8, 1), 1.3, at_s=3.0)]
     belief = believe(*before)
-    index, run, at_s = np.array([place(16, 4), place(4)]), np.array([9, 1]), 5.0
-    covariance, variance = belief.outlook(index, run, at_s)
+    index, at_s = np.array([place(16, 4), place(4)]), 5.0
+    covariance, variance = belief.outlook(index, at_s)
     variance = variance + belief.noise(index, np.array([2.0, 2.0]))
     for column in range(2):
-        new = seen(index[column], 7.0, run=int(run[column]), at_s=at_s, duration_s=2.0)
+        new = seen(index[column], 7.0, at_s=at_s, duration_s=2.0)
         after = believe(*before, new)
         explained = np.outer(covariance[:, column], covariance[:, column]) / variance[column]
         assert after.covariance == pytest.approx(belief.covariance - explained, abs=1e-6)
 
 
 def test_draws_have_the_mean_and_the_covariance():
-    belief = believe(seen(place(4), 1.0), seen(place(32, 4), 2.0, run=1))
+    belief = believe(seen(place(4), 1.0), seen(place(32, 4), 2.0))
     some = np.array([place(32, 4), place(8), place(4)])
     draws = belief.draws(some, 20_000, seed=0)
     assert draws.mean(axis=0) == pytest.approx(belief.mean[some], abs=0.02)
@@ -93,23 +94,24 @@ def test_spreads_follow_what_was_seen():
         return [
             seen(
                 place(4),
-                1.0 + effect + random.normal(0, noise),
-                run=run,
+                1.0 + random.normal(0, math.hypot(process, noise / math.sqrt(duration_s))),
                 at_s=1e4 * run,
+                duration_s=duration_s,
             )
             for run in range(12)
-            for effect in [random.normal(0, process)]
-            for _ in range(4)
+            for duration_s in (0.1, 1.0, 10.0, 100.0)
         ]
 
     steady = fit_spreads(SIMILARITY, FLAT, observe(0.01, 0.01), SPREADS)
     noisy = fit_spreads(SIMILARITY, FLAT, observe(0.01, 0.15), SPREADS)
+    uneven = fit_spreads(SIMILARITY, FLAT, observe(0.15, 0.01), SPREADS)
     assert noisy.noise > 3 * steady.noise
     assert noisy.noise == pytest.approx(0.15, rel=0.5)
+    assert math.hypot(uneven.process, uneven.drift) > 3 * math.hypot(steady.process, steady.drift)
 
 
 def test_spreads_stay_within_reach_of_what_was_expected_whatever_was_seen():
-    absurd = [seen(n % len(CONFIGS), 1e4 * (-1) ** n, run=n, duration_s=60.0) for n in range(60)]
+    absurd = [seen(n % len(CONFIGS), 1e4 * (-1) ** n, duration_s=60.0) for n in range(60)]
     found = fit_spreads(SIMILARITY, FLAT, absurd, SPREADS)
     for name in ("step", "workers", "own"):
         assert getattr(found, name) / getattr(SPREADS, name) < 3
@@ -127,26 +129,39 @@ def test_a_gain_is_expected_where_an_uncertain_configuration_may_be_the_best():
 
 def test_a_cheap_measurement_is_preferred_to_a_dear_one_that_tells_the_same():
     belief = believe(seen(place(4), 1.0))
-    options = [
-        Option(index=place(16, 4), run=-1, start_s=start_s, block_s=0.25) for start_s in (9.0, 0.5)
-    ]
-    proposal = propose(belief, ALL, options, now_s=1.0, left_s=100.0)
-    assert proposal.option is options[1]
-    assert proposal.gain_per_s > 0
+    # Neither resembles what was seen more than the other.
+    both = np.array([place(16, 4), place(1, 4)])
+    for dear in both:
+        start_s = np.where(np.arange(len(CONFIGS)) == dear, 9.0, 0.5)
+        proposal = propose(
+            belief, ALL, both, start_s=start_s, block_s=BLOCKS_S, now_s=1.0, left_s=100.0
+        )
+        assert proposal.index in set(both) - {dear}
+        assert proposal.gain_per_s > 0
 
 
 def test_nothing_is_proposed_that_takes_more_than_is_left():
     belief = believe(seen(place(4), 1.0))
-    options = [Option(index=place(16, 4), run=-1, start_s=1.0, block_s=0.25)]
-    assert propose(belief, ALL, options, now_s=1.0, left_s=1.0) is None
-    assert propose(belief, ALL, options, now_s=1.0, left_s=1.3).num_blocks == 1
-    assert propose(belief, ALL, [], now_s=1.0, left_s=1.3) is None
+
+    def proposed(places, left_s):
+        start_s = np.ones(len(CONFIGS))
+        return propose(
+            belief,
+            ALL,
+            np.array(places, dtype=int),
+            start_s=start_s,
+            block_s=BLOCKS_S,
+            now_s=1.0,
+            left_s=left_s,
+        )
+
+    assert proposed([place(16, 4)], 1.0) is None
+    assert proposed([place(16, 4)], 1.3).num_blocks == 1
+    assert proposed([], 1.3) is None
 
 
 def test_probabilities_count_only_what_can_run():
-    belief = believe(
-        *(seen(place(2**power), 0.1 * power, run=power, duration_s=60.0) for power in range(6))
-    )
+    belief = believe(*(seen(place(2**power), 0.1 * power, duration_s=60.0) for power in range(6)))
     may_run = np.array([config.num_workers == 0 for config in CONFIGS])
     near = probabilities_near_best(belief, may_run, within=0.02, seed=0)
     assert near[place(32)] > 0.9
@@ -154,7 +169,7 @@ def test_probabilities_count_only_what_can_run():
 
 
 def test_what_cannot_run_keeps_nothing_else_out_of_reach():
-    belief = believe(seen(place(32), 9.0, duration_s=60.0), seen(place(1), 1.0, run=1))
+    belief = believe(seen(place(32), 9.0, duration_s=60.0), seen(place(1), 1.0))
     may_run = np.array([config.batch_size < 32 for config in CONFIGS])
     places = belief.within_reach(may_run, 3.0)
     assert len(places)

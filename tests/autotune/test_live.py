@@ -6,12 +6,11 @@ import optuna
 import pytest
 
 from autotune.config import ThroughputConfig
-from autotune.measurement import Failure, FailureCause, StartMode
-from autotune.search import live
+from autotune.measurement import FailureCause, StartMode
 from autotune.search.definition import StudyDefinition
 from autotune.search.live import LiveBench, read_samples, recall
 from autotune.search.recorder import Recorder
-from autotune.search.records import read_records
+from autotune.search.records import Phase, read_records
 from autotune.search.study import StudyStore
 
 from . import made_up
@@ -44,38 +43,30 @@ def open_bench(light_script, start_runner):
     return make
 
 
-def test_runs_live_side_by_side_and_what_they_show_is_stored_at_once(open_bench):
+def test_a_visit_is_measured_stored_and_ended(open_bench, tmp_path):
     bench, study = open_bench()
-    with bench:
-        four, eight = bench.open(FOUR), bench.open(EIGHT)
-        for run in (four, eight, four):
-            reading = bench.measure(run, 2)
-            assert reading.num_units == pytest.approx(reading.num_steps * (4 if run == four else 8))
-            assert reading.duration_s > 0.1
-        # As another process sees it that reads the storage now, or after this one was killed.
-        records = read_records(study)
-        assert [record.measurement for record in records] == [None, None]
-        # Disturbed blocks are measured again, and kept.
-        stored = [sum(len(s.blocks) for s in r.samples) for r in records]
-        assert stored[0] >= 4
-        assert stored[1] >= 2
-        bench.close(four)
-        assert 2 <= read_records(study)[0].measurement.num_blocks <= stored[0]
-    assert 1 <= read_records(study)[1].measurement.num_blocks <= stored[1]
-    assert {record.start_mode for record in read_records(study)} == {StartMode.FORK}
+    for config, num_blocks in ((FOUR, 2), (EIGHT, 4)):
+        reading = bench.visit(config, num_blocks)
+        assert reading.num_units == pytest.approx(reading.num_steps * config.batch_size)
+        assert reading.duration_s > 0.05
+    records = read_records(study)
+    assert [record.config for record in records] == [FOUR, EIGHT]
+    # Disturbed blocks are measured again, and kept.
+    assert [
+        sum(len(s.blocks) for s in r.samples) >= n for r, n in zip(records, (2, 4), strict=True)
+    ]
+    assert {record.start_mode for record in records} == {StartMode.FORK}
+    # The host alone is left.
+    assert len(processes_of(tmp_path / "train it.py")) == 1
+    assert [visit.outcome for visit in recall(records)][-1] == reading
 
 
-def test_what_was_interrupted_is_recalled_with_what_it_showed(open_bench):
-    bench, study = open_bench()
-    run = bench.open(FOUR)
-    bench.measure(run, 1)
+def test_what_was_interrupted_tells_nothing(open_bench):
+    _, study = open_bench()
+    StudyStore(study, alone=True).begin(FOUR, Phase.SEARCH)
     # The next coordinator finds a trial that seems to run.
     StudyStore(study, alone=True)
-    [earlier] = recall(read_records(study))
-    assert earlier.config == FOUR
-    assert earlier.failure is None
-    # More than one where a block was disturbed and measured again.
-    assert sum(reading.num_steps for reading in earlier.readings) > 0
+    assert list(recall(read_records(study))) == []
 
 
 @pytest.mark.parametrize(
@@ -87,25 +78,11 @@ def test_what_was_interrupted_is_recalled_with_what_it_showed(open_bench):
 )
 def test_a_run_that_fails_is_ended_and_kept_as_a_failure(open_bench, parts, tmp_path):
     bench, study = open_bench(**parts)
-    with bench:
-        found = bench.open(EIGHT)
-        if not isinstance(found, Failure):
-            found = bench.measure(found, 200)
-        assert found.cause is FailureCause.CRASHED
-        [earlier] = recall(read_records(study))
-        assert earlier.failure.cause is FailureCause.CRASHED
-        # The host alone is left.
-        assert len(processes_of(tmp_path / "train it.py")) == 1
-
-
-def test_there_is_no_room_where_memory_is_short(open_bench, monkeypatch):
-    bench, _ = open_bench()
-    with bench:
-        assert bench.has_room(FOUR)
-        bench.measure(bench.open(FOUR), 1)
-        assert bench.has_room(FOUR)
-        monkeypatch.setattr(live, "memory_left_bytes", lambda: 1000)
-        assert not bench.has_room(FOUR)
+    assert bench.visit(EIGHT, 200).cause is FailureCause.CRASHED
+    [earlier] = recall(read_records(study))
+    assert earlier.outcome.cause is FailureCause.CRASHED
+    # The host alone is left.
+    assert len(processes_of(tmp_path / "train it.py")) == 1
 
 
 def test_readings_take_off_what_the_loader_cannot_sustain():

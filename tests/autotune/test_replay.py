@@ -115,21 +115,20 @@ def test_the_fastest_are_drawn_together_most_those_that_were_measured_least(reco
 
 def test_a_replayed_run_is_charged_what_the_recorded_one_took(recorded):
     bench = ReplayBench(recorded(), seed=0)
-    run = bench.open(config(8, 1))
+    run = bench.start(config(8, 1))
     assert bench.now_s == pytest.approx(0.5)
-    reading = bench.measure(run, 2)
+    reading = run.measure(2)
     assert reading.duration_s == pytest.approx(0.5)
     assert reading.num_units / reading.duration_s == pytest.approx(RATES[8, 1])
     assert bench.now_s == pytest.approx(1.0, abs=0.02)
-    fresh = bench.open(config(8, 1), fresh=True)
+    fresh = bench.start(config(8, 1), fresh=True)
     assert bench.now_s == pytest.approx(4.0, abs=0.02)
-    assert bench.measure_for(fresh, 7.0).duration_s == pytest.approx(7.0)
-    bench.close(run)
+    assert fresh.measure_for(7.0).duration_s == pytest.approx(7.0)
 
 
 def test_what_was_not_recorded_fails(recorded):
     bench = ReplayBench(recorded(), seed=0)
-    assert isinstance(bench.open(ThroughputConfig(batch_size=5)), Failure)
+    assert isinstance(bench.visit(ThroughputConfig(batch_size=5), 1), Failure)
 
 
 def test_seeds_decide(recorded):
@@ -137,7 +136,7 @@ def test_seeds_decide(recorded):
 
     def rate(seed):
         bench = ReplayBench(table, seed)
-        return bench.measure(bench.open(config(4, 0)), 1).num_units
+        return bench.visit(config(4, 0), 1).num_units
 
     assert rate(3) == rate(3)
     assert len({rate(seed) for seed in range(8)}) > 1

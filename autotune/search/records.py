@@ -1,0 +1,118 @@
+"""What is stored of a trial, and how it is read back."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Sequence
+from datetime import datetime
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from autotune.blocks import Sample
+from autotune.config import ThroughputConfig
+from autotune.measurement import Failure, FailureCause, Measurement, StartMode
+from autotune.validation import validate
+
+
+class Phase(enum.StrEnum):
+    """Why a trial was run. The values are stored in studies: never rename one."""
+
+    BASELINE = "baseline"
+    PROBE = "probe"
+    SEARCH = "search"
+    CONFIRM = "confirm"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class TrialRecord:
+    """One trial of a study, as it was stored.
+
+    Attributes:
+        number: Optuna's number of the trial.
+        phase: Why it was run.
+        config: The configuration that ran.
+        start_mode: How it was started; None where the run was killed meanwhile.
+        measurement: Its figures; None where it failed or was interrupted.
+        failure: Why there are none; None for a trial that still runs.
+        samples: What was measured, block by block.
+        start_up_s: From the request to the first batch handed to the loop.
+        duration_s: Seconds in which it was started or ran, or until it failed; None where it failed
+            beside others.
+        started_at: When it was stored that the trial begins.
+        round_number: Round of the confirmation.
+        unit: Name of the script's own unit, None where samples count.
+    """
+
+    number: int
+    phase: Phase
+    config: ThroughputConfig
+    start_mode: StartMode | None = None
+    measurement: Measurement | None = None
+    failure: Failure | None = None
+    samples: tuple[Sample, ...] = ()
+    start_up_s: float | None = None
+    duration_s: float | None = None
+    started_at: datetime | None = None
+    round_number: int | None = None
+    unit: str | None = None
+
+    @property
+    def units_per_s(self) -> float:
+        """The objective; 0 where there is no measurement."""
+        return self.measurement.units_per_s if self.measurement else 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a trial that succeeded leaves to be stored."""
+
+    measurement: Measurement
+    samples: Sequence[Sample]
+    start_mode: StartMode
+    start_up_s: float
+    duration_s: float
+    unit: str | None
+
+
+def read_records(study: optuna.Study) -> tuple[TrialRecord, ...]:
+    """All trials of a study, by number."""
+    return tuple(read_trial(trial) for trial in study.get_trials(deepcopy=False))
+
+
+def read_trial(trial: FrozenTrial) -> TrialRecord:
+    """A trial as it was stored; what it lacks is as a killed run leaves it."""
+    attributes = trial.user_attrs
+    measurement = failure = None
+    if trial.state == TrialState.COMPLETE:
+        names = Measurement.__dataclass_fields__
+        measurement = validate(
+            Measurement,
+            {name: attributes.get(name) for name in names},
+            source=f"trial {trial.number}",
+        )
+    elif trial.state == TrialState.FAIL:
+        failure = Failure(
+            cause=FailureCause(attributes.get("cause", FailureCause.INTERRUPTED)),
+            message=attributes.get("message", ""),
+            output=attributes.get("output", ""),
+        )
+    mode = attributes.get("start_mode")
+    return TrialRecord(
+        number=trial.number,
+        phase=Phase(attributes.get("phase", Phase.SEARCH)),
+        config=ThroughputConfig(**attributes.get("config", {"batch_size": 1})),
+        start_mode=StartMode(mode) if mode else None,
+        measurement=measurement,
+        failure=failure,
+        samples=tuple(
+            validate(Sample, raw, source=f"trial {trial.number}")
+            for raw in attributes.get("raw_samples", ())
+        ),
+        start_up_s=attributes.get("start_up_s"),
+        duration_s=attributes.get("duration_s"),
+        started_at=trial.datetime_start,
+        round_number=attributes.get("round_number"),
+        unit=attributes.get("unit"),
+    )
