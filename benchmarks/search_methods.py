@@ -79,7 +79,7 @@ def auto(
         seed=seed,
     )
     end_s = min(budget * table.exhaustive_s(MEASURE_S), limit_s)
-    search.run(end_s - 2 * ROUNDS * table.fresh_s(table.baseline, CONFIRM_S))
+    search.run(end_s - 2 * ROUNDS * (table.fresh_s(table.baseline, CONFIRM_S) + PROBE_S))
     leader, *_ = search.standings()
     search_s = bench.now_s
     rates: dict[ThroughputConfig, list[float]] = {}
