@@ -48,7 +48,8 @@ class StudyDefinition:
         max_trials: Most configurations visited; None for no limit.
         start_mode: Fork or fresh; None forks where that is safe.
         block_s: Shortest duration of a block of steps.
-        max_blocks: Blocks given to a configuration that keeps up with the best so far.
+        max_blocks: Blocks given to a configuration that keeps up with the best so far; AUTO decides
+            by itself.
         confirm_s: Seconds of steps in each confirming run.
         confirm_rounds: Confirming runs for each finalist and for the baseline; up to twice as many
             while they do not tell whether there is a gain.

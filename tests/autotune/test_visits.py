@@ -70,6 +70,7 @@ def visit_of(trial, *, incumbent=0.0, keeper=None, left_s=1000.0):
     return visit(
         trial,
         DEFINITION,
+        num_blocks=DEFINITION.max_blocks,
         incumbent=incumbent,
         limits=limits(left_s),
         keeper=keeper or FakeKeeper(),
