@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterator, Sequence
 import optuna
 
 from autotune.config import ThroughputConfig
-from autotune.search.adaptive import AdaptiveSearch
+from autotune.search.adaptive import AdaptiveSearch, finalists
 from autotune.search.confirmation import INDIFFERENCE, choose
 from autotune.search.replay import ReplayBench, TruthTable
 
 MEASURE_S, BLOCK_S, CONFIRM_S = 4.0, 0.25, 2.5
+# Of a trial that may be pruned.
+PARTS_S = (1.0, 1.0, 2.0)
 CORES = 2.0
 # Of the exhaustive search, what a search should cost at most.
 SHARE = 0.05
@@ -80,15 +82,17 @@ def auto(
     )
     end_s = min(budget * table.exhaustive_s(MEASURE_S), limit_s)
     search.run(end_s - 2 * ROUNDS * (table.fresh_s(table.baseline, CONFIRM_S) + PROBE_S))
-    leader, *_ = search.standings()
+    standings = search.standings()
     search_s = bench.now_s
     rates: dict[ThroughputConfig, list[float]] = {}
     chosen = table.baseline
-    for number in range(2 * ROUNDS if leader.config != table.baseline else 0):
+    found = finalists(standings, table.baseline)
+    for number in range(2 * ROUNDS if found else 0):
         before_s = bench.now_s
-        confirm_round(bench, (table.baseline, leader.config), rates)
-        speedup = choose(rates, table.baseline).speedup
-        chosen = leader.config if speedup.significant else table.baseline
+        confirm_round(bench, (table.baseline, *found), rates)
+        choice = choose(rates, table.baseline)
+        speedup = choice.speedup
+        chosen = choice.best if speedup.significant else table.baseline
         undecided = speedup.ratio > 1 + INDIFFERENCE and not speedup.significant
         if number + 1 >= ROUNDS and not undecided:
             break
@@ -98,8 +102,8 @@ def auto(
         Answer(
             cost_s=bench.now_s,
             config=chosen,
-            claim=leader.probability,
-            searched=leader.config,
+            claim=standings[0].probability,
+            searched=standings[0].config,
             search_s=search_s,
             num_visited=search.num_visited,
         )
@@ -196,9 +200,11 @@ def optuna_search(
     num_trials: int,
     table: TruthTable,
     seed: int,
-    make_pruner: Callable[[], optuna.pruners.BasePruner] = optuna.pruners.NopPruner,
+    make_pruner: Callable[[], optuna.pruners.BasePruner] | None = None,
 ) -> list[Answer]:
     """Optuna as people use it; with a pruner, rates are reported after 1, 2 and 4 s."""
+    prunes = make_pruner is not None
+    pruner = make_pruner() if make_pruner else optuna.pruners.NopPruner()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     bench = ReplayBench(table, seed)
     axes = {
@@ -208,7 +214,7 @@ def optuna_search(
     by_values = {tuple(c.to_dict()[name] or 0 for name in axes): c for c in table.runs}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        study = optuna.create_study(sampler=make(seed), pruner=make_pruner(), direction="maximize")
+        study = optuna.create_study(sampler=make(seed), pruner=pruner, direction="maximize")
         best, answer, answers = 0.0, table.baseline, []
         for _ in range(num_trials):
             trial = study.ask()
@@ -222,11 +228,11 @@ def optuna_search(
             run = bench.start(config, fresh=True)
             units = seconds = 0.0
             pruned = False
-            for step, part_s in enumerate((1.0, 1.0, 2.0)):
+            for step, part_s in enumerate(PARTS_S if prunes else (MEASURE_S,)):
                 reading = run.measure_for(part_s)
                 units, seconds = units + reading.num_units, seconds + reading.duration_s
                 trial.report(units / seconds, 2**step)
-                if trial.should_prune():
+                if prunes and trial.should_prune():
                     pruned = True
                     break
             if pruned:
@@ -246,8 +252,8 @@ class WithoutBounds(AdaptiveSearch):
         return None
 
 
-class WithoutEarlyStopping(AdaptiveSearch):
-    """Every visit lasts as long as the longest of the other samplers."""
+class LongVisits(AdaptiveSearch):
+    """Every visit has at least six blocks, as those of the other samplers have at most."""
 
     def _visit(self, index: int, num_blocks: int) -> None:
         super()._visit(index, max(num_blocks, 6))
@@ -257,7 +263,7 @@ METHODS: dict[str, Method] = {
     "auto": auto,
     "auto, 5 %": functools.partial(auto, budget=SHARE),
     "no bounds": functools.partial(auto, kind=WithoutBounds),
-    "no stopping": functools.partial(auto, kind=WithoutEarlyStopping),
+    "long visits": functools.partial(auto, kind=LongVisits),
     "random": functools.partial(
         optuna_search, lambda s: optuna.samplers.RandomSampler(seed=s), 120
     ),

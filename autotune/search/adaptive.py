@@ -7,6 +7,7 @@ recorded table.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
@@ -29,15 +30,13 @@ _SURE = 0.8
 # Configurations whose means are so close are taken for equal, and the cheapest is chosen: half of
 # what is no matter, since means are uncertain.
 _TIE = INDIFFERENCE / 2
-# What lies so many standard deviations below the best is not tried.
-_REACH = 3.0
-# How far an earlier search of the same loop may be off.
+# How far an earlier search of the same loop may be off, beyond its own doubts.
 _AFTER_ANOTHER = Spreads(step=0.05, workers=0.07)
 # Spreads are fitted anew whenever there are so many times as many observations.
 _REFIT = 1.5
 _FIRST_FIT = 8
 # What starting a forked trial takes, and settling: first guesses, in seconds and in steps.
-_START_S, _SETTLE_S, _SETTLE_STEPS = 0.1, 0.3, 3.0
+_START_S, _SETTLE_STEPS = 0.4, 3.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +50,8 @@ class Reading:
         num_steps: Micro-steps in them.
         wait_s: The part of the time that the loop waited for data.
         wait_cpu_s: CPU seconds of the training process in that time.
+        start_s: What came before, its start and settling; None where runs of the search start
+            otherwise.
     """
 
     at_s: float
@@ -59,6 +60,7 @@ class Reading:
     num_steps: int
     wait_s: float
     wait_cpu_s: float
+    start_s: float | None = None
 
 
 class Bench(Protocol):
@@ -82,6 +84,7 @@ class Standing:
         units_per_s: Its expected throughput.
         log_ratio: Expected logarithm of its rate ÷ that of the first of the space.
         log_ratio_sd: Standard deviation of that.
+        was_measured: Whether a run of it showed anything.
     """
 
     config: ThroughputConfig
@@ -89,6 +92,7 @@ class Standing:
     units_per_s: float
     log_ratio: float
     log_ratio_sd: float
+    was_measured: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +101,14 @@ class Visit:
 
     config: ThroughputConfig
     outcome: Reading | Failure
+
+
+def finalists(
+    standings: Sequence[Standing], baseline: ThroughputConfig
+) -> tuple[ThroughputConfig, ...]:
+    """What is to be confirmed beside the baseline: the first that was measured, if there is one."""
+    found = (s.config for s in standings if s.was_measured and s.config != baseline)
+    return tuple(itertools.islice(found, 1))
 
 
 class AdaptiveSearch:
@@ -109,8 +121,8 @@ class AdaptiveSearch:
         usable_cores: Cores that the loop may use.
         block_s: Shortest duration of a block.
         horizon_s: How long training will go on.
-        prior: What an earlier search of the same loop believed of all configurations, the baseline
-            first, [N] (see `beliefs`), in place of the law; None where there was none.
+        prior: What an earlier search of the same loop believed of all configurations (see
+            `belief`), in place of the law; None where there was none.
         seed: For the probabilities, which are reckoned by drawing.
     """
 
@@ -123,7 +135,7 @@ class AdaptiveSearch:
         usable_cores: float,
         block_s: float,
         horizon_s: float = HORIZON_S,
-        prior: NDArray[np.float64] | None = None,
+        prior: Belief | None = None,
         seed: int = 0,
     ) -> None:
         self.configs = tuple(dict.fromkeys((baseline, *configs)))
@@ -135,14 +147,15 @@ class AdaptiveSearch:
         self._horizon_s = horizon_s
         self._seed = seed
         self._similarity = Similarity.of(self.configs)
-        self._first_spreads = Spreads() if prior is None else _AFTER_ANOTHER
+        self._first_spreads = Spreads()
+        if prior is not None:
+            self._first_spreads = _AFTER_ANOTHER
+            self._similarity = dataclasses.replace(self._similarity, doubt=prior.covariance)
         self._spreads = self._first_spreads
         self._fit_at = _FIRST_FIT
         # Places of configurations, with what their runs showed.
         self._readings: list[tuple[int, Reading]] = []
         self._failed: dict[int, Failure] = {}
-        # Places, with what starting a run took.
-        self._starts_s: list[tuple[int, float]] = []
 
     def learn(self, visits: Iterable[Visit]) -> None:
         """Take runs into account that are not this search's own; those of other spaces are not.
@@ -176,24 +189,25 @@ class AdaptiveSearch:
         if 0 not in self._measured:
             self._visit(0, 1)
         num_visits = 0
-        while self._readings and num_visits != max_visits:
+        while self._readings:
             belief = self._belief()
             left_s = end_s - self._bench.now_s
             proposal = self._propose(belief, left_s)
             if proposal is None:
                 return False
+            index, num_blocks = proposal.index, proposal.num_blocks
             best = self._rank(belief)[0]
             if best.probability >= _SURE or proposal.gain_per_s * self._horizon_s < 1.0:
-                # What was never measured is no answer, however good it is believed to be.
-                place = self._places[best.config]
-                if place in self._measured:
+                if best.was_measured:
                     return True
+                # What was never measured is no answer, however good it is believed to be.
+                index, num_blocks = self._places[best.config], 1
                 start_s, block_s = self._costs_s(belief)
-                if start_s[place] + block_s[place] > left_s:
+                if start_s[index] + block_s[index] > left_s:
                     return False
-                self._visit(place, 1)
-            else:
-                self._visit(proposal.index, proposal.num_blocks)
+            if num_visits == max_visits:
+                return False
+            self._visit(index, num_blocks)
             num_visits += 1
             after_each()
         return False
@@ -204,13 +218,13 @@ class AdaptiveSearch:
         return len(self._measured | set(self._failed))
 
     def suggest(self) -> ThroughputConfig:
-        """The configuration of which a new run is worth most; the baseline before there are any."""
+        """The configuration of which a run is worth most; where none ran, the first that may."""
         proposal = self._propose(self._belief(), math.inf) if self._readings else None
-        return self.configs[proposal.index if proposal is not None else 0]
+        return self.configs[proposal.index if proposal else int(np.argmax(self._may_run()))]
 
-    def beliefs(self) -> NDArray[np.float64]:
-        """Expected logarithms of all rates, the baseline's first, [N]."""
-        return np.asarray(self._belief().mean)
+    def belief(self) -> Belief | None:
+        """What is believed of all configurations, the baseline first; None where nothing ran."""
+        return self._belief() if self._readings else None
 
     def standings(self) -> list[Standing]:
         """Configurations, the one to choose first; those that cannot run are left out.
@@ -220,7 +234,11 @@ class AdaptiveSearch:
         return self._rank(self._belief())
 
     def _rank(self, belief: Belief) -> list[Standing]:
+        measured = self._measured
         may_run = self._may_run()
+        if not may_run.any():
+            # Nothing runs any more; what did is the answer.
+            may_run[list(measured)] = True
         near = probabilities_near_best(belief, may_run, within=INDIFFERENCE, seed=self._seed)
         covariance = belief.covariance
         ratio_variance = belief.variance + covariance[0, 0] - 2 * covariance[0]
@@ -236,6 +254,7 @@ class AdaptiveSearch:
                 units_per_s=math.exp(belief.mean[place]),
                 log_ratio=float(belief.mean[place] - belief.mean[0]),
                 log_ratio_sd=math.sqrt(max(0.0, float(ratio_variance[place]))),
+                was_measured=place in measured,
             )
             for place in (chosen, *order)
         ]
@@ -251,7 +270,6 @@ class AdaptiveSearch:
         return propose(
             belief,
             may_run,
-            belief.within_reach(may_run, _REACH),
             start_s=start_s,
             block_s=block_s,
             now_s=self._bench.now_s,
@@ -259,12 +277,7 @@ class AdaptiveSearch:
         )
 
     def _visit(self, index: int, num_blocks: int) -> None:
-        before_s = self._bench.now_s
-        outcome = self._bench.visit(self.configs[index], num_blocks)
-        self._take(index, outcome)
-        if isinstance(outcome, Reading):
-            taken_s = self._bench.now_s - before_s
-            self._starts_s.append((index, max(0.0, taken_s - outcome.duration_s)))
+        self._take(index, self._bench.visit(self.configs[index], num_blocks))
 
     def _take(self, index: int, outcome: Reading | Failure) -> None:
         if isinstance(outcome, Failure):
@@ -304,12 +317,11 @@ class AdaptiveSearch:
         ]
         law = self._law()
         similarity = self._similarity
-        guess = np.zeros(len(self.configs))
+        guess = np.zeros(len(self.configs)) if self._prior is None else self._prior.mean
         if law is not None:
-            guess = -np.log(law.seconds_per_unit(self.configs))
             similarity = dataclasses.replace(similarity, gain=law.gain(self.configs))
-        if self._prior is not None:
-            guess = self._prior
+            if self._prior is None:
+                guess = -np.log(law.seconds_per_unit(self.configs))
         if len(observations) >= self._fit_at:
             self._spreads = fit_spreads(similarity, guess, observations, self._first_spreads)
             self._fit_at = math.ceil(_REFIT * len(observations))
@@ -337,10 +349,10 @@ class AdaptiveSearch:
         return np.array([units_per_sample * config.batch_size for config in self.configs])
 
     def _start_s(self, step_s: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What starting a run takes: as guessed, times how wrong the guesses were."""
-        guesses = _START_S + _SETTLE_S + _SETTLE_STEPS * step_s
-        taken_s = guessed_s = _START_S
-        for index, start_s in self._starts_s:
-            taken_s += start_s
-            guessed_s += float(guesses[index])
-        return np.asarray(taken_s / guessed_s * guesses)
+        """What starting a run takes: some steps, and what it took beside these on average."""
+        beside_s = [_START_S] + [
+            reading.start_s - _SETTLE_STEPS * float(step_s[index])
+            for index, reading in self._readings
+            if reading.start_s is not None
+        ]
+        return max(0.0, float(np.mean(beside_s))) + _SETTLE_STEPS * step_s

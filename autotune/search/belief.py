@@ -92,6 +92,7 @@ class Similarity:
         same: 1 for a configuration with itself, else 0.
         has_workers: Which configurations have workers, [N].
         gain: What workers could bring at most, as a logarithm of rates, [N].
+        doubt: Of an earlier search that the guess comes from, as a covariance; None without one.
     """
 
     step: Array
@@ -99,6 +100,7 @@ class Similarity:
     same: Array
     has_workers: NDArray[np.bool_]
     gain: Array
+    doubt: Array | None = None
 
     @classmethod
     def of(cls, configs: Sequence[ThroughputConfig]) -> Similarity:
@@ -129,6 +131,7 @@ class Similarity:
             same=self.same[pairs],
             has_workers=self.has_workers[index],
             gain=self.gain[index],
+            doubt=None if self.doubt is None else self.doubt[pairs],
         )
 
     def covariance(self, spreads: Spreads) -> Array:
@@ -139,6 +142,7 @@ class Similarity:
             + spreads.step**2 * self.step
             + np.outer(workers, workers) * self.workers
             + spreads.own**2 * self.same
+            + (0.0 if self.doubt is None else self.doubt)
         )
 
 

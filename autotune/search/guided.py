@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from autotune.config import ThroughputConfig
 from autotune.machine import this_machine
-from autotune.search.adaptive import HORIZON_S, AdaptiveSearch, Standing
+from autotune.search.adaptive import HORIZON_S, AdaptiveSearch, Standing, finalists
 from autotune.search.answer import RunnerUp
 from autotune.search.finals import confirmation_s
 from autotune.search.live import LiveBench, recall
@@ -65,7 +65,11 @@ class GuidedSearch:
             search = self._prepare(plan, plan.baseline)
             complete = search.run(
                 self._bench.now_s + recorder.left_s - reserved_s,
-                max_visits=definition.max_trials,
+                max_visits=(
+                    None
+                    if definition.max_trials is None
+                    else definition.max_trials - self._bench.num_visits
+                ),
                 after_each=functools.partial(self._show, plan, search),
             )
             standings = search.standings()
@@ -73,9 +77,7 @@ class GuidedSearch:
             rates = {found.config: found.units_per_s for found in standings}
             wider = widen(plan, definition, best, rates)
             if wider is None or not complete or not self._has_memory_for_more(best):
-                measured = recorder.knowledge(plan).measured
-                others = [s.config for s in standings if s.config != plan.baseline]
-                return plan, tuple(c for c in others if measured.get(c))[:1], complete
+                return plan, finalists(standings, plan.baseline), complete
             added = [
                 f"{name} {values[-1]}"
                 for name, values in wider.space.axes.items()
@@ -91,9 +93,8 @@ class GuidedSearch:
         """How probably a configuration is within 2 % of the fastest; and the next best ones."""
         standings = self._prepare(plan, chosen).standings()
         [probability] = [found.probability for found in standings if found.config == chosen]
-        measured = self._recorder.knowledge(plan).measured
         told_already = (chosen, plan.baseline)
-        others = [s for s in standings if s.config not in told_already and measured.get(s.config)]
+        others = [s for s in standings if s.config not in told_already and s.was_measured]
         others.sort(key=lambda found: -found.log_ratio)
         return probability, tuple(map(_runner_up, others[:_NUM_RUNNERS_UP]))
 
@@ -112,9 +113,12 @@ class GuidedSearch:
             horizon_s=horizon_s,
             seed=self._recorder.definition.seed,
         )
-        before = make()
-        before.learn(self._earlier)
-        search = make(prior=before.beliefs() if before.num_visited else None)
+        prior = None
+        if self._earlier:
+            before = make()
+            before.learn(self._earlier)
+            prior = before.belief()
+        search = make(prior=prior)
         search.learn(recall(self._recorder.store.records()))
         return search
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
-from autotune.blocks import Sample
 from autotune.config import ThroughputConfig
 from autotune.measurement import Failure, FailureCause, counted_blocks, sustained_share
 from autotune.search.adaptive import Reading, Visit
@@ -16,12 +15,16 @@ from autotune.search.records import Phase, TrialRecord
 class LiveBench:
     """Runs of the study's command, which keeps them. See `adaptive.Bench`.
 
+    Attributes:
+        num_visits: How many there were.
+
     Args:
         recorder: Runs them.
     """
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
+        self.num_visits = 0
 
     @property
     def now_s(self) -> float:
@@ -30,33 +33,43 @@ class LiveBench:
 
     def visit(self, config: ThroughputConfig, num_blocks: int) -> Reading | Failure:
         """One run; disturbed blocks are measured again, within a bound."""
+        self.num_visits += 1
         record = self._recorder.visit(config, Phase.SEARCH, num_blocks=num_blocks)
-        return record.failure or read_samples(record.samples)
+        return record.failure or read(record)
 
 
-def read_samples(samples: Sequence[Sample]) -> Reading:
-    """What samples of one run showed together; at least one has a block."""
-    found = [sample for sample in samples if sample.blocks]
-    blocks = counted_blocks(found)
-    duration_s = sum(block.duration_s for block in blocks)
+def read(record: TrialRecord) -> Reading:
+    """What a trial with a measurement showed; epochs' ends are charged as often as epochs end."""
+    measurement, samples = record.measurement, record.samples
+    assert measurement is not None
+    blocks = counted_blocks(samples)
+    num_units = sum(block.num_units for block in blocks) * sustained_share(blocks)
+    duration_s = num_units / measurement.units_per_s
+    at_s = sum(sample.at_s for sample in samples if sample.blocks)
+    start_s = None
+    if record.phase in (Phase.PROBE, Phase.SEARCH) and record.duration_s is not None:
+        all_s = sum(block.duration_s for sample in samples for block in sample.blocks)
+        start_s = max(0.0, record.duration_s - all_s)
     return Reading(
-        at_s=sum(sample.at_s for sample in found) / len(found) + duration_s / 2,
+        at_s=at_s / sum(bool(sample.blocks) for sample in samples) + measurement.measured_s / 2,
         duration_s=duration_s,
-        num_units=sum(block.num_units for block in blocks) * sustained_share(blocks),
+        num_units=num_units,
         num_steps=sum(block.num_steps for block in blocks),
-        wait_s=sum(block.wait_s for block in blocks),
+        wait_s=max(
+            0.0, sum(block.wait_s for block in blocks) + duration_s - measurement.measured_s
+        ),
         wait_cpu_s=sum(block.wait_cpu_s for block in blocks),
+        start_s=start_s,
     )
 
 
 def recall(records: Iterable[TrialRecord]) -> Iterator[Visit]:
     """The stored trials of a study, as the search takes them into account.
 
-    Those that were interrupted tell nothing.
+    Those that run or were interrupted tell nothing.
     """
     for record in records:
-        failure = record.failure
-        if failure is not None and failure.cause is not FailureCause.INTERRUPTED:
-            yield Visit(config=record.config, outcome=failure)
-        elif any(sample.blocks for sample in record.samples):
-            yield Visit(config=record.config, outcome=read_samples(record.samples))
+        if record.measurement is not None:
+            yield Visit(config=record.config, outcome=read(record))
+        elif record.failure and record.failure.cause is not FailureCause.INTERRUPTED:
+            yield Visit(config=record.config, outcome=record.failure)

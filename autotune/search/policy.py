@@ -18,11 +18,12 @@ Array = NDArray[np.float64]
 # How many blocks may be asked for at once.
 _NUM_BLOCKS = (1, 2, 4, 8)
 # Nodes of the quadrature over what a measurement may show. What lies so many standard deviations
-# below the best cannot become it.
+# below the best cannot become it, and what lies fewer below it is tried.
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(24)
 _WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
-_OUT_OF_REACH = 5.0
-_NUM_DRAWS = 2000
+_OUT_OF_REACH, _TRIED = 5.0, 3.0
+# Draws of all rates, of so many configurations at most: the most promising.
+_NUM_DRAWS, _MOST_DRAWN = 2000, 400
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,6 @@ class Proposal:
 def propose(
     belief: Belief,
     may_run: NDArray[np.bool_],
-    places: NDArray[np.intp],
     *,
     start_s: Array,
     block_s: Array,
@@ -56,12 +56,12 @@ def propose(
     Args:
         belief: What is known.
         may_run: Which configurations can be chosen, [N].
-        places: Those of which a run could be started, [M].
         start_s: Seconds until the first block of each can begin, [N].
         block_s: Seconds that a block of each takes, [N].
         now_s: The time, as in the observations.
         left_s: Seconds that a measurement may take.
     """
+    places = belief.within_reach(may_run, _TRIED)
     if not len(places):
         return None
     found: Proposal | None = None
@@ -112,6 +112,8 @@ def probabilities_near_best(
     """
     probabilities = np.zeros(len(belief.mean))
     places = belief.within_reach(may_run, _OUT_OF_REACH)
+    promise = belief.mean[places] + _TRIED * np.sqrt(belief.variance[places])
+    places = places[np.argsort(-promise)[:_MOST_DRAWN]]
     if len(places):
         draws = belief.draws(places, _NUM_DRAWS, seed)
         near = draws >= draws.max(axis=1, keepdims=True) - math.log1p(within)

@@ -41,6 +41,9 @@ class RecordedRun:
         wait_s: The part of each that the loop waited for data, [B].
         wait_cpu_s: CPU seconds of the training process in that time, [B].
         num_steps: Steps in each, [B].
+        later: Logarithm of the rate of blocks that would have followed ÷ that of these, as
+            expected: what made these fast is in part chance, and does not last.
+        later_sd: Standard deviation of that.
     """
 
     start_s: float
@@ -49,6 +52,8 @@ class RecordedRun:
     wait_s: Array
     wait_cpu_s: Array
     num_steps: Array
+    later: float = 0.0
+    later_sd: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -113,10 +118,13 @@ def read_truth(blocks: Path) -> TruthTable:
     truth = _shrunk(of_config, counts, own)
     recorded: dict[ThroughputConfig, list[RecordedRun]] = {config: [] for config in configs}
     found = [run for _, run in frame.groupby(["config", "group"])]
-    for run, number, deviation in zip(found, table["config"], own, strict=True):
-        # Deviations from a mean of few are too small by this.
-        inflation = math.sqrt(counts[number] / max(1, counts[number] - 1))
-        wanted = truth[number] + inflation * deviation
+    # Deviations from a mean of few are too small by this.
+    numbers = table["config"].to_numpy()
+    deviations = own * np.sqrt(counts / np.maximum(1, counts - 1))[numbers]
+    has_workers = np.array([config.num_workers > 0 for config in configs])[numbers]
+    later, later_sd = _later(found, deviations, has_workers)
+    for place, (run, number) in enumerate(zip(found, numbers, strict=True)):
+        wanted = truth[number] + deviations[place]
         plain = math.log(run["num_units"].sum() / run["duration_s"].sum())
         recorded[configs[number]].append(
             RecordedRun(
@@ -126,6 +134,8 @@ def read_truth(blocks: Path) -> TruthTable:
                 wait_s=run["wait_s"].to_numpy(),
                 wait_cpu_s=run["wait_cpu_s"].to_numpy(),
                 num_steps=run["num_steps"].to_numpy(),
+                later=float(later[place]),
+                later_sd=float(later_sd[place]),
             )
         )
     times = table.groupby("group")["at_s"].mean().sort_values()
@@ -198,6 +208,28 @@ def _effects(table: pd.DataFrame) -> tuple[Array, Array]:
     return of_config, of_group
 
 
+def _later(
+    runs: Sequence[pd.DataFrame], deviations: Array, has_workers: NDArray[np.bool_]
+) -> tuple[Array, Array]:
+    """How the rate of what would have followed a run differs from the run's: mean and sd, [R] each.
+
+    A run's deviation is its process's own, which lasts, and the mean of its blocks' noise, which
+    does not; runs with workers differ from those without. The posterior of a normal mean.
+    """
+    within = np.array([np.log(r["num_units"] / r["duration_s"]).var(ddof=1) for r in runs])
+    num_blocks = np.array([len(run) for run in runs])
+    later, later_sd = np.zeros(len(runs)), np.zeros(len(runs))
+    for kind in (has_workers, ~has_workers):
+        if not kind.any():
+            continue
+        noise = np.nanmean(np.append(within[kind], 0.0)) / num_blocks[kind]
+        process = max(0.0, float(np.mean(deviations[kind] ** 2 - noise)))
+        keep = process / np.maximum(process + noise, 1e-12)
+        later[kind] = (keep - 1.0) * deviations[kind]
+        later_sd[kind] = np.sqrt(process * (1.0 - keep))
+    return later, later_sd
+
+
 def _means(values: Array, places: NDArray[np.int64]) -> Array:
     return np.bincount(places, weights=values) / np.maximum(1, np.bincount(places))
 
@@ -252,8 +284,9 @@ class ReplayBench:
         """Start a run of a recorded configuration, forked or fresh."""
         recorded = self.table.runs[config]
         run = recorded[int(self._random.integers(len(recorded)))]
-        self.now_s += run.start_s + (self.table.fresh_start_s if fresh else 0.0)
-        return ReplayedRun(self, run, self._random)
+        start_s = run.start_s + (self.table.fresh_start_s if fresh else 0.0)
+        self.now_s += start_s
+        return ReplayedRun(self, run, self._random, start_s)
 
     def drift(self, at_s: float) -> float:
         """By how much the machine is fast at a time, as a logarithm of rates."""
@@ -262,40 +295,45 @@ class ReplayBench:
 
 
 class ReplayedRun:
-    """One of the recorded runs, block by block; where none are left, some of them again at random.
+    """One of the recorded runs, block by block; after these, what would have followed them.
 
     Args:
         bench: Its clock is advanced.
         run: What was recorded.
-        random: Draws blocks.
+        random: Draws what would have followed.
+        start_s: What starting it took.
     """
 
-    def __init__(self, bench: ReplayBench, run: RecordedRun, random: np.random.Generator) -> None:
+    def __init__(
+        self, bench: ReplayBench, run: RecordedRun, random: np.random.Generator, start_s: float
+    ) -> None:
         self._bench = bench
         self._run = run
         self._random = random
+        self._start_s = start_s
+        self._later = math.exp(random.normal(run.later, run.later_sd))
         self._num_blocks = 0
 
     def measure(self, num_blocks: int) -> Reading:
         """The next blocks."""
         run = self._run
-        places = []
-        for _ in range(num_blocks):
-            if self._num_blocks < len(run.duration_s):
-                places.append(self._num_blocks)
-            else:
-                places.append(int(self._random.integers(len(run.duration_s))))
-            self._num_blocks += 1
+        num_recorded = len(run.duration_s)
+        numbers = np.arange(self._num_blocks, self._num_blocks + num_blocks)
+        self._num_blocks += num_blocks
+        follows = numbers >= num_recorded
+        places = np.where(follows, self._random.integers(num_recorded, size=num_blocks), numbers)
+        num_units = run.num_units[places] * np.where(follows, self._later, 1.0)
         duration_s = float(run.duration_s[places].sum())
         middle_s = self._bench.now_s + duration_s / 2
         self._bench.now_s += duration_s + _REQUEST_S
         return Reading(
             at_s=middle_s,
             duration_s=duration_s,
-            num_units=float(run.num_units[places].sum()) * math.exp(self._bench.drift(middle_s)),
+            num_units=float(num_units.sum()) * math.exp(self._bench.drift(middle_s)),
             num_steps=int(run.num_steps[places].sum()),
             wait_s=float(run.wait_s[places].sum()),
             wait_cpu_s=float(run.wait_cpu_s[places].sum()),
+            start_s=self._start_s,
         )
 
     def measure_for(self, seconds: float) -> Reading:

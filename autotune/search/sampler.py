@@ -32,7 +32,8 @@ class AdaptiveSampler(optuna.samplers.BaseSampler):
 
     Args:
         space: The axes and their values.
-        baseline: What the axes that the space lacks stay at; it is suggested first.
+        baseline: What the axes that the space lacks stay at; it is suggested first, or where it is
+            not in the space, the first of the space.
         usable_cores: Cores that the loop may use.
         seed: For ties, which are decided by drawing.
     """
@@ -58,7 +59,7 @@ class AdaptiveSampler(optuna.samplers.BaseSampler):
         """The next settings; see the base class."""
         search = AdaptiveSearch(
             self._configs,
-            self._baseline,
+            self._baseline if self._baseline in self._configs else self._configs[0],
             _Elsewhere(),
             usable_cores=self._cores,
             block_s=_MEASURED_S,
@@ -87,9 +88,10 @@ class AdaptiveSampler(optuna.samplers.BaseSampler):
         by_settings = {self._key(config.to_dict()): config for config in self._configs}
         for trial in trials:
             config = by_settings.get(self._key(trial.params))
-            if config is None or not trial.state.is_finished():
+            if config is None:
                 continue
             if trial.state != TrialState.COMPLETE or not trial.values or trial.values[0] <= 0:
+                # One that still runs is not suggested again, either.
                 failure = Failure(cause=FailureCause.CRASHED, message="the trial gave no rate")
                 yield Visit(config=config, outcome=failure)
             else:

@@ -27,8 +27,8 @@ SCHEMA_VERSION = 3
 class StudyStore:
     """One study, open for writing. Optuna's ask and tell, with the configuration given.
 
-    Which configuration comes next is decided elsewhere (see `proposals`): the stored study holds
-    runs that took place, with the real values of the settings, and nothing else.
+    Which configuration comes next is decided elsewhere (see `adaptive` and `proposals`): the stored
+    study holds runs that took place, with the real values of the settings, and nothing else.
 
     Args:
         study: The study.
@@ -133,8 +133,8 @@ class StudyStore:
     def records_of_similar(self) -> tuple[TrialRecord, ...]:
         """The trials of the latest other study of the same command on a similar machine.
 
-        It is in the same storage, keeps the same effective batch, and its machine had as many
-        usable cores. Empty where there is none.
+        It is in the same storage, keeps the same effective batch, its machine had as many usable
+        cores, and one of its trials succeeded. Empty where there is none.
         """
         storage = self._study._storage
         for other in reversed(storage.get_all_studies()):
@@ -143,7 +143,8 @@ class StudyStore:
                 self.facts
             ):
                 trials = storage.get_all_trials(other._study_id, deepcopy=False)
-                return tuple(read_trial(trial) for trial in trials)
+                if any(trial.state == TrialState.COMPLETE for trial in trials):
+                    return tuple(read_trial(trial) for trial in trials)
         return ()
 
     def _set_attributes(self, number: int, attributes: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ import itertools
 import math
 import random
 
+import numpy as np
 import pytest
 
 from autotune.config import ThroughputConfig
@@ -30,17 +31,27 @@ def law(config):
 class MadeUpBench:
     """Runs that take no time but on their own clock."""
 
-    def __init__(self, *, seconds=law, load_s=0.004, noise=0.02, fails=lambda config: None, seed=0):
+    def __init__(
+        self,
+        *,
+        seconds=law,
+        load_s=0.004,
+        noise=0.02,
+        fails=lambda config: None,
+        seed=0,
+        start_s=0.5,
+    ):
         self.now_s = 0.0
         self.visits = []
         self._seconds = seconds
         self._load_s = load_s
         self._noise = noise
         self._fails = fails
+        self._start_s = start_s
         self._random = random.Random(seed)
 
     def visit(self, config, num_blocks):
-        self.now_s += 0.5
+        self.now_s += self._start_s
         cause = self._fails(config)
         outcome = Failure(cause=cause, message="x") if cause else self._measure(config, num_blocks)
         self.visits.append(Visit(config=config, outcome=outcome))
@@ -60,6 +71,7 @@ class MadeUpBench:
             num_steps=num_steps,
             wait_s=min(wait_s, duration_s),
             wait_cpu_s=min(wait_s, duration_s),
+            start_s=self._start_s,
         )
 
 
@@ -152,13 +164,20 @@ def test_what_earlier_runs_showed_is_not_measured_again():
     assert len(second.visits) <= 3
 
 
+class Shifted:
+    """A belief, but that the machine is twice as fast."""
+
+    def __init__(self, belief):
+        self.mean = belief.mean + math.log(2)
+        self.covariance = belief.covariance
+
+
 def test_what_an_earlier_search_believed_is_where_the_next_one_starts():
     first = search_on(MadeUpBench())
     first.run(math.inf)
     alone, guided = MadeUpBench(), MadeUpBench()
     search_on(alone).run(math.inf)
-    # The machine is half as fast now, and all ratios are the same.
-    search = search_on(guided, prior=first.beliefs() - math.log(2))
+    search = search_on(guided, prior=Shifted(first.belief()))
     search.run(math.inf)
     best, *_ = search.standings()
     assert law(best.config) <= 1.03 * min(map(law, CONFIGS))
@@ -183,3 +202,33 @@ def test_what_ran_once_can_run_even_if_it_failed_at_another_time():
     able = [standing.config for standing in search.standings()]
     assert BASELINE in able
     assert CONFIGS[0] not in able
+
+
+def test_an_earlier_search_that_saw_nothing_tells_nothing():
+    search = search_on(MadeUpBench())
+    failure = Failure(cause=FailureCause.CRASHED, message="x")
+    search.learn([Visit(config=BASELINE, outcome=failure)])
+    assert search.belief() is None
+
+
+def test_where_nothing_runs_any_more_what_did_is_the_answer():
+    calls = []
+
+    def fails(config):
+        calls.append(config)
+        return FailureCause.CRASHED if len(calls) > 4 else None
+
+    search = search_on(MadeUpBench(fails=fails))
+    search.run(math.inf)
+    best, *_ = search.standings()
+    assert best.config in calls[:4]
+    assert best.was_measured
+
+
+def test_a_start_that_takes_long_is_charged_to_large_batches_as_it_is_to_small_ones():
+    search = search_on(MadeUpBench(start_s=20.0))
+    search.run(math.inf, max_visits=3)
+    step_s = np.linspace(0.01, 1.0, len(search.configs))
+    start_s = search._start_s(step_s)
+    assert start_s[-1] - start_s[0] == pytest.approx(3 * 0.99)
+    assert 12.0 < start_s[0] < 20.0

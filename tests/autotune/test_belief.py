@@ -130,34 +130,28 @@ def test_a_gain_is_expected_where_an_uncertain_configuration_may_be_the_best():
 def test_a_cheap_measurement_is_preferred_to_a_dear_one_that_tells_the_same():
     belief = believe(seen(place(4), 1.0))
     # Neither resembles what was seen more than the other.
-    both = np.array([place(16, 4), place(1, 4)])
-    for dear in both:
-        start_s = np.where(np.arange(len(CONFIGS)) == dear, 9.0, 0.5)
-        proposal = propose(
-            belief, ALL, both, start_s=start_s, block_s=BLOCKS_S, now_s=1.0, left_s=100.0
-        )
-        assert proposal.index in set(both) - {dear}
+    both = [place(16, 4), place(1, 4)]
+    may_run = np.isin(np.arange(len(CONFIGS)), both)
+    for dear, cheap in (both, reversed(both)):
+        times = {
+            "start_s": np.where(np.arange(len(CONFIGS)) == dear, 9.0, 0.5),
+            "block_s": BLOCKS_S,
+        }
+        proposal = propose(belief, may_run, **times, now_s=1.0, left_s=100.0)
+        assert proposal.index == cheap
         assert proposal.gain_per_s > 0
 
 
 def test_nothing_is_proposed_that_takes_more_than_is_left():
     belief = believe(seen(place(4), 1.0))
 
-    def proposed(places, left_s):
-        start_s = np.ones(len(CONFIGS))
-        return propose(
-            belief,
-            ALL,
-            np.array(places, dtype=int),
-            start_s=start_s,
-            block_s=BLOCKS_S,
-            now_s=1.0,
-            left_s=left_s,
-        )
+    def proposed(left_s, may_run=ALL):
+        times = {"start_s": np.ones(len(CONFIGS)), "block_s": BLOCKS_S}
+        return propose(belief, may_run, **times, now_s=1.0, left_s=left_s)
 
-    assert proposed([place(16, 4)], 1.0) is None
-    assert proposed([place(16, 4)], 1.3).num_blocks == 1
-    assert proposed([], 1.3) is None
+    assert proposed(1.0) is None
+    assert proposed(1.3).num_blocks == 1
+    assert proposed(1.3, ~ALL) is None
 
 
 def test_probabilities_count_only_what_can_run():

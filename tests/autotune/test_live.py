@@ -6,9 +6,9 @@ import optuna
 import pytest
 
 from autotune.config import ThroughputConfig
-from autotune.measurement import FailureCause, StartMode
+from autotune.measurement import FailureCause, StartMode, summarise
 from autotune.search.definition import StudyDefinition
-from autotune.search.live import LiveBench, read_samples, recall
+from autotune.search.live import LiveBench, read, recall
 from autotune.search.recorder import Recorder
 from autotune.search.records import Phase, read_records
 from autotune.search.study import StudyStore
@@ -87,7 +87,7 @@ def test_a_run_that_fails_is_ended_and_kept_as_a_failure(open_bench, parts, tmp_
 
 def test_readings_take_off_what_the_loader_cannot_sustain():
     drained = made_up.sample(made_up.block(num_steps=10, ready_change=-5), at_s=7.0)
-    reading = read_samples([drained])
+    reading = read(made_up.record_of([drained]))
     assert reading.num_units == pytest.approx(2000.0)
     assert reading.num_steps == 10
     assert reading.at_s == pytest.approx(7.5)
@@ -95,5 +95,21 @@ def test_readings_take_off_what_the_loader_cannot_sustain():
 
 def test_disturbed_blocks_do_not_count_where_there_are_others():
     spoiled = made_up.block(num_units=1.0, other_cpu_s=2.0)
-    reading = read_samples([made_up.sample(spoiled, made_up.block())])
+    reading = read(made_up.record(spoiled, made_up.block()))
     assert math.isclose(reading.duration_s, 1.0)
+
+
+def test_an_end_of_an_epoch_is_charged_as_often_as_epochs_end():
+    # Of two epochs' worth of steps, the one end that happened to be seen took half a second.
+    blocks = [made_up.block(num_epoch_ends=1, epoch_end_s=0.5, wait_s=0.5), made_up.block(wait_s=0)]
+    samples = (made_up.sample(*blocks),)
+    measurement = summarise(samples, made_up.PLAIN, steps_per_epoch=10)
+    reading = read(made_up.record_of(samples, measurement=measurement))
+    assert reading.duration_s == pytest.approx(2.5)
+    assert reading.wait_s == pytest.approx(1.0)
+
+
+def test_what_starting_took_is_told_of_trials_that_start_as_the_search_starts_them():
+    assert read(made_up.record(made_up.block(), duration_s=1.7)).start_s == pytest.approx(0.7)
+    fresh = made_up.record(made_up.block(), duration_s=1.7, phase=Phase.CONFIRM)
+    assert read(fresh).start_s is None
