@@ -111,7 +111,7 @@ def _axis_value(text: str) -> int | bool:
     help="Where the settings are written.",
 )
 @click.option("--budget", help="Time for everything, such as 90s, 3m, 1h.  [default: 5m]")
-@click.option("--max-trials", type=click.IntRange(min=1), help="Most configurations to visit.")
+@click.option("--max-trials", type=click.IntRange(min=1), help="Most trials of the search.")
 @click.option("--sampler", type=click.Choice([name.value for name in SamplerName]))
 @click.option("--start-mode", type=click.Choice(["auto", "fork", "fresh"]))
 @click.option("--storage", help="SQLite file or database URL.  [default: studies/autotune.db]")

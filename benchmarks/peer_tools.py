@@ -1,13 +1,15 @@
 """Runs one other tuner on one of the workloads: `peer_tools.py TOOL WORKLOAD --seconds 120`.
 
-Prints the settings that it chose, as JSON; what it chose until then where its time is up. Each is
-used as its documentation says. benchmarks/peers.py runs this in an environment that has them.
+Prints the settings that it chose, as JSON. Each is used as its documentation says; TPE and ASHA,
+which search as long as they may, are told when their time is up, and the others end by themselves.
+benchmarks/peers.py runs this in an environment that has them.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import resource
@@ -26,6 +28,7 @@ from torch.utils.data import DataLoader
 from workloads import WORKLOADS
 
 BASELINE_BATCH = 32
+WARM_UP_S = 1.0
 # Of the memory, what a tool that looks for its limit may take.
 MEMORY_SHARE = 0.6
 AXES = {
@@ -54,17 +57,16 @@ def tpe(workload: str, end_s: float) -> Settings:
     import optuna
 
     def objective(trial: optuna.Trial) -> float:
+        # By rank, so that it knows the order.
         settings = {
-            name: trial.suggest_categorical(name, AXES[name])
-            for name in ("batch_size", "num_workers", "num_threads")
+            name: values[trial.suggest_int(name, 0, len(values) - 1)]
+            for name, values in AXES.items()
         }
-        if settings["num_workers"]:
-            settings["prefetch_factor"] = trial.suggest_categorical(
-                "prefetch_factor", AXES["prefetch_factor"]
-            )
+        if not settings["num_workers"]:
+            del settings["prefetch_factor"]
         trial.set_user_attr("settings", settings)
         script = Path(__file__).with_name("workloads.py")
-        options = ["--config", json.dumps(settings), "--seconds", "4", "--warm-up", "1"]
+        options = ["--config", json.dumps(settings), "--seconds", "4", "--warm-up", str(WARM_UP_S)]
         left_s = max(0.1, end_s - time.monotonic())
         try:
             done = subprocess.run(
@@ -79,6 +81,7 @@ def tpe(workload: str, end_s: float) -> Settings:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")
+    study.enqueue_trial({"batch_size": AXES["batch_size"].index(BASELINE_BATCH), "num_workers": 0})
     study.optimize(objective, timeout=max(0.1, end_s - time.monotonic()))
     return dict(study.best_trial.user_attrs["settings"])
 
@@ -185,7 +188,10 @@ TOOLS: dict[str, Callable[[str, float], Settings]] = {
 
 
 def rates(workload: str, settings: Settings, *, seconds: int) -> Iterator[float]:
-    """Samples per second so far, each second, of a loop that trains in this process."""
+    """Samples per second so far, each second after a first that does not count.
+
+    Of a loop that trains in this process, epoch after epoch.
+    """
     make_dataset, make_model = WORKLOADS[workload]
     torch.set_num_threads(settings["num_threads"])
     dataset, model = make_dataset(), make_model()
@@ -198,14 +204,17 @@ def rates(workload: str, settings: Settings, *, seconds: int) -> Iterator[float]
         num_workers=num_workers,
         prefetch_factor=settings["prefetch_factor"] if num_workers else None,
     )
-    start_s, num_samples, reported = time.monotonic(), 0, 0
-    for batch in loader:
+    begun_s, start_s, num_samples, reported = time.monotonic(), 0.0, 0, 0
+    for batch in itertools.chain.from_iterable(itertools.repeat(loader)):
         step(model, optimizer, batch)
+        now_s = time.monotonic()
+        if not start_s:
+            start_s = now_s if now_s >= begun_s + WARM_UP_S else 0.0
+            continue
         num_samples += len(batch[0])
-        elapsed_s = time.monotonic() - start_s
-        if elapsed_s >= reported + 1:
+        if now_s >= start_s + reported + 1:
             reported += 1
-            yield num_samples / elapsed_s
+            yield num_samples / (now_s - start_s)
         if reported >= seconds:
             return
 

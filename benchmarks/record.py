@@ -91,7 +91,7 @@ class Recording:
         axes = {"batch_size": batch_sizes, **AXES}
         self.definition = StudyDefinition(name=path.name, command=command, axes=axes)
         self.rows: list[dict[str, Any]] = []
-        self.num_groups = self.num_failed = 0
+        self.num_groups = 0
 
     def run(self) -> None:
         """Record what is not yet there."""
@@ -159,7 +159,6 @@ class Recording:
                     assert trial.mode is StartMode.FORK, self.runner.fresh_reason
                     runs.append(Run(trial, definition, limits, whole=False))
                 except TrialFailedError as error:
-                    self.num_failed += 1
                     print(f"{config.summary}: {error}", flush=True)
             for turn in range(NUM_TURNS):
                 # What has been recorded must not depend on the order of those that come after.

@@ -45,7 +45,7 @@ class StudyDefinition:
         axes: Values for some axes; the others come from the machine (see `space.default_axes`).
         sampler: How the next configuration is chosen.
         budget_s: Wall seconds for everything, confirmation included.
-        max_trials: Most configurations visited; None for no limit.
+        max_trials: Most trials of the search; None for no limit.
         start_mode: Fork or fresh; None forks where that is safe.
         block_s: Shortest duration of a block of steps.
         max_blocks: Blocks given to a configuration that keeps up with the best so far; AUTO decides

@@ -20,9 +20,9 @@ _WIDENED = ("batch_size", "num_workers", "prefetch_factor")
 # It is tried where the last step along the axis brought more than this; estimates of two
 # configurations that are equally fast seldom differ as much.
 _WORTH_WIDENING = 0.05
-# Of the configurations, what the adaptive search visits: few where structure decides, more where
-# many are alike (measured: benchmarks/search.py).
-_FEWEST_VISITS, _MOST_VISITS = 15, 50
+# What the adaptive search visits: two where structure decides, and many times that where many are
+# alike (measured: benchmarks/search.py).
+_FEWEST_VISITS, _MOST_VISITS = 2, 40
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +36,7 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Estimate:
-    """Seconds that a run will take if most of the space is ruled out, and if none of it is."""
+    """Seconds that a run will take if little has to be visited, and if much has to be."""
 
     low_s: float
     high_s: float

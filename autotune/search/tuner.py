@@ -188,12 +188,12 @@ class Tuner:
             self._runner.give_up_forking(failed_before)
         elif known is None:
             mode = self._runner.mode
-            record = self._recorder.visit(plan.baseline, Phase.PROBE, incumbent=0.0)
+            record = self._recorder.visit(plan.baseline, Phase.PROBE)
             if record.failure is not None and mode is StartMode.FORK:
                 reason = f"a forked trial failed: {record.failure.message}"
                 self._store.set_facts(fork_failure=reason)
                 self._runner.give_up_forking(reason)
-                record = self._recorder.visit(plan.baseline, Phase.PROBE, incumbent=0.0)
+                record = self._recorder.visit(plan.baseline, Phase.PROBE)
             if record.start_mode is StartMode.FORK and record.start_up_s is not None:
                 self._observer.note(
                     f"trials are forked: first batch after {record.start_up_s:.2f} s, where a "
