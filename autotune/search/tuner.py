@@ -229,8 +229,8 @@ class Tuner:
             finalists = finals.choose(knowledge, plan.baseline, baseline)
         if not finalists and not complete:
             raise NothingWorkedError(
-                "no configuration beside the baseline could be measured in the time given: give "
-                f"more with --budget (a run of the baseline alone took {baseline.duration_s:.0f} s"
+                "no configuration beside the baseline could be measured in the time and the trials "
+                f"given: give more with --budget or --max-trials (a run of the baseline alone took {baseline.duration_s:.0f} s"
                 + (", disturbed by other processes)" if is_disturbed_throughout(baseline) else ")")
             )
         side_by_side = finals.fit_together([plan.baseline, *finalists])

@@ -33,8 +33,8 @@ def objective(trial):
     return 1.0 / law(config)
 
 
-def make_study():
-    sampler = AdaptiveSampler(Space(axes=AXES), BASELINE, usable_cores=2)
+def make_study(baseline=BASELINE):
+    sampler = AdaptiveSampler(Space(axes=AXES), baseline, usable_cores=2)
     return optuna.create_study(direction="maximize", sampler=sampler)
 
 
@@ -45,6 +45,29 @@ def test_the_baseline_comes_first_and_the_best_is_found_among_few():
     best = max(1.0 / law(suggest(optuna.trial.FixedTrial(t.params))) for t in study.trials)
     space = Space(axes=AXES).configurations(BASELINE)
     assert best > 0.97 / min(map(law, space))
+
+
+def test_where_the_baseline_is_not_in_the_space_nothing_is_suggested_over_and_over():
+    study = make_study(ThroughputConfig(batch_size=48))
+    study.optimize(objective, n_trials=12)
+    suggested = [suggest(optuna.trial.FixedTrial(trial.params)) for trial in study.trials]
+    assert len(set(suggested)) > 6
+
+
+def test_where_everything_fails_everything_is_tried():
+    def fails(trial):
+        suggest(trial)
+        raise ValueError
+
+    study = make_study()
+    study.optimize(fails, n_trials=8, catch=(ValueError,))
+    tried = {suggest(optuna.trial.FixedTrial(trial.params)) for trial in study.trials}
+    assert len(tried) == 8
+
+
+def test_what_runs_elsewhere_is_not_suggested_at_the_same_time():
+    study = make_study()
+    assert len({suggest(study.ask()) for _ in range(4)}) == 4
 
 
 def test_what_fails_is_not_suggested_again():

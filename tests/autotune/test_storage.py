@@ -150,3 +150,18 @@ def test_a_study_that_another_version_made_is_refused(url):
     with pytest.raises(BadInputError, match="study old: was not made by this version"):
         open_study(url, "old", fresh=False)
     assert open_study(url, "old", fresh=True).name == "old.2"
+
+
+def test_of_earlier_studies_the_latest_counts_in_which_something_succeeded(url):
+    facts = {"command": ["python", "train.py"], "machine": {"usable_cores": 2}}
+    names = [("worked", True), ("failed", False), ("now", None)]
+    for name, works in names:
+        store = open_study(url, name, fresh=False)
+        store.set_facts(**facts)
+        number = store.begin(CONFIG, Phase.BASELINE) if works is not None else None
+        if works:
+            store.complete(number, OUTCOME)
+        elif number is not None:
+            store.fail(number, Failure(cause=FailureCause.CRASHED, message="x"))
+    [earlier] = store.records_of_similar()
+    assert earlier.measurement is not None
