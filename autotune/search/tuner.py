@@ -230,7 +230,8 @@ class Tuner:
         if not finalists and not complete:
             raise NothingWorkedError(
                 "no configuration beside the baseline could be measured in the time and the trials "
-                f"given: give more with --budget or --max-trials (a run of the baseline alone took {baseline.duration_s:.0f} s"
+                "given: give more with --budget or --max-trials (a run of the baseline alone took "
+                f"{baseline.duration_s:.0f} s"
                 + (", disturbed by other processes)" if is_disturbed_throughout(baseline) else ")")
             )
         side_by_side = finals.fit_together([plan.baseline, *finalists])
