@@ -110,7 +110,7 @@ def _axis_value(text: str) -> int | bool:
     show_default=True,
     help="Where the settings are written.",
 )
-@click.option("--budget", help="Time for everything, such as 90s, 3m, 1h.  [default: 5m]")
+@click.option("--budget", help="Time for everything, such as 90s, 3m, 1h.  [default: 1h]")
 @click.option("--max-trials", type=click.IntRange(min=1), help="Most trials of the search.")
 @click.option("--sampler", type=click.Choice([name.value for name in SamplerName]))
 @click.option("--start-mode", type=click.Choice(["auto", "fork", "fresh"]))
