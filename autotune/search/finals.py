@@ -13,7 +13,6 @@ from autotune.search.definition import StudyDefinition
 from autotune.search.knowledge import Knowledge
 from autotune.search.recorder import Recorder
 from autotune.search.records import TrialRecord
-from autotune.search.study import StudyStore
 from autotune.trials.memory import memory_left_bytes, shared_memory_left_bytes
 
 # Of the free memory, and of that in /dev/shm, what finalists that are open at once may take.
@@ -35,10 +34,9 @@ def confirmation_s(
 class Finals:
     """Chooses the finalists, and runs them and the baseline in rounds."""
 
-    def __init__(self, definition: StudyDefinition, recorder: Recorder, store: StudyStore) -> None:
-        self._definition = definition
+    def __init__(self, recorder: Recorder) -> None:
+        self._definition = recorder.definition
         self._recorder = recorder
-        self._store = store
 
     def choose(
         self, knowledge: Knowledge, baseline: ThroughputConfig, record: TrialRecord
@@ -61,7 +59,7 @@ class Finals:
         """
         found = [
             (record.config, record.measurement)
-            for record in self._store.records()
+            for record in self._recorder.store.records()
             if record.measurement is not None and record.config in configs
         ]
         if any(measurement.device_memory_bytes is not None for _, measurement in found):

@@ -224,7 +224,7 @@ class Tuner:
         # The host's memory and threads are no part of a fresh training run.
         self._runner.close()
         knowledge = self._recorder.knowledge(plan)
-        finals = Finals(self._definition, self._recorder, self._store)
+        finals = Finals(self._recorder)
         if finalists is None:
             finalists = finals.choose(knowledge, plan.baseline, baseline)
         if not finalists and not complete:

@@ -51,6 +51,13 @@ def test_a_single_round_claims_little():
     assert not choice.speedup.significant
 
 
+def test_two_noisy_rounds_are_enough_for_a_large_gain():
+    # Student's t of the one degree of freedom alone would make 1.6 "0.7 to 3.4".
+    choice = choose({BASELINE: [10, 11], CHEAP: [17.5, 16]}, BASELINE)
+    assert choice.speedup.significant
+    assert choice.speedup.high / choice.speedup.low > 1.5
+
+
 @pytest.mark.parametrize("noise", [0.01, 0.04, 0.1])
 def test_equal_configurations_are_rarely_called_different(noise):
     random_ = random.Random(1)

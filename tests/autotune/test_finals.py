@@ -22,6 +22,7 @@ class FakeRecorder:
     """Rounds of 10 s each; in those that are side by side, some configurations fail."""
 
     def __init__(self, *, left_s=1000.0, fails=(), cause=FailureCause.TIMED_OUT, ratios=(1.0,)):
+        self.definition = DEFINITION
         self.left_s = left_s
         self.rounds = []
         self.notes = []
@@ -50,8 +51,7 @@ class FakeRecorder:
 
 
 def confirm(recorder):
-    final = Finals(DEFINITION, recorder, None)
-    return final.confirm([BASELINE, OTHER, THIRD], side_by_side=True, show=lambda: None)
+    return Finals(recorder).confirm([BASELINE, OTHER, THIRD], side_by_side=True, show=lambda: None)
 
 
 def test_there_are_as_many_rounds_as_asked_for():
@@ -111,7 +111,8 @@ def fit_together(monkeypatch):
             made_up.record_of([samples], config=config) for config in (BASELINE, OTHER, THIRD)
         ]
         store = types.SimpleNamespace(records=lambda: records)
-        return Finals(DEFINITION, None, store).fit_together([BASELINE, OTHER])
+        recorder = types.SimpleNamespace(definition=DEFINITION, store=store)
+        return Finals(recorder).fit_together([BASELINE, OTHER])
 
     return ask
 
