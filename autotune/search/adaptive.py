@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
@@ -26,7 +27,7 @@ from autotune.search.policy import Proposal, probabilities_near_best, propose
 # A second of tuning must bring more than it costs in training that goes on for so long.
 HORIZON_S = 3 * 3600.0
 # The search ends sooner where it is so sure that the choice is within 2 % of the fastest.
-_SURE = 0.8
+_SURE = 0.9
 # Configurations whose means are so close are taken for equal, and the cheapest is chosen: half of
 # what is no matter, since means are uncertain.
 _TIE = INDIFFERENCE / 2
@@ -74,6 +75,19 @@ class Bench(Protocol):
         """Start a run of a configuration, settled, time so many blocks of it, and end it."""
 
 
+class Elsewhere:
+    """A bench on which nothing is measured: for a search that is only asked what it thinks."""
+
+    @property
+    def now_s(self) -> float:
+        """Unix time."""
+        return time.time()
+
+    def visit(self, config: ThroughputConfig, num_blocks: int) -> Reading | Failure:
+        """Not here."""
+        raise NotImplementedError
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Standing:
     """What is believed of one configuration.
@@ -104,10 +118,17 @@ class Visit:
 
 
 def finalists(
-    standings: Sequence[Standing], baseline: ThroughputConfig
+    standings: Sequence[Standing], baseline: ThroughputConfig, *, measured_only: bool = False
 ) -> tuple[ThroughputConfig, ...]:
-    """What is to be confirmed beside the baseline: the first that was measured, if there is one."""
-    found = (s.config for s in standings if s.was_measured and s.config != baseline)
+    """What is to be confirmed beside the baseline: the first, if there is one.
+
+    It may have been measured never, where the time was up: the confirmation does that.
+    """
+    found = (
+        standing.config
+        for standing in standings
+        if standing.config != baseline and (standing.was_measured or not measured_only)
+    )
     return tuple(itertools.islice(found, 1))
 
 
@@ -274,6 +295,7 @@ class AdaptiveSearch:
             block_s=block_s,
             now_s=self._bench.now_s,
             left_s=left_s,
+            tie=_TIE,
         )
 
     def _visit(self, index: int, num_blocks: int) -> None:

@@ -50,6 +50,7 @@ def propose(
     block_s: Array,
     now_s: float,
     left_s: float,
+    tie: float,
 ) -> Proposal | None:
     """The best measurement; None where none fits into the time that is left.
 
@@ -60,6 +61,7 @@ def propose(
         block_s: Seconds that a block of each takes, [N].
         now_s: The time, as in the observations.
         left_s: Seconds that a measurement may take.
+        tie: See `expected_gains`.
     """
     places = belief.within_reach(may_run, _TRIED)
     if not len(places):
@@ -72,7 +74,7 @@ def propose(
         costs_s = start_s[places] + durations_s
         # By how much a result one standard deviation above the expected would raise each mean.
         shifts = covariance[near] / np.sqrt(variance + belief.noise(places, durations_s))
-        gains = expected_gains(belief.mean[near], shifts)
+        gains = expected_gains(belief.mean[near], shifts, tie)
         rates = np.where(costs_s <= left_s, gains / costs_s, 0.0)
         top = int(np.argmax(rates))
         if costs_s[top] <= left_s and (found is None or rates[top] > found.gain_per_s):
@@ -82,16 +84,20 @@ def propose(
     return found
 
 
-def expected_gains(means: Array, shifts: Array) -> Array:
-    """By how much the largest mean is expected to rise with each of M measurements, [M].
+def expected_gains(means: Array, shifts: Array, tie: float) -> Array:
+    """By how much the mean that is chosen is expected to rise with each of M measurements, [M].
+
+    Without the tie, the search would go on measuring equals to tell which of them is ahead.
 
     Args:
         means: Of the configurations, [N].
         shifts: By how much a result one standard deviation above the expected one would raise
             the mean of each configuration, [N, M].
+        tie: What is ahead by no more than that is as good, and gains nothing.
     """
     best = int(np.argmax(means))
-    behind = means - means[best]
+    behind = means - means[best] - tie
+    behind[best] = 0.0
     ahead = shifts - shifts[best]
     gains = np.zeros(shifts.shape[1])
     for node, weight in zip(_NODES, _WEIGHTS, strict=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -12,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autotune.config import ThroughputConfig
 from autotune.measurement import Failure, FailureCause
-from autotune.search.adaptive import AdaptiveSearch, Reading, Visit
+from autotune.search.adaptive import AdaptiveSearch, Elsewhere, Reading, Visit
 from autotune.space import Space
 
 # What a trial is taken to have measured where it does not say, in seconds.
@@ -60,7 +59,7 @@ class AdaptiveSampler(optuna.samplers.BaseSampler):
         search = AdaptiveSearch(
             self._configs,
             self._baseline if self._baseline in self._configs else self._configs[0],
-            _Elsewhere(),
+            Elsewhere(),
             usable_cores=self._cores,
             block_s=_MEASURED_S,
             seed=self._seed,
@@ -102,17 +101,6 @@ class AdaptiveSampler(optuna.samplers.BaseSampler):
         if not used.get("num_workers", self._baseline.num_workers):
             used["prefetch_factor"] = None
         return tuple(used.get(name) for name in self._space.axes)
-
-
-class _Elsewhere:
-    """A bench on which nothing is measured."""
-
-    @property
-    def now_s(self) -> float:
-        return time.time()
-
-    def visit(self, config: ThroughputConfig, num_blocks: int) -> Reading | Failure:
-        raise NotImplementedError
 
 
 def _reading_of(trial: FrozenTrial, config: ThroughputConfig) -> Reading:

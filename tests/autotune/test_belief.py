@@ -123,8 +123,16 @@ def test_spreads_stay_within_reach_of_what_was_expected_whatever_was_seen():
 def test_a_gain_is_expected_where_an_uncertain_configuration_may_be_the_best():
     # In closed form, for two independent normals of which one is known.
     means, shifts = np.array([0.0, 0.0]), np.array([[0.0], [0.1]])
-    assert expected_gains(means, shifts) == pytest.approx([0.1 / math.sqrt(2 * math.pi)], rel=0.1)
-    assert expected_gains(np.array([1.0, 0.0]), shifts) == pytest.approx([0.0], abs=1e-9)
+    known = 0.1 / math.sqrt(2 * math.pi)
+    assert expected_gains(means, shifts, tie=0.0) == pytest.approx([known], rel=0.1)
+    assert expected_gains(np.array([1.0, 0.0]), shifts, tie=0.0) == pytest.approx([0.0], abs=1e-9)
+
+
+def test_what_is_ahead_by_no_more_than_a_tie_gains_nothing():
+    means, shifts = np.array([0.0, 0.0]), np.array([[0.0], [0.1]])
+    # 0.1 (φ(1) - 1 (1 - Φ(1))), the mean of what lies more than one standard deviation ahead.
+    assert expected_gains(means, shifts, tie=0.1) == pytest.approx([0.00833], rel=0.1)
+    assert expected_gains(means, 0.1 * shifts, tie=0.1) == pytest.approx([0.0], abs=1e-9)
 
 
 def test_a_cheap_measurement_is_preferred_to_a_dear_one_that_tells_the_same():
@@ -137,7 +145,7 @@ def test_a_cheap_measurement_is_preferred_to_a_dear_one_that_tells_the_same():
             "start_s": np.where(np.arange(len(CONFIGS)) == dear, 9.0, 0.5),
             "block_s": BLOCKS_S,
         }
-        proposal = propose(belief, may_run, **times, now_s=1.0, left_s=100.0)
+        proposal = propose(belief, may_run, **times, now_s=1.0, left_s=100.0, tie=0.01)
         assert proposal.index == cheap
         assert proposal.gain_per_s > 0
 
@@ -147,7 +155,7 @@ def test_nothing_is_proposed_that_takes_more_than_is_left():
 
     def proposed(left_s, may_run=ALL):
         times = {"start_s": np.ones(len(CONFIGS)), "block_s": BLOCKS_S}
-        return propose(belief, may_run, **times, now_s=1.0, left_s=left_s)
+        return propose(belief, may_run, **times, now_s=1.0, left_s=left_s, tie=0.01)
 
     assert proposed(1.0) is None
     assert proposed(1.3).num_blocks == 1
