@@ -53,23 +53,24 @@ class Space:
         found: dict[ThroughputConfig, None] = {}
         for values in itertools.product(*(self.axes[name] for name in names)):
             settings: dict[str, Any] = dict(zip(names, values, strict=True))
-            num_workers = settings.get("num_workers", baseline.num_workers)
-            # Without workers there is nothing to prefetch: one configuration, not one for each.
-            prefetch = self.axes.get("prefetch_factor", (None,)) if num_workers else (None,)
-            for prefetch_factor in prefetch:
-                config = dataclasses.replace(
-                    baseline,
-                    **settings,
-                    prefetch_factor=prefetch_factor,
-                    persistent_workers=None,
-                )
-                found[self._accumulating(config)] = None
+            for prefetch_factor in self.axes.get("prefetch_factor", (None,)):
+                config = self.changed(baseline, **settings, prefetch_factor=prefetch_factor)
+                found[config] = None
         return tuple(found)
 
-    def _accumulating(self, config: ThroughputConfig) -> ThroughputConfig:
+    def changed(self, config: ThroughputConfig, **settings: Any) -> ThroughputConfig:  # noqa: ANN401
+        """A configuration with other values of some settings, and whatever follows from them.
+
+        Without workers nothing is prefetched; the effective batch size is kept.
+        """
+        num_workers = settings.get("num_workers", config.num_workers)
+        dependent = {"persistent_workers": None} | (
+            {} if num_workers else {"prefetch_factor": None}
+        )
+        found = dataclasses.replace(config, **settings | dependent)
         if self.effective_batch_size is None:
-            return config
-        return config.with_effective_batch_size(self.effective_batch_size)
+            return found
+        return found.with_effective_batch_size(self.effective_batch_size)
 
     def _check_divisors(self) -> None:
         effective = self.effective_batch_size

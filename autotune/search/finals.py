@@ -80,6 +80,7 @@ class Finals:
         configs: Sequence[ThroughputConfig],
         *,
         side_by_side: bool,
+        substitutes: Callable[[], Sequence[ThroughputConfig]],
         show: Callable[[], None],
     ) -> list[TrialRecord]:
         """Run all in fresh processes, round by round while there is time; at least one round.
@@ -88,6 +89,7 @@ class Finals:
 
         Args:
             configs: The baseline first; the others leave when they fail.
+            substitutes: What to go on with when all of them have.
             side_by_side: Whether all are open at once; where one then does not answer, the round
                 does not count, and those that follow are run one after another.
             show: Called after each round.
@@ -111,8 +113,14 @@ class Finals:
                 side_by_side = False
             else:
                 confirmed += found
-                finalists = [config for config in finalists if config not in failures]
                 rounds_left -= 1
+                remaining = [config for config in finalists if config not in failures]
+                if finalists and not remaining:
+                    failed = {record.config for record in confirmed if record.failure}
+                    remaining = [config for config in substitutes() if config not in failed]
+                    if remaining:
+                        rounds_left = self._definition.confirm_rounds
+                finalists = remaining
             show()
             if rounds_left <= 0 and (number >= most or not _is_undecided(confirmed, baseline)):
                 break
@@ -126,19 +134,22 @@ def complete_rounds(
 ) -> dict[ThroughputConfig, list[TrialRecord]]:
     """The confirming runs that can be compared, by configuration; empty if there are none.
 
-    A candidate that failed once is out; a round in which the baseline failed is left out.
+    A candidate that failed once is out; a round in which the baseline failed is left out, as is one
+    before a candidate had its first.
     """
     failed = {record.config for record in confirmed if record.failure is not None} - {baseline}
-    counted = {
-        record.round_number
-        for record in confirmed
-        if record.config == baseline and record.failure is None
-    }
-    runs: dict[ThroughputConfig, list[TrialRecord]] = {}
+    runs: dict[ThroughputConfig, dict[int | None, TrialRecord]] = {}
     for record in confirmed:
-        if record.round_number in counted and record.config not in failed:
-            runs.setdefault(record.config, []).append(record)
-    return runs
+        if record.failure is None and record.config not in failed:
+            runs.setdefault(record.config, {})[record.round_number] = record
+    if baseline not in runs:
+        return {}
+    counted = [
+        number for number in runs[baseline] if all(number in found for found in runs.values())
+    ]
+    return {
+        config: [found[number] for number in counted] for config, found in runs.items() if counted
+    }
 
 
 def _is_undecided(confirmed: Sequence[TrialRecord], baseline: ThroughputConfig) -> bool:

@@ -50,11 +50,10 @@ class GuidedSearch:
         self._earlier = tuple(recall(recorder.store.records_of_similar()))
         self._shown_at_s = -math.inf
 
-    def search(self, plan: Plan) -> tuple[Plan, tuple[ThroughputConfig, ...], bool]:
+    def search(self, plan: Plan) -> tuple[Plan, bool]:
         """Measure where that is expected to gain the most; widen axes at whose end the best lies.
 
-        Gives the plan, the best configuration beside the baseline, and whether nothing was left
-        that is worth its time.
+        Gives the plan, and whether nothing was left that is worth its time.
         """
         recorder = self._recorder
         definition = recorder.definition
@@ -77,7 +76,7 @@ class GuidedSearch:
             rates = {found.config: found.units_per_s for found in standings}
             wider = widen(plan, definition, best, rates)
             if wider is None or not complete or not self._has_memory_for_more(best):
-                return plan, finalists(standings, plan.baseline), complete
+                return plan, complete
             added = [
                 f"{name} {values[-1]}"
                 for name, values in wider.space.axes.items()
@@ -88,6 +87,19 @@ class GuidedSearch:
                 f"{', '.join(added)} is tried, too"
             )
             plan = wider
+
+    def finalists(self, plan: Plan) -> tuple[ThroughputConfig, ...]:
+        """The best configuration beside the baseline, if there is one.
+
+        One that was never measured only if there is time for a round of the confirmation.
+        """
+        definition = self._recorder.definition
+        round_s = confirmation_s(definition, self._baseline, num_finalists=1)
+        return finalists(
+            self._prepare(plan, plan.baseline).standings(),
+            plan.baseline,
+            measured_only=self._recorder.left_s * definition.confirm_rounds < round_s,
+        )
 
     def rank(self, plan: Plan, chosen: ThroughputConfig) -> tuple[float, tuple[RunnerUp, ...]]:
         """How probably a configuration is within 2 % of the fastest; and the next best ones."""

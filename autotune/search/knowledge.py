@@ -10,7 +10,7 @@ from types import MappingProxyType
 from autotune.config import ThroughputConfig
 from autotune.measurement import FailureCause
 from autotune.search.confirmation import INDIFFERENCE, cost_key
-from autotune.search.records import Phase, TrialRecord
+from autotune.search.records import TrialRecord
 
 # A bound comes from one short trial, and the incumbent from the luckiest one: two passes over the
 # same configurations differed by more than 10 % for a fifth of them.
@@ -47,7 +47,7 @@ class Knowledge:
         disturbed: list[ThroughputConfig] = []
         for record in records:
             failure, measurement = record.failure, record.measurement
-            if record.phase not in (Phase.SEARCH, Phase.PROBE):
+            if not record.phase.is_brief:
                 continue
             visits.append(record.config)
             if measurement is not None:

@@ -47,7 +47,7 @@ def read(record: TrialRecord) -> Reading:
     duration_s = num_units / measurement.units_per_s
     at_s = sum(sample.at_s for sample in samples if sample.blocks)
     start_s = None
-    if record.phase in (Phase.PROBE, Phase.SEARCH) and record.duration_s is not None:
+    if record.phase.is_brief and record.duration_s is not None:
         all_s = sum(block.duration_s for sample in samples for block in sample.blocks)
         start_s = max(0.0, record.duration_s - all_s)
     return Reading(

@@ -90,10 +90,7 @@ def widen(
         )
         if fixed or len(values) < 2 or settings[name] != values[-1]:
             continue
-        smaller = {**settings, name: values[-2], "persistent_workers": None}
-        if not smaller["num_workers"]:
-            smaller["prefetch_factor"] = None
-        before = ThroughputConfig(**smaller)  # type: ignore[arg-type]
+        before = plan.space.changed(config, **{name: values[-2]})
         if units_per_s[config] > (1 + _WORTH_WIDENING) * units_per_s.get(before, 0.0):
             axes[name] = (*values, 2 * values[-1])
     if axes == plan.space.axes:

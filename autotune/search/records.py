@@ -22,7 +22,13 @@ class Phase(enum.StrEnum):
     BASELINE = "baseline"
     PROBE = "probe"
     SEARCH = "search"
+    EXPLAIN = "explain"
     CONFIRM = "confirm"
+
+    @property
+    def is_brief(self) -> bool:
+        """Whether its trials are as brief as the search's, and started alike."""
+        return self in (Phase.PROBE, Phase.SEARCH, Phase.EXPLAIN)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

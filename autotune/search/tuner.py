@@ -28,7 +28,8 @@ from autotune.search.disturbance import (
     disturbed_by,
     is_disturbed_throughout,
 )
-from autotune.search.finals import Finals, complete_rounds
+from autotune.search.explain import explain
+from autotune.search.finals import Finals, complete_rounds, confirmation_s
 from autotune.search.guided import GuidedSearch
 from autotune.search.in_order import num_measured, num_ruled_out, search_in_order, show_visits
 from autotune.search.plan import Plan, estimate, make_plan
@@ -38,6 +39,7 @@ from autotune.search.records import Phase, TrialRecord
 from autotune.search.spread import BlockSpread
 from autotune.search.study import StudyStore
 from autotune.search.visits import run_through
+from autotune.space import Space
 from autotune.trials.runner import Runner
 from autotune.trials.trial import Trial, TrialFailedError
 
@@ -73,6 +75,7 @@ class Tuner:
         self._observer = observer
         self._started_s = time.monotonic()
         self._recorder = Recorder(definition, store=store, runner=runner, observer=observer)
+        self._finals = Finals(self._recorder)
 
     def run(self) -> Result:
         """Measure until the space is settled or the budget is spent, and choose.
@@ -107,13 +110,26 @@ class Tuner:
         self._probe_forking(plan, baseline)
         self._tell_estimate(plan, baseline)
         guided = GuidedSearch(self._recorder, baseline)
-        finalists: tuple[ThroughputConfig, ...] | None = None
         if self._definition.sampler is SamplerName.AUTO:
-            plan, finalists, complete = guided.search(plan)
-            self._store.set_facts(num_configurations=len(plan.configurations))
+            plan, complete = guided.search(plan)
+            self._store.set_facts(
+                num_configurations=len(plan.configurations), searched_axes=_plain(plan.space)
+            )
         else:
             complete = search_in_order(self._recorder, plan, baseline)
-        runs = self._confirm(plan, baseline, finalists, complete)
+        finalists = self._finalists(plan, baseline, guided)
+        if finalists:
+            explain(
+                self._recorder,
+                plan,
+                baseline,
+                finalists[0],
+                spent_s=time.monotonic() - self._started_s,
+                reserved_s=confirmation_s(self._definition, baseline, num_finalists=len(finalists)),
+            )
+            # What was seen meanwhile counts, too.
+            finalists = self._finalists(plan, baseline, guided)
+        runs = self._confirm(plan, baseline, finalists, guided, complete)
         result = self._answer(plan, runs, complete, guided)
         self._store.set_facts(result=dataclasses.asdict(result))
         return result
@@ -145,7 +161,8 @@ class Tuner:
         conditions = {
             "versions": {**introduction.versions, **versions},
             "config_path": introduction.config_path,
-            "axes": {name: list(values) for name, values in plan.space.axes.items()},
+            "axes": _plain(plan.space),
+            "script_default": introduction.default.to_dict(),
         }
         if any(stored.get(name) != now for name, now in conditions.items()):
             self._store.set_facts(result=None)
@@ -153,6 +170,7 @@ class Tuner:
             workload=workload,
             **workload | {"machine": dataclasses.asdict(machine)},
             **conditions,
+            searched_axes=_plain(plan.space),
             num_configurations=len(plan.configurations),
         )
         return plan
@@ -213,20 +231,25 @@ class Tuner:
         )
         self._observer.note(f"expected to take {expected.low_s:.0f} to {expected.high_s:.0f} s")
 
+    def _finalists(
+        self, plan: Plan, baseline: TrialRecord, guided: GuidedSearch
+    ) -> tuple[ThroughputConfig, ...]:
+        if self._definition.sampler is SamplerName.AUTO:
+            return guided.finalists(plan)
+        return self._finals.choose(self._recorder.knowledge(plan), plan.baseline, baseline)
+
     def _confirm(
         self,
         plan: Plan,
         baseline: TrialRecord,
-        finalists: tuple[ThroughputConfig, ...] | None,
+        finalists: tuple[ThroughputConfig, ...],
+        guided: GuidedSearch,
         complete: bool,
     ) -> dict[ThroughputConfig, list[TrialRecord]]:
         """The confirming runs that can be compared, by configuration, round by round."""
         # The host's memory and threads are no part of a fresh training run.
         self._runner.close()
         knowledge = self._recorder.knowledge(plan)
-        finals = Finals(self._recorder)
-        if finalists is None:
-            finalists = finals.choose(knowledge, plan.baseline, baseline)
         if not finalists and not complete:
             raise NothingWorkedError(
                 "no configuration beside the baseline could be measured in the time and the trials "
@@ -234,7 +257,7 @@ class Tuner:
                 f"{baseline.duration_s:.0f} s"
                 + (", disturbed by other processes)" if is_disturbed_throughout(baseline) else ")")
             )
-        side_by_side = finals.fit_together([plan.baseline, *finalists])
+        side_by_side = self._finals.fit_together([plan.baseline, *finalists])
         how = (
             "side by side"
             if side_by_side
@@ -244,9 +267,10 @@ class Tuner:
             f"confirming {len(finalists)} finalist{'s' if len(finalists) != 1 else ''} and the "
             f"baseline in fresh processes, {how}"
         )
-        confirmed = finals.confirm(
+        confirmed = self._finals.confirm(
             [plan.baseline, *finalists],
             side_by_side=side_by_side,
+            substitutes=lambda: self._finalists(plan, baseline, guided),
             show=lambda: show_visits(self._recorder, plan, baseline, knowledge, Phase.CONFIRM),
         )
         runs = complete_rounds(confirmed, plan.baseline)
@@ -283,7 +307,7 @@ class Tuner:
         records = self._store.records()
         probability, runners_up = guided.rank(plan, best.config)
         num_visited = num_measured(plan, knowledge)
-        searched = [r for r in records if r.phase in (Phase.SEARCH, Phase.PROBE)]
+        searched = [r for r in records if r.phase.is_brief]
         spread = BlockSpread.of(records)
         return Result(
             best=best,
@@ -323,3 +347,7 @@ class Tuner:
         return tuple(
             name for name, values in plan.space.axes.items() if values != first.space.axes[name]
         )
+
+
+def _plain(space: Space) -> dict[str, list[int | bool]]:
+    return {name: list(values) for name, values in space.axes.items()}

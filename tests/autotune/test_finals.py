@@ -50,8 +50,10 @@ class FakeRecorder:
         return found
 
 
-def confirm(recorder):
-    return Finals(recorder).confirm([BASELINE, OTHER, THIRD], side_by_side=True, show=lambda: None)
+def confirm(recorder, configs=(BASELINE, OTHER, THIRD), substitutes=()):
+    return Finals(recorder).confirm(
+        configs, side_by_side=True, substitutes=lambda: substitutes, show=lambda: None
+    )
 
 
 def test_there_are_as_many_rounds_as_asked_for():
@@ -79,6 +81,22 @@ def test_a_finalist_that_crashed_takes_no_part_in_further_rounds():
     recorder = FakeRecorder(fails=(OTHER,), cause=FailureCause.CRASHED)
     confirm(recorder)
     assert recorder.rounds[1:] == [((BASELINE, THIRD), True)] * 2
+
+
+def test_where_all_finalists_fail_the_next_best_is_confirmed_for_as_many_rounds():
+    recorder = FakeRecorder(fails=(OTHER,), cause=FailureCause.CRASHED)
+    confirmed = confirm(recorder, (BASELINE, OTHER), substitutes=(OTHER, THIRD))
+    assert recorder.rounds == [((BASELINE, OTHER), True)] + [((BASELINE, THIRD), True)] * 3
+    runs = finals.complete_rounds(confirmed, BASELINE)
+    assert [run.round_number for run in runs[BASELINE]] == [2, 3, 4]
+    assert [run.round_number for run in runs[THIRD]] == [2, 3, 4]
+
+
+def test_where_nothing_else_is_left_the_baseline_is_what_remains():
+    recorder = FakeRecorder(fails=(OTHER,), cause=FailureCause.CRASHED)
+    confirmed = confirm(recorder, (BASELINE, OTHER), substitutes=(OTHER,))
+    assert len(recorder.rounds) == 3
+    assert list(finals.complete_rounds(confirmed, BASELINE)) == [BASELINE]
 
 
 @pytest.mark.parametrize("fails", [(OTHER,), (BASELINE,)])

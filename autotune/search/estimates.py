@@ -1,0 +1,90 @@
+"""What a study's trials tell of the throughput of every configuration, measured or not."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+from autotune.config import ThroughputConfig
+from autotune.search.adaptive import AdaptiveSearch, Elsewhere
+from autotune.search.belief import Belief
+from autotune.search.confirmation import Ratio
+from autotune.search.live import recall
+from autotune.search.records import TrialRecord
+
+# The 97.5 % quantile of the normal distribution.
+_TWO_SIDED_95 = 1.96
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Estimates:
+    """Expected throughput of configurations, with how sure that is.
+
+    Attributes:
+        belief: What is believed of `configs`.
+        configs: In the belief's order.
+        measured: Those of which a run showed something.
+        failed: Those of which every run failed.
+    """
+
+    belief: Belief
+    configs: tuple[ThroughputConfig, ...]
+    measured: frozenset[ThroughputConfig]
+    failed: frozenset[ThroughputConfig]
+
+    @classmethod
+    def of(
+        cls,
+        configs: Sequence[ThroughputConfig],
+        records: Sequence[TrialRecord],
+        *,
+        usable_cores: float,
+    ) -> Estimates | None:
+        """What the trials of a study tell; None where none of these configurations ran.
+
+        Args:
+            configs: The configurations to estimate, the baseline first.
+            records: The study's trials.
+            usable_cores: Cores that the loop may use.
+        """
+        search = AdaptiveSearch(
+            configs, configs[0], Elsewhere(), usable_cores=usable_cores, block_s=1.0
+        )
+        search.learn(recall(records))
+        belief = search.belief()
+        if belief is None:
+            return None
+        measured = {record.config for record in records if record.measurement}
+        failed = {record.config for record in records if record.failure} - measured
+        return cls(
+            belief=belief,
+            configs=search.configs,
+            measured=frozenset(measured),
+            failed=frozenset(failed),
+        )
+
+    def units_per_s(self, config: ThroughputConfig) -> float:
+        """Expected throughput of one of the configurations."""
+        return math.exp(self.belief.mean[self.configs.index(config)])
+
+    def ratio(
+        self, config: ThroughputConfig | None, other: ThroughputConfig | None
+    ) -> Ratio | None:
+        """Throughput of a configuration ÷ that of another, with its 95 % interval.
+
+        None where there is none, or it failed or is not among the configurations.
+        """
+        known = set(self.configs) - self.failed
+        if config is None or other is None or not {config, other} <= known:
+            return None
+        one, two = self.configs.index(config), self.configs.index(other)
+        covariance = self.belief.covariance
+        difference = float(self.belief.mean[one] - self.belief.mean[two])
+        variance = float(covariance[one, one] + covariance[two, two] - 2 * covariance[one, two])
+        half_width = _TWO_SIDED_95 * math.sqrt(max(0.0, variance))
+        return Ratio(
+            ratio=math.exp(difference),
+            low=math.exp(difference - half_width),
+            high=math.exp(difference + half_width),
+        )

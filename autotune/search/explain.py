@@ -1,0 +1,62 @@
+"""Runs what is missing to tell what each setting does."""
+
+from __future__ import annotations
+
+from autotune.config import ThroughputConfig
+from autotune.machine import this_machine
+from autotune.measurement import StartMode
+from autotune.search.effects import around, find_changes
+from autotune.search.estimates import Estimates
+from autotune.search.plan import Plan
+from autotune.search.recorder import Recorder
+from autotune.search.records import Phase, TrialRecord
+from autotune.search.visits import settling_s
+
+# Long enough for what differs from process to process to matter more than what does within one.
+_NUM_BLOCKS = 4
+# It may take so long, or that share of what the search took, whichever is longer.
+_ALLOWED_S, _ALLOWED_SHARE = 15.0, 0.2
+_FORKED_START_S = 0.2
+
+
+def explain(
+    recorder: Recorder,
+    plan: Plan,
+    baseline: TrialRecord,
+    best: ThroughputConfig,
+    *,
+    spent_s: float,
+    reserved_s: float,
+) -> None:
+    """Run the configurations that differ from baseline or best in one setting, if they have not.
+
+    Args:
+        recorder: Runs them.
+        plan: What was searched.
+        baseline: The baseline's trial.
+        best: The best configuration so far.
+        spent_s: What the run has taken so far.
+        reserved_s: What must be left of the budget.
+    """
+    records = recorder.store.records()
+    configs = around(plan.space, plan.baseline, best)
+    estimates = Estimates.of(
+        (plan.baseline, *plan.configurations, *configs),
+        records,
+        usable_cores=this_machine().usable_cores,
+    )
+    if estimates is None:
+        return
+    changes = find_changes(plan.space, plan.baseline, best, estimates)
+    wanted = [change.without for change in changes] + [change.alone for change in changes]
+    settled = estimates.measured | estimates.failed
+    allowed_s = max(_ALLOWED_S, _ALLOWED_SHARE * spent_s)
+    end_s = recorder.left_s - allowed_s
+    block_s = recorder.definition.block_s
+    forks = recorder.runner.mode is StartMode.FORK
+    start_s = _FORKED_START_S if forks else baseline.start_up_s or 0.0
+    for config in dict.fromkeys(config for config in wanted if config and config not in settled):
+        step_s = recorder.limits(config).step_s or 0.0
+        visit_s = start_s + settling_s(step_s) + _NUM_BLOCKS * max(block_s, step_s)
+        if recorder.left_s - visit_s >= max(end_s, reserved_s):
+            recorder.visit(config, Phase.EXPLAIN, num_blocks=_NUM_BLOCKS)
