@@ -1,4 +1,4 @@
-"""The command line: `autotune run` and `autotune show`.
+"""The command line: `autotune run`, `autotune show` and `autotune report`.
 
 Exit codes: 0 done, also when nothing is gained; 1 the command failed, no configuration worked, or
 the machine is too busy to measure on;
@@ -24,17 +24,12 @@ from rich.console import Console
 
 from autotune.best_config import write_best_config
 from autotune.errors import AutotuneError, BadInputError, CommandError, InterruptedRunError
-from autotune.files import check_writable
+from autotune.files import check_writable, write_atomically
 from autotune.machine import this_machine
-from autotune.report.console import (
-    ConsoleObserver,
-    SilentObserver,
-    print_result,
-    print_study,
-    result_as_dict,
-    say,
-)
-from autotune.search.answer import Result, best_so_far
+from autotune.report.console import answer_as_dict, print_answer, print_study, print_written
+from autotune.report.progress import ConsoleObserver, SilentObserver, say
+from autotune.report.view import StudyView, open_view
+from autotune.search.answer import best_so_far
 from autotune.search.definition import (
     SamplerName,
     StudyDefinition,
@@ -165,11 +160,13 @@ def run(
     check_writable(out)
     url = storage_url(storage or DEFAULT_STORAGE)
     with contextlib.closing(_Lock(url)):
-        result = _run(console, definition, program, url=url, fresh=fresh, quiet=quiet)
-    write_best_config(out, result.best)
+        view = _run(console, definition, program, url=url, fresh=fresh, quiet=quiet)
+    assert view.result is not None
+    write_best_config(out, view.result.best)
     if as_json:
-        click.echo(json.dumps(result_as_dict(result), indent=2))
-    print_result(console, result, str(out))
+        click.echo(json.dumps(answer_as_dict(view), indent=2))
+    print_answer(console, view)
+    print_written(console, view.result, out)
 
 
 @cli.command()
@@ -178,7 +175,7 @@ def run(
 @click.option("--csv", "form", flag_value="csv", help="Print comma-separated values.")
 @click.option("--json", "form", flag_value="json", help="Print a JSON list of trials.")
 def show(study: str | None, storage: str, form: str | None) -> None:
-    """Print STUDY (by default the latest one in the storage) as a table, a row per trial."""
+    """Print STUDY (by default the latest one in the storage): its trials, and its answer."""
     from autotune.report.frame import BLOCK_COLUMNS, load_study
 
     frame = load_study(storage, study)
@@ -187,7 +184,30 @@ def show(study: str | None, storage: str, form: str | None) -> None:
     elif form == "json":
         click.echo(frame.to_json(orient="records", indent=2))
     else:
-        print_study(Console(highlight=False), frame)
+        console = Console(highlight=False)
+        print_study(console, frame)
+        print_answer(console, open_view(storage, study))
+
+
+@cli.command()
+@click.argument("study", required=False)
+@click.option("--storage", default=str(DEFAULT_STORAGE), show_default=True)
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("report.html"),
+    show_default=True,
+    help="Where the page is written.",
+)
+def report(study: str | None, storage: str, out: Path) -> None:
+    """Write a page about STUDY (by default the latest one) that any browser opens offline."""
+    from autotune.report.frame import load_study
+    from autotune.report.page import make_page
+
+    check_writable(out)
+    write_atomically(out, make_page(open_view(storage, study), load_study(storage, study)))
+    say(Console(highlight=False), f"written to {out}")
 
 
 def _define(
@@ -235,7 +255,7 @@ def _run(
     url: str,
     fresh: bool,
     quiet: bool,
-) -> Result:
+) -> StudyView:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     store = open_study(url, definition.name, fresh=fresh)
     observer: ConsoleObserver | SilentObserver = SilentObserver()
@@ -252,7 +272,8 @@ def _run(
                 runner=runner,
                 observer=observer,
             )
-            return tuner.run()
+            tuner.run()
+        return StudyView.of(store.name, shown_url(url), store.facts, store.records())
     except KeyboardInterrupt:
         store.repair()
         best = best_so_far(store.records())

@@ -22,11 +22,13 @@ class Severity(enum.StrEnum):
     MEDIUM = "medium"
     LOW = "low"
     NONE = "none"
+    OPEN = "open"
 
 
 SEVERITY_RULE = (
     f"critical: brings {100 * _CRITICAL:.0f} % or more, alone or beside the others; medium: "
-    f"{100 * _MEDIUM:.0f} %; low: {100 * _LOW:.0f} %; none where that may be nothing at all"
+    f"{100 * _MEDIUM:.0f} %; low: {100 * _LOW:.0f} %; none where that may be nothing at all; open: "
+    "not measured"
 )
 
 
@@ -55,15 +57,14 @@ class Effect:
 
     Attributes:
         change: Which, from what to what.
-        alone: The baseline with only this changed ÷ the baseline.
-        with_others: The best ÷ the best with only this taken back.
-        measured: Whether every configuration behind these ratios ran; else what did tells of it.
+        alone: The baseline with only this changed ÷ the baseline; None where one of them did not
+            run.
+        with_others: The best ÷ the best with only this taken back; None likewise.
     """
 
     change: Change
     alone: Ratio | None
     with_others: Ratio | None
-    measured: bool
 
     @property
     def brings(self) -> float:
@@ -75,6 +76,8 @@ class Effect:
     def severity(self) -> Severity:
         """How much the baseline's value held training back."""
         found = self._larger
+        if self.change.without is not None and found is None:
+            return Severity.OPEN
         if self.change.without is None or found is None or found.low <= 1.0:
             return Severity.NONE
         gain = found.ratio - 1.0
@@ -153,9 +156,8 @@ def effects(
     found = [
         Effect(
             change=change,
-            alone=estimates.ratio(change.alone, baseline),
-            with_others=estimates.ratio(best, change.without),
-            measured={baseline, best, change.alone, change.without} - {None} <= estimates.measured,
+            alone=estimates.measured_ratio(change.alone, baseline),
+            with_others=estimates.measured_ratio(best, change.without),
         )
         for change in changes
     ]

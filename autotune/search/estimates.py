@@ -68,15 +68,15 @@ class Estimates:
         """Expected throughput of one of the configurations."""
         return math.exp(self.belief.mean[self.configs.index(config)])
 
-    def ratio(
+    def measured_ratio(
         self, config: ThroughputConfig | None, other: ThroughputConfig | None
     ) -> Ratio | None:
         """Throughput of a configuration ÷ that of another, with its 95 % interval.
 
-        None where there is none, or it failed or is not among the configurations.
+        None where there is none, or nothing of it was measured: what is reckoned from other
+        configurations is good enough to search by, and not to be told as a fact.
         """
-        known = set(self.configs) - self.failed
-        if config is None or other is None or not {config, other} <= known:
+        if config is None or other is None or not {config, other} <= self.measured:
             return None
         one, two = self.configs.index(config), self.configs.index(other)
         covariance = self.belief.covariance

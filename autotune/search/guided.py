@@ -12,6 +12,7 @@ from autotune.config import ThroughputConfig
 from autotune.machine import this_machine
 from autotune.search.adaptive import HORIZON_S, AdaptiveSearch, Standing, finalists
 from autotune.search.answer import RunnerUp
+from autotune.search.explain import explanation_s
 from autotune.search.finals import confirmation_s
 from autotune.search.live import LiveBench, recall
 from autotune.search.plan import Plan, widen
@@ -60,6 +61,7 @@ class GuidedSearch:
         if self._earlier:
             recorder.observer.note("an earlier study of this command serves as a first guess")
         reserved_s = confirmation_s(definition, self._baseline, num_finalists=1)
+        reserved_s += explanation_s(definition)
         while True:
             search = self._prepare(plan, plan.baseline)
             complete = search.run(

@@ -2,10 +2,11 @@
 
 from autotune.blocks import Block, Sample, Settling
 from autotune.config import ThroughputConfig
-from autotune.measurement import summarise
+from autotune.measurement import Failure, FailureCause, summarise
 from autotune.search.records import Phase, TrialRecord
 
 PLAIN = ThroughputConfig(batch_size=4)
+FAILURE = Failure(cause=FailureCause.CRASHED, message="it broke")
 SETTLING = Settling(num_steps=3, duration_s=0.5, first_batch_at_s=10.0, step_s=0.1, settled=True)
 
 

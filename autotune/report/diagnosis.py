@@ -1,0 +1,127 @@
+"""The diagnosis in words: each setting's part, and what is left that is no setting."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from autotune.config import ThroughputConfig
+from autotune.report.view import StudyView
+from autotune.search.bottleneck import Bottleneck, Bound
+from autotune.search.confirmation import INDIFFERENCE, Ratio
+from autotune.search.effects import Effect, Severity, Value
+
+# A setting that does so much more or less beside the others than alone is worth a word.
+_INTERACTION = 0.05
+_ADVICE = {
+    Bound.DATA: "prepare the data once and store it (decode, tokenize or resize ahead), use "
+    "cheaper transforms, or give the loader more cores",
+    Bound.COMPUTE: "more cores or a GPU, lower precision, or a smaller or compiled model",
+    Bound.OVERHEAD: "fewer operations per step: torch.compile, fused optimizers, or a larger "
+    "batch than was allowed",
+    Bound.BALANCED: "step and loader take about as long: make both cheaper, or add cores",
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One setting's line.
+
+    Attributes:
+        setting: Which.
+        severity: How much the baseline's value held training back.
+        before: The baseline's value, and where it comes from.
+        after: The value in the best.
+        alone: What changing it alone brings.
+        with_others: What it brings beside the others' best values.
+        remark: What there is to know of it.
+    """
+
+    setting: str
+    severity: Severity
+    before: str
+    after: str
+    alone: str
+    with_others: str
+    remark: str
+
+
+def findings(view: StudyView) -> list[Finding]:
+    """A line for each setting, the one that held training back most first."""
+    assert view.best is not None
+    return [
+        Finding(
+            setting=effect.change.setting,
+            severity=effect.severity,
+            before=f"{shown(effect.change.before)} ({_origin(view, effect.change.setting)})",
+            after=shown(_kept(effect)),
+            alone=_ratio(effect.alone),
+            with_others=_ratio(effect.with_others),
+            remark=_remark(effect),
+        )
+        for effect in view.effects
+    ]
+
+
+def outlook(bottleneck: Bottleneck) -> str:
+    """What holds the loop back now, how far its ceiling is, and what could move it."""
+    ceiling = ""
+    if bottleneck.bound in (Bound.DATA, Bound.BALANCED):
+        ceiling = f" (at most {bottleneck.ceiling:.2f}x, where data cost nothing)"
+    return f"what is left is no setting{ceiling}: {_ADVICE[bottleneck.bound]}"
+
+
+def epoch_s(view: StudyView, config: ThroughputConfig) -> float | None:
+    """Seconds that an epoch takes with a configuration; None where its length is not known."""
+    for record in reversed(view.records):
+        found = record.measurement
+        if found is not None and record.config == config and found.steps_per_epoch:
+            return found.steps_per_epoch * found.seconds_per_step
+    return None
+
+
+def shown(value: Value) -> str:
+    """A setting's value for people."""
+    return (
+        {True: "yes", False: "no", None: "-"}[value]
+        if isinstance(value, bool | None)
+        else str(value)
+    )
+
+
+def _kept(effect: Effect) -> Value:
+    changes = effect.change.without is not None
+    return effect.change.after if changes else effect.change.before
+
+
+def _origin(view: StudyView, setting: str) -> str:
+    named = view.facts.get("script_default", {})
+    if named.get(setting) is not None:
+        return "the script's"
+    return "the loader's default" if setting == "prefetch_factor" else "torch's default"
+
+
+def _ratio(ratio: Ratio | None) -> str:
+    return "" if ratio is None else f"{ratio.ratio:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"
+
+
+def _remark(effect: Effect) -> str:
+    change = effect.change
+    parts = []
+    if change.without is None:
+        parts = [f"right as it is; tried alone: {shown(change.after)}"] if effect.alone else []
+        if effect.alone and effect.alone.low > 1 + INDIFFERENCE:
+            parts = [f"{shown(change.after)} helps alone, and not beside the others"]
+    elif effect.alone and effect.with_others:
+        apart = math.log(effect.with_others.ratio / effect.alone.ratio)
+        if effect.alone.high < effect.with_others.low and apart > _INTERACTION:
+            parts.append(
+                "helps only with the others"
+                if effect.alone.ratio < 1 + INDIFFERENCE
+                else "helps more with the others"
+            )
+        elif effect.with_others.high < effect.alone.low and -apart > _INTERACTION:
+            parts.append("helps less beside the others")
+    elif change.alone is None:
+        parts.append("nothing is prefetched without workers")
+    return "; ".join(parts)

@@ -1,0 +1,267 @@
+"""What is told of a study, in words and rows, to be printed or put on a page."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from autotune.best_config import Performance
+from autotune.measurement import figure
+from autotune.report.diagnosis import epoch_s, outlook
+from autotune.report.view import StudyView
+from autotune.search.answer import Result
+
+
+def so_far(view: StudyView) -> str:
+    """Of a study without an answer, what is known."""
+    if view.best is None or view.estimates is None or view.baseline is None:
+        return f"study {view.name} has measured nothing yet"
+    rate = figure(view.estimates.units_per_s(view.best))
+    return (
+        f"study {view.name} has not come to an answer; best so far: {view.best.summary}, about "
+        f"{rate} {view.unit}/s, not confirmed; the baseline: {view.baseline.summary}"
+    )
+
+
+def headline(view: StudyView) -> str:
+    """The answer in one sentence."""
+    result = view.result
+    if result is None:
+        return _capital(so_far(view))
+    speedup, best = result.best.speedup, result.best
+    if not speedup.significant:
+        return f"No setting makes this loop significantly faster than {best.config.summary}"
+    return (
+        f"{_capital(best.config.summary)} trains {speedup.ratio:.2f} times as fast as "
+        f"{best.baseline.config.summary}"
+    )
+
+
+def verdict(result: Result) -> str:
+    """The speed-up with its interval, or that there is none."""
+    speedup = result.best.speedup
+    rounds = f"{result.num_rounds} round{'s' if result.num_rounds > 1 else ''}"
+    interval = (
+        f"{speedup.ratio:.2f}x (95 % interval {speedup.low:.2f} to {speedup.high:.2f}, {rounds})"
+    )
+    if speedup.significant:
+        return f"speed-up: {interval}"
+    if speedup.ratio == speedup.low:
+        return "no significant gain: there is nothing to compare the baseline with"
+    return (
+        f"no significant gain: the best other configuration reached {interval} of the baseline's "
+        "throughput; the baseline's settings are kept"
+    )
+
+
+def bottlenecks(result: Result) -> list[str]:
+    """What holds the baseline back, what the chosen settings, and what could move that."""
+    best = result.best
+    lines = []
+    if result.baseline_bottleneck is not None:
+        lines.append(f"the baseline settings are {result.baseline_bottleneck}")
+    if result.bottleneck is not None:
+        if best.config != best.baseline.config:
+            lines.append(f"the chosen settings are {result.bottleneck}")
+        lines.append(outlook(result.bottleneck))
+    return lines
+
+
+def comparison(view: StudyView) -> list[tuple[str, str, str]]:
+    """Rows of a figure's name, its value with the baseline, and with the chosen settings."""
+    assert view.result is not None
+    best = view.result.best
+    return [*_performances(best.baseline, best.expected), *_epoch(view)]
+
+
+def _performances(before: Performance, after: Performance) -> list[tuple[str, str, str]]:
+    def share(value: float | None) -> str:
+        return "" if value is None else f"{100 * value:.0f} %"
+
+    def mebibytes(value: int | None) -> str:
+        return "" if value is None else f"{value / 2**20:,.0f}"
+
+    def rate(p: Performance) -> str:
+        low, high = figure(p.samples_per_s_low), figure(p.samples_per_s_high)
+        return f"{figure(p.samples_per_s)} ({low} to {high})"
+
+    def both(label: str, form: Callable[[Performance], str]) -> tuple[str, str, str]:
+        return label, form(before), form(after)
+
+    rows = [
+        both("samples/s (95 % of runs)", rate),
+        both(f"{before.unit}/s", lambda p: figure(p.units_per_s or p.samples_per_s)),
+        both("seconds per step", lambda p: figure(p.seconds_per_step)),
+        both("seconds per optimizer step", lambda p: figure(p.seconds_per_optimizer_step)),
+        both("computing", lambda p: share(1 - p.data_wait_share)),
+        both("waiting for data", lambda p: share(p.data_wait_share)),
+        both("CPU utilisation", lambda p: share(p.cpu_utilisation)),
+        both("CPU s per 1,000 samples", lambda p: figure(1000 * p.cpu_s_per_sample)),
+        both("  while waiting for workers", lambda p: share(p.wait_cpu_share)),
+        both("peak memory, MiB", lambda p: mebibytes(p.peak_memory_bytes)),
+        both("in /dev/shm, MiB", lambda p: mebibytes(p.shared_memory_bytes)),
+        both("on the GPU, MiB", lambda p: mebibytes(p.device_memory_bytes)),
+    ]
+    if before.units_per_s is None:
+        del rows[1]
+    return [row for row in rows if any(row[1:])]
+
+
+def _epoch(view: StudyView) -> list[tuple[str, str, str]]:
+    """How long an epoch takes, where its length is known."""
+    assert view.result is not None
+    best = view.result.best
+    before, after = (epoch_s(view, config) for config in (best.baseline.config, best.config))
+    if before is None or after is None:
+        return []
+    return [("an epoch", _duration(before), _duration(after))]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{figure(seconds)} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def certainty(result: Result) -> list[str]:
+    """How sure it is that nothing better was missed, and when the tuning has paid."""
+    lines = [
+        f"with {100 * result.probability:.0f} % probability these settings are within 2 % of the "
+        f"fastest of the {result.num_configurations} configurations"
+    ]
+    steps = result.pays_after_steps
+    if steps is not None:
+        seconds = steps * result.best.expected.seconds_per_optimizer_step
+        lines.append(
+            f"tuning took {result.tuning_s:.0f} s, and has paid for itself after "
+            f"{figure(math.ceil(steps))} optimizer steps ({seconds:.0f} s of training)"
+        )
+    return lines
+
+
+def runners_up(result: Result) -> list[str]:
+    """What comes next, in throughput ÷ that of the chosen settings."""
+    return [
+        f"{other.config.summary}: {other.ratio:.2f}x of it ({other.low:.2f} to {other.high:.2f})"
+        for other in result.runners_up
+    ]
+
+
+def how(result: Result) -> str:
+    """How much of the space was measured."""
+    ruled_out = (
+        f", {result.num_ruled_out} ruled out by what these showed" if result.num_ruled_out else ""
+    )
+    left = result.num_configurations - result.num_measured - result.num_ruled_out
+    not_reached = f", {left} not reached" if left else ""
+    failed = f"; {result.num_failed} trials failed" if result.num_failed else ""
+    return (
+        f"measured {result.num_measured} of {result.num_configurations} configurations"
+        f"{ruled_out}{not_reached}{failed}"
+    )
+
+
+def warnings(result: Result) -> list[str]:
+    """What a person must know before relying on the figures."""
+    lines = []
+    best = result.best
+    if best.config.effective_batch_size != best.baseline.config.effective_batch_size:
+        lines.append(
+            f"note: an update now takes {best.config.effective_batch_size} samples instead of "
+            f"{best.baseline.config.effective_batch_size}: the learning rate may need another "
+            "look; name effective_batch_size in load_config to keep it fixed"
+        )
+    for difference in result.fork_differences:
+        lines.append(
+            f"note: {difference.config.summary} ran at {figure(difference.forked)} forked and at "
+            f"{figure(difference.fresh)} ({figure(difference.fresh_low)} to "
+            f"{figure(difference.fresh_high)}) in fresh processes: the fresh ones count"
+        )
+    if result.num_rounds == 1:
+        lines.append(
+            "note: there was time for one round only, so that the intervals rest on how much runs "
+            "differ as a rule: give more time with --budget"
+        )
+    if result.unsteady:
+        lines.append(
+            "note: the chosen settings are unsteady: their speed varied far more than that of the "
+            "others, or had not settled"
+        )
+    causes = "; ".join(result.disturbed_by)
+    if result.num_disturbed_runs:
+        lines.append(
+            f"note: {result.num_disturbed_runs} of the confirming runs were disturbed throughout "
+            f"by {causes}: the figures are uncertain; tune again when the machine is quiet"
+        )
+    elif result.num_disturbed:
+        waited = f", {result.waited_s:.0f} s were spent waiting" if result.waited_s > 1 else ""
+        blocks = (
+            "1 block was" if result.num_disturbed == 1 else f"{result.num_disturbed} blocks were"
+        )
+        lines.append(
+            f"note: {blocks} disturbed by {causes}, and measured again where there was time{waited}"
+        )
+    return lines
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """A figure of a trial as people read it, and as it is sorted: a number or a text, or empty."""
+
+    text: str
+    key: float | str
+
+
+def trial_rows(frame: pd.DataFrame) -> list[dict[str, Cell]]:
+    """A row for each trial of a study (see `frame.load_study`), by heading."""
+    return [_row(row) for row in frame.to_dict("records")]
+
+
+def _row(row: Mapping[Hashable, Any]) -> dict[str, Cell]:
+    def number(name: str, scale: float = 1.0) -> Cell:
+        if pd.isna(row[name]):
+            return Cell(text="", key="")
+        value = float(row[name]) * scale
+        return Cell(text=figure(value), key=value)
+
+    def text(name: str) -> Cell:
+        value = "" if pd.isna(row[name]) else str(row[name])
+        return Cell(text=value, key=value)
+
+    return {
+        "trial": Cell(text=str(row["number"]), key=row["number"]),
+        "phase": text("phase"),
+        "state": text("state"),
+        "start": text("start_mode"),
+        "configuration": text("configuration"),
+        "samples/s": number("samples_per_s"),
+        "± %": number("relative_error", 100),
+        "s/step": number("seconds_per_step"),
+        "CPU %": number("cpu_utilisation", 100),
+        "waiting %": number("data_wait_share", 100),
+        "MiB": number("peak_memory_bytes", 2**-20),
+        "start-up s": number("start_up_s"),
+        "total s": number("duration_s"),
+        "remarks": _remarks(row),
+    }
+
+
+def _remarks(row: Mapping[Hashable, Any]) -> Cell:
+    """What to know of a trial's figures, or why there are none."""
+    remarks = []
+    if not pd.isna(row["cause"]):
+        remarks.append(f"{row['cause']}: {row['message']}" if row["message"] else row["cause"])
+    if not pd.isna(row["num_disturbed"]) and row["num_disturbed"]:
+        remarks.append(f"{row['num_disturbed']} blocks disturbed")
+    if not pd.isna(row["unsteady"]) and row["unsteady"]:
+        remarks.append("unsteady")
+    found = ", ".join(remarks)
+    return Cell(text=found, key=found)
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]

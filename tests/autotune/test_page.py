@@ -1,0 +1,207 @@
+"""The report as a page: of finished studies and others, and in a real browser."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from autotune.config import ThroughputConfig
+from autotune.measurement import StartMode, summarise
+from autotune.report.frame import load_study
+from autotune.report.page import make_page
+from autotune.report.view import open_view
+from autotune.search.records import Outcome, Phase
+from autotune.search.storage import storage_url
+from autotune.search.study import open_study
+
+from .made_up import FAILURE, SETTLING, block, sample
+from .runs import autotune_run
+
+BASELINE = ThroughputConfig(batch_size=4, num_threads=1)
+FACTS = {
+    "baseline": BASELINE.to_dict(),
+    "axes": {"batch_size": [2, 4], "num_workers": [0, 1], "prefetch_factor": [2, 4]},
+    "effective_batch_size": None,
+    "machine": {"cpu": "a <b>CPU</b>", "usable_cores": 2, "memory_bytes": 2**30, "system": "Linux"},
+    "command": ["python", "</script><script>alert(1)</script>"],
+    "versions": {"torch": "2"},
+}
+PHONE, DESK = (390, 844), (1280, 900)
+PLOTS = "return document.querySelectorAll('.plot').length"
+DRAWN = "return document.querySelectorAll('.plot .main-svg:first-child').length"
+COLUMN = """
+    const names = [...document.querySelectorAll('#trials th')].map(cell => cell.innerText.trim());
+    const place = names.indexOf(arguments[0]);
+    const rows = [...document.querySelectorAll('#trials tbody tr')];
+    return rows.map(row => row.cells[place].innerText);
+"""
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """A study without facts or trials, in a storage that is the default."""
+    monkeypatch.chdir(tmp_path)
+    return open_study(storage_url("studies/autotune.db"), "s", fresh=False)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless browser that keeps what pages write to the console."""
+    driver = shutil.which("chromedriver")
+    if driver is None or shutil.which("chromium") is None:
+        if os.environ.get("CI"):
+            pytest.fail("CI needs chromium and chromedriver: see .ci/run")
+        pytest.skip("needs chromium and chromedriver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    # No sandbox: CI is root. The others keep it from calling home.
+    for option in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--no-first-run",
+    ):
+        options.add_argument(option)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    service = webdriver.ChromeService(driver)
+    with webdriver.Chrome(options=options, service=service) as found:
+        yield found
+
+
+def show(browser, page, size, scheme="light"):
+    """Open a page at a size, and wait until its plots are drawn."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 1, "mobile": size == PHONE}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    browser.get(Path(page).absolute().as_uri())
+    WebDriverWait(browser, 60).until(
+        lambda _: browser.execute_script("return document.body.dataset.drawn !== undefined")
+    )
+
+
+def measure(store, config, rate, phase=Phase.SEARCH):
+    number = store.begin(config, phase)
+    num_samples = 10 * config.batch_size
+    steps = block(num_steps=10, num_samples=num_samples, duration_s=num_samples / rate)
+    samples = [sample(steps, steps, settling=SETTLING)]
+    store.complete(
+        number,
+        Outcome(
+            measurement=summarise(samples, config),
+            samples=samples,
+            start_mode=StartMode.FORK,
+            start_up_s=0.1,
+            duration_s=1.0,
+            unit=None,
+        ),
+    )
+
+
+def page_of_latest():
+    return make_page(open_view("studies/autotune.db"), load_study("studies/autotune.db"))
+
+
+def heading(page):
+    return re.search("<h1>(.*)</h1>", page)[1]
+
+
+def test_a_finished_study_is_readable_at_any_size_without_errors(study, browser):
+    axes = {"batch_size": [2, 4, 8], "num_workers": [0], "num_threads": [1, 2]}
+    done = autotune_run(*study(sampler="auto", axes=axes))
+    assert done.returncode == 0, done.stderr
+    assert autotune_run("-o", "page.html", command="report").returncode == 0
+    for size in (DESK, PHONE):
+        for scheme in ("light", "dark"):
+            show(browser, "page.html", size, scheme)
+            assert browser.get_log("browser") == []
+            assert browser.execute_script(DRAWN) == browser.execute_script(PLOTS) >= 5
+            width = browser.execute_script("return document.documentElement.scrollWidth")
+            assert width <= size[0]
+            # Nothing was fetched beside the page.
+            fetched = browser.execute_script("return performance.getEntriesByType('resource')")
+            assert fetched == []
+    assert "trains" in browser.find_element("tag name", "h1").text
+    assert "critical" in browser.find_element("id", "findings").text
+    assert "batch_size" in browser.find_element("id", "findings").text
+
+
+def test_the_table_of_trials_is_sorted_by_a_touch(store, browser):
+    store.set_facts(**FACTS)
+    for rate, batch_size in ((900.0, 4), (1000.0, 2), (90.0, 8)):
+        measure(store, ThroughputConfig(batch_size=batch_size, num_threads=1), rate)
+    store.fail(store.begin(BASELINE, Phase.SEARCH), FAILURE)
+    assert autotune_run(command="report").returncode == 0
+    show(browser, "report.html", PHONE)
+    assert browser.execute_script(COLUMN, "trial") == ["0", "1", "2", "3"]
+    browser.find_element("xpath", "//th/button[text()='samples/s']").click()
+    # Numbers, not texts; what is missing comes last in either order.
+    assert browser.execute_script(COLUMN, "samples/s") == ["90", "900", "1,000", ""]
+    browser.find_element("xpath", "//th/button[text()='samples/s']").click()
+    assert browser.execute_script(COLUMN, "samples/s") == ["1,000", "900", "90", ""]
+    browser.find_element("xpath", "//th/button[text()='remarks']").click()
+    assert browser.execute_script(COLUMN, "remarks")[0] == "crashed: it broke"
+    assert browser.get_log("browser") == []
+
+
+def test_what_others_wrote_into_a_study_is_text_and_nothing_else(store, browser):
+    store.set_facts(**FACTS)
+    measure(store, BASELINE, 100.0)
+    Path("page.html").write_text(page_of_latest())
+    show(browser, "page.html", DESK)
+    assert browser.get_log("browser") == []
+    shown = browser.find_element("tag name", "dl").text
+    assert "a <b>CPU</b>" in shown
+    assert "</script><script>alert(1)</script>" in shown
+
+
+def test_a_study_that_has_not_begun_has_a_page(store):
+    assert heading(page_of_latest()) == "Study s has measured nothing yet"
+    store.set_facts(**FACTS)
+    assert heading(page_of_latest()) == "Study s has measured nothing yet"
+
+
+def test_a_study_of_which_everything_failed_shows_why(store):
+    store.set_facts(**FACTS)
+    store.fail(store.begin(BASELINE, Phase.BASELINE), FAILURE)
+    page = page_of_latest()
+    assert heading(page) == "Study s has measured nothing yet"
+    assert "it broke" in page
+
+
+def test_a_study_that_is_being_written_shows_what_is_known(store):
+    store.set_facts(**FACTS)
+    measure(store, BASELINE, 100.0, Phase.BASELINE)
+    measure(store, ThroughputConfig(batch_size=2, num_threads=1), 150.0)
+    store.begin(ThroughputConfig(batch_size=2, num_workers=1, num_threads=1), Phase.SEARCH)
+    page = page_of_latest()
+    assert heading(page).startswith("Study s has not come to an answer; best so far: batch 2")
+    assert "running" in page
+    assert 'id="waterfall"' in page
+    done = autotune_run(command="show")
+    assert "not confirmed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--storage", "nowhere.db"], "there is no such file"),
+        (["other"], "study other: not in"),
+        (["-o", "no/such/place.html"], "there is no directory"),
+        (["-o", "."], "is a directory"),
+    ],
+)
+def test_a_report_that_cannot_be_made_says_why(store, options, said):
+    done = autotune_run(*options, command="report")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(Path.cwd().iterdir()) == [Path.cwd() / "studies"]
