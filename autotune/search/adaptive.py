@@ -53,6 +53,8 @@ class Reading:
         wait_cpu_s: CPU seconds of the training process in that time.
         start_s: What came before, its start and settling; None where runs of the search start
             otherwise.
+        error: Standard deviation of the logarithm of `num_units`, as far as it was reckoned from
+            what the loader held ready.
     """
 
     at_s: float
@@ -62,6 +64,7 @@ class Reading:
     wait_s: float
     wait_cpu_s: float
     start_s: float | None = None
+    error: float = 0.0
 
 
 class Bench(Protocol):
@@ -334,6 +337,7 @@ class AdaptiveSearch:
                 at_s=reading.at_s,
                 log_rate=math.log(reading.num_units / reading.duration_s),
                 duration_s=reading.duration_s,
+                error=reading.error,
             )
             for index, reading in self._readings
         ]

@@ -51,12 +51,14 @@ class Observation:
         at_s: When.
         log_rate: Natural logarithm of units per second.
         duration_s: Seconds of steps.
+        error: Standard deviation of what else may be wrong with `log_rate`.
     """
 
     index: int
     at_s: float
     log_rate: float
     duration_s: float
+    error: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +179,10 @@ class Belief:
         )
         self._factor = factor
         self._explained = solve_triangular(factor, self._prior[self._seen.index], lower=True)
+        # What went wrong with earlier runs of a configuration is expected of later ones.
+        num_runs = np.bincount(self._seen.index, minlength=len(law))
+        errors = np.bincount(self._seen.index, weights=self._seen.error**2, minlength=len(law))
+        self._expected_error = errors / np.maximum(1, num_runs)
         self.mean = law + self._explained.T @ residuals
         self.covariance = self._prior - self._explained.T @ self._explained
 
@@ -206,7 +212,8 @@ class Belief:
 
     def noise(self, index: Integers, duration_s: Array) -> Array:
         """The variance of the noise in runs of M configurations, so many seconds each, [M]."""
-        return _noise(self._spreads, self._similarity.has_workers[index], duration_s)
+        noise = _noise(self._spreads, self._similarity.has_workers[index], duration_s)
+        return np.asarray(noise + self._expected_error[index])
 
     def within_reach(self, may_run: NDArray[np.bool_], num_sds: float) -> Integers:
         """Places of the configurations that may be the fastest of those that can run.
@@ -265,6 +272,7 @@ class _Columns:
     at_s: Array
     log_rate: Array
     duration_s: Array
+    error: Array
 
     @classmethod
     def of(cls, observations: Sequence[Observation]) -> _Columns:
@@ -276,6 +284,7 @@ class _Columns:
             at_s=column("at_s"),
             log_rate=column("log_rate"),
             duration_s=column("duration_s"),
+            error=column("error"),
         )
 
 
@@ -288,7 +297,7 @@ def _drift(spreads: Spreads, some_s: Array, others_s: Array) -> Array:
 def _factor(similarity: Similarity, spreads: Spreads, seen: _Columns) -> Array:
     """The Cholesky factor of the covariance of what was seen; `similarity` is of that alone."""
     covariance = similarity.covariance(spreads) + _drift(spreads, seen.at_s, seen.at_s)
-    noise = _noise(spreads, similarity.has_workers, seen.duration_s)
+    noise = _noise(spreads, similarity.has_workers, seen.duration_s) + seen.error**2
     return np.asarray(cholesky(covariance + np.diag(noise), lower=True))
 
 

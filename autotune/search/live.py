@@ -43,6 +43,7 @@ def read(record: TrialRecord) -> Reading:
     measurement, samples = record.measurement, record.samples
     assert measurement is not None
     blocks = counted_blocks(samples)
+    num_steps = sum(block.num_steps for block in blocks)
     num_units = sum(block.num_units for block in blocks) * sustained_share(blocks)
     duration_s = num_units / measurement.units_per_s
     at_s = sum(sample.at_s for sample in samples if sample.blocks)
@@ -54,13 +55,25 @@ def read(record: TrialRecord) -> Reading:
         at_s=at_s / sum(bool(sample.blocks) for sample in samples) + measurement.measured_s / 2,
         duration_s=duration_s,
         num_units=num_units,
-        num_steps=sum(block.num_steps for block in blocks),
+        num_steps=num_steps,
         wait_s=max(
             0.0, sum(block.wait_s for block in blocks) + duration_s - measurement.measured_s
         ),
         wait_cpu_s=sum(block.wait_cpu_s for block in blocks),
         start_s=start_s,
+        error=_error(record.config, sustained_share(blocks) * num_steps, num_steps),
     )
+
+
+def _error(config: ThroughputConfig, num_sustained: float, num_steps: int) -> float:
+    """How far off the logarithm of the batches may be that the loader delivered meanwhile.
+
+    They are counted where the loop lived on what was held ready: the workers deliver about as many
+    at once as there are workers, so that half of these may belong to the time before or after.
+    """
+    if num_sustained >= num_steps:
+        return 0.0
+    return max(1.0, config.num_workers / 2) / num_sustained
 
 
 def recall(records: Iterable[TrialRecord]) -> Iterator[Visit]:

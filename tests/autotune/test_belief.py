@@ -27,8 +27,10 @@ def place(batch_size, num_workers=0):
     )
 
 
-def seen(index, log_rate, *, at_s=0.0, duration_s=1.0):
-    return Observation(index=index, at_s=at_s, log_rate=log_rate, duration_s=duration_s)
+def seen(index, log_rate, *, at_s=0.0, duration_s=1.0, error=0.0):
+    return Observation(
+        index=index, at_s=at_s, log_rate=log_rate, duration_s=duration_s, error=error
+    )
 
 
 def believe(*observations, law=FLAT, spreads=SPREADS):
@@ -40,6 +42,15 @@ def test_what_was_measured_long_and_often_is_believed():
     belief = believe(*often)
     assert belief.mean[place(4)] == pytest.approx(1.0, abs=0.01)
     assert math.sqrt(belief.variance[place(4)]) < 0.02
+
+
+def test_a_measurement_that_may_be_far_off_moves_little_and_is_not_sought_again():
+    sure, unsure = seen(place(4), 1.0), seen(place(8, 4), -1.0, error=2.0)
+    belief = believe(sure, unsure)
+    assert belief.mean[place(8, 4)] == pytest.approx(1.0, abs=0.1)
+    assert believe(sure, seen(place(8, 4), -1.0)).mean[place(8, 4)] < -0.5
+    one, other = belief.noise(np.array([place(8, 4), place(4, 4)]), np.ones(2))
+    assert one == pytest.approx(other + 4.0)
 
 
 def test_a_measurement_tells_of_similar_configurations_and_less_of_others():

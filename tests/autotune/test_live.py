@@ -93,6 +93,16 @@ def test_readings_take_off_what_the_loader_cannot_sustain():
     assert reading.at_s == pytest.approx(7.5)
 
 
+@pytest.mark.parametrize(
+    ("ready_change", "num_workers", "error"),
+    [(0, 4, 0.0), (3, 4, 0.0), (-5, 1, 1 / 5), (-2, 8, 4 / 8), (-10, 4, 2 / 0.5)],
+)
+def test_what_was_taken_from_the_buffer_makes_a_reading_uncertain(ready_change, num_workers, error):
+    config = ThroughputConfig(batch_size=4, num_workers=num_workers)
+    block = made_up.block(num_steps=10, ready_change=ready_change)
+    assert read(made_up.record(block, config=config)).error == pytest.approx(error)
+
+
 def test_disturbed_blocks_do_not_count_where_there_are_others():
     spoiled = made_up.block(num_units=1.0, other_cpu_s=2.0)
     reading = read(made_up.record(spoiled, made_up.block()))
