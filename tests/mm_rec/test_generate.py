@@ -276,12 +276,12 @@ def test_the_seed_decides_the_text(run_dir: Path, capsys: pytest.CaptureFixture[
 def test_without_a_seed_the_last_line_names_the_one_taken(
     run_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(run_dir), "--max-tokens", "30"]) == 0
+    assert main([str(run_dir), "--max-tokens", "30", "--ignore-end"]) == 0
     output = capsys.readouterr()
     report, _, seed = output.err.strip().rpartition("--seed ")
     assert report.startswith("30 tokens in ")
     assert "tokens/s, after a prompt of 0;" in report
-    assert main([str(run_dir), "--max-tokens", "30", "--seed", seed]) == 0
+    assert main([str(run_dir), "--max-tokens", "30", "--ignore-end", "--seed", seed]) == 0
     assert capsys.readouterr().out == output.out
 
 
