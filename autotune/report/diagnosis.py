@@ -71,13 +71,10 @@ def outlook(bottleneck: Bottleneck) -> str:
     return f"what is left is no setting{ceiling}: {_ADVICE[bottleneck.bound]}"
 
 
-def epoch_s(view: StudyView, config: ThroughputConfig) -> float | None:
-    """Seconds that an epoch takes with a configuration; None where its length is not known."""
-    for record in reversed(view.records):
-        found = record.measurement
-        if found is not None and record.config == config and found.steps_per_epoch:
-            return found.steps_per_epoch * found.seconds_per_step
-    return None
+def steps_per_epoch(view: StudyView, config: ThroughputConfig) -> int | None:
+    """Micro-steps in an epoch with a configuration; None where the loader does not tell."""
+    found = (record.measurement for record in view.records if record.config == config)
+    return next((m.steps_per_epoch for m in found if m is not None), None)
 
 
 def shown(value: Value) -> str:

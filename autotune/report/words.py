@@ -11,7 +11,7 @@ import pandas as pd
 
 from autotune.best_config import Performance
 from autotune.measurement import figure
-from autotune.report.diagnosis import epoch_s, outlook
+from autotune.report.diagnosis import outlook, steps_per_epoch
 from autotune.report.view import StudyView
 from autotune.search.answer import Result
 
@@ -115,10 +115,14 @@ def _epoch(view: StudyView) -> list[tuple[str, str, str]]:
     """How long an epoch takes, where its length is known."""
     assert view.result is not None
     best = view.result.best
-    before, after = (epoch_s(view, config) for config in (best.baseline.config, best.config))
-    if before is None or after is None:
-        return []
-    return [("an epoch", _duration(before), _duration(after))]
+    before, after = (
+        (steps_per_epoch(view, config) or 0) * performance.seconds_per_step
+        for config, performance in (
+            (best.baseline.config, best.baseline),
+            (best.config, best.expected),
+        )
+    )
+    return [("an epoch", _duration(before), _duration(after))] if before and after else []
 
 
 def _duration(seconds: float) -> str:
