@@ -88,7 +88,7 @@ QUICK = {
     "block_s": 0.05,
     "max_blocks": 2,
     "confirm_s": 0.1,
-    "confirm_rounds": 2,
+    "confirm_rounds": 1,
     "start_deadline_s": 30,
     "budget": "60s",
     # What these tests look at does not depend on it, and it visits everything.

@@ -17,7 +17,7 @@ SETTINGS = list(autotune.ThroughputConfig(batch_size=1).to_dict())
 
 
 def test_a_run_finds_the_fastest_settings_and_writes_them(study):
-    done = autotune_run(*study())
+    done = autotune_run(*study(confirm_rounds=2))
     assert done.returncode == 0, done.stderr
     best = read_best_config(Path("best_config.yaml"))
     assert best.config.batch_size == 8
@@ -83,7 +83,7 @@ def test_the_adaptive_search_is_the_default_and_says_how_sure_it_is(study):
 def test_axes_are_widened_where_the_best_lies_at_their_end(study):
     # Batches of up to 100 cost the same.
     script = {"step": "time.sleep(max(0.01, 0.0001 * config.batch_size))"}
-    changes = {"script": script, "axes": {"num_workers": [0]}, "confirm_rounds": 1}
+    changes = {"script": script, "axes": {"num_workers": [0]}}
     done = autotune_run(*study(sampler="auto", **changes))
     assert done.returncode == 0, done.stderr
     assert "lies at the end of an axis: batch_size 128 is tried, too" in done.stdout
@@ -96,14 +96,14 @@ def test_axes_are_widened_where_the_best_lies_at_their_end(study):
 
 def test_an_axis_that_the_user_named_is_not_widened(study):
     axes = {"batch_size": [2, 4], "num_workers": [0]}
-    done = autotune_run(*study(sampler="auto", axes=axes, confirm_rounds=1))
+    done = autotune_run(*study(sampler="auto", axes=axes))
     assert done.returncode == 0, done.stderr
     assert read_best_config(Path("best_config.yaml")).config.batch_size == 4
     assert trials()["batch_size"].max() == 4
 
 
 def test_a_complete_study_is_not_measured_again_and_a_fresh_one_stands_beside_it(study):
-    options = study(axes={"batch_size": [4, 8], "num_workers": [0]}, confirm_rounds=1)
+    options = study(axes={"batch_size": [4, 8], "num_workers": [0]})
     assert autotune_run(*options).returncode == 0
     number = len(trials())
     Path("best_config.yaml").unlink()
@@ -169,14 +169,14 @@ def test_one_bad_configuration_does_not_stop_a_run(study):
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_samplers_propose_everything_once(study, sampler):
     axes = {"batch_size": [2, 4, 8, 16], "num_workers": [0]}
-    options = study(axes=axes, confirm_rounds=1)
+    options = study(axes=axes)
     assert autotune_run(*options, "--sampler", sampler, "--seed", "3").returncode == 0
     visited = trials().query("phase in ('search', 'probe')")["batch_size"]
     assert sorted(visited) == [2, 4, 8, 16]
 
 
 def test_a_limit_on_trials_is_kept_and_the_next_run_goes_on(study):
-    options = study(axes={"batch_size": [1, 2, 3, 4, 8], "num_workers": [0]}, confirm_rounds=1)
+    options = study(axes={"batch_size": [1, 2, 3, 4, 8], "num_workers": [0]})
     done = autotune_run(*options, "--max-trials", "1")
     assert done.returncode == 0
     assert "measured 2 of 5 configurations, 3 not reached" in done.stdout
@@ -186,7 +186,7 @@ def test_a_limit_on_trials_is_kept_and_the_next_run_goes_on(study):
 
 
 def test_fresh_processes_do_where_forking_is_not_wanted(study):
-    done = autotune_run(*study(confirm_rounds=1), "--start-mode", "fresh", "--quiet")
+    done = autotune_run(*study(), "--start-mode", "fresh", "--quiet")
     assert done.returncode == 0
     assert set(trials()["start_mode"]) == {"fresh"}
 
@@ -201,7 +201,7 @@ def test_a_dry_run_tells_the_space_and_writes_nothing(study):
 
 
 def test_the_result_and_the_study_can_be_read_by_programs(study):
-    options = study(confirm_rounds=1)
+    options = study()
     done = autotune_run(*options, "--json")
     assert json.loads(done.stdout)["best"]["config"]["batch_size"] == 8
     shown = autotune_run("--json", command="show")
@@ -214,7 +214,7 @@ def test_the_result_and_the_study_can_be_read_by_programs(study):
 
 
 def test_quiet_runs_still_give_the_answer(study):
-    options = study(confirm_rounds=1)
+    options = study()
     done = autotune_run(*options, "--quiet")
     assert "speed-up" in done.stdout
     assert "settled" not in done.stdout
@@ -226,7 +226,7 @@ def test_quiet_runs_still_give_the_answer(study):
 
 
 def test_a_narrower_or_wider_space_is_answered_for_itself(study):
-    options = study(confirm_rounds=1)
+    options = study()
     assert autotune_run(*options).returncode == 0
     narrow = autotune_run(*options, "--axis", "batch_size=2,4")
     assert narrow.returncode == 0
@@ -250,7 +250,6 @@ def test_where_forked_trials_fail_fresh_ones_are_used_in_later_runs_too(study):
             "before": "parent = os.getpid()",
             "step": "if os.getpid() != parent:\n    os._exit(1)\ntime.sleep(0.01)",
         },
-        confirm_rounds=1,
     )
     done = autotune_run(*options, "--max-trials", "1")
     assert done.returncode == 0, done.stderr
@@ -283,7 +282,7 @@ def test_where_forked_and_fresh_trials_differ_the_fresh_ones_count(study):
 
 def test_what_holds_the_settings_back_is_told(study):
     # 10 ms to compute and 1 ms to load, whatever the batch.
-    done = autotune_run(*study(confirm_rounds=1))
+    done = autotune_run(*study())
     assert done.returncode == 0, done.stderr
     for role in ("baseline", "chosen"):
         assert f"the {role} settings are overhead-bound: the step alone reaches " in done.stdout
@@ -297,7 +296,7 @@ def test_a_second_process_of_the_script_is_turned_away(study):
         "import subprocess; env = os.environ | {'AGAIN': '1'}\n"
         "    if 'AGAIN' not in os.environ: subprocess.Popen([sys.executable, *sys.argv], env=env)"
     )
-    done = autotune_run(*study(script={"before": code}, confirm_rounds=1))
+    done = autotune_run(*study(script={"before": code}))
     assert done.returncode == 0, done.stderr
     assert wait_until(lambda: not processes_of(Path.cwd() / "train it.py"), 2.0)
 
@@ -305,7 +304,7 @@ def test_a_second_process_of_the_script_is_turned_away(study):
 def test_a_hanging_configuration_costs_no_more_than_the_budget_allows(study):
     script = {"step": "time.sleep(60 if config.batch_size == 2 else 0.01)"}
     start_s = time.monotonic()
-    done = autotune_run(*study(script=script, confirm_rounds=1, budget="12s"))
+    done = autotune_run(*study(script=script, budget="12s"))
     assert time.monotonic() - start_s < 40
     assert done.returncode == 0, done.stderr
     assert list(trials().query("state == 'failed'")["cause"]) == ["timed out"]

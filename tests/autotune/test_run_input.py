@@ -55,7 +55,7 @@ def test_without_a_command_there_is_nothing_to_tune(tmp_path, monkeypatch):
 
 
 def test_the_default_study_is_the_one_that_pyproject_names(study):
-    study(confirm_rounds=1)
+    study()
     Path("pyproject.toml").write_text('[tool.autotune]\nstudy = "quick.yaml"\n')
     assert autotune_run("--quiet").returncode == 0
     assert Path("best_config.yaml").exists()
@@ -85,10 +85,9 @@ def test_a_command_that_cannot_be_measured_is_exit_code_1(study, script, message
 
 
 def test_a_study_of_another_command_is_not_mixed_in(study):
-    assert autotune_run(*study(confirm_rounds=1)).returncode == 0
+    assert autotune_run(*study()).returncode == 0
     options = study(
         script={"load": ", effective_batch_size=8"},
-        confirm_rounds=1,
         seed=1,
         axes={"batch_size": [2, 8], "num_workers": [0]},
     )

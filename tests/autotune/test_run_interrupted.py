@@ -18,7 +18,6 @@ from .runs import autotune_run, begin_run, count_trials, trials
 LONG = {
     "axes": {"batch_size": [1, 2, 3, 4, 5, 6, 7, 8], "num_workers": [0]},
     "block_s": 0.15,
-    "confirm_rounds": 1,
 }
 
 
@@ -73,7 +72,7 @@ def test_a_killed_run_leaves_nothing_running_and_goes_on_later(study):
 
 
 def test_a_second_study_of_a_command_starts_from_what_the_first_one_found(study):
-    options = study(sampler="auto", confirm_rounds=1)
+    options = study(sampler="auto")
     assert "first guess" not in autotune_run(*options).stdout
     done = autotune_run(*options, "--fresh")
     assert done.returncode == 0, done.stderr
@@ -95,7 +94,7 @@ def test_two_runs_on_one_storage_do_not_mix(study):
 
 def test_beside_a_hog_that_stays_there_is_no_answer_unless_it_is_asked_for(study, hogs):
     # Waiting takes a third of the budget.
-    options = study(allow_busy=False, budget="8s", block_s=0.1, confirm_rounds=1)
+    options = study(allow_busy=False, budget="8s", block_s=0.1)
     Path("best_config.yaml").write_text("mine")
     processes = hogs(len(affinity()))
     done = autotune_run(*options)
@@ -115,7 +114,7 @@ def test_beside_a_hog_that_stays_there_is_no_answer_unless_it_is_asked_for(study
 
 
 def test_a_hog_that_leaves_is_waited_for(study, hogs):
-    options = study(allow_busy=False, confirm_rounds=1)
+    options = study(allow_busy=False)
     processes = hogs(len(affinity()))
     run = subprocess.Popen(
         [sys.executable, "-m", "autotune", "run", *options, "--json"],
