@@ -67,14 +67,8 @@ class Planted:
 
     def faults(self, severities: dict[str, str], bound: str) -> list[str]:
         """What is wrong with a diagnosis."""
-        wrong = [
-            f"{name} is {severities[name]}"
-            for name in self.critical
-            if severities[name] != "critical"
-        ]
-        wrong += [
-            f"{name} is {severities[name]}" for name in self.useless if severities[name] != "none"
-        ]
+        wanted = dict.fromkeys(self.critical, "critical") | dict.fromkeys(self.useless, "none")
+        wrong = [f"{n} is {severities[n]}" for n, told in wanted.items() if severities[n] != told]
         return wrong if bound == self.bound else [*wrong, f"the baseline is called {bound}"]
 
 

@@ -52,12 +52,12 @@ class StudyView:
         """The view of a study with these facts and trials."""
         records = tuple(records)
         view = cls(name=name, storage=storage, facts=facts, records=records)
-        if "baseline" not in facts:
+        # A run that has just begun stores its facts one by one; these are complete with the last.
+        if "searched_axes" not in facts:
             return view
         baseline = ThroughputConfig(**facts["baseline"])
-        axes = facts.get("searched_axes") or facts["axes"]
         space = Space(
-            axes={axis: tuple(values) for axis, values in axes.items()},
+            axes={axis: tuple(values) for axis, values in facts["searched_axes"].items()},
             effective_batch_size=facts.get("effective_batch_size"),
         )
         result = None
@@ -73,13 +73,13 @@ class StudyView:
             usable_cores=facts["machine"]["usable_cores"],
         )
         assert estimates is not None
+        view = dataclasses.replace(view, best=best, estimates=estimates)
+        if best == baseline:
+            # Nothing else ran: there is nothing to compare.
+            return view
         changes = find_changes(space, baseline, best, estimates)
-        return dataclasses.replace(
-            view,
-            best=best,
-            estimates=estimates,
-            effects=tuple(effects(changes, baseline, best, estimates)),
-        )
+        found = effects(changes, baseline, best, estimates)
+        return dataclasses.replace(view, effects=tuple(found))
 
     @property
     def unit(self) -> str:
@@ -102,13 +102,13 @@ def _best(view: StudyView) -> ThroughputConfig | None:
     if view.result is not None and view.result.best.speedup.significant:
         return view.result.best.config
     assert view.space is not None and view.baseline is not None
-    configs = {view.baseline, *view.space.configurations(view.baseline)}
+    configs = (view.baseline, *view.space.configurations(view.baseline))
     estimates = Estimates.of(
-        (view.baseline, *configs - {view.baseline}),
+        configs,
         view.records,
         usable_cores=view.facts["machine"]["usable_cores"],
     )
     if estimates is None:
         return None
-    others = (estimates.measured & configs) - {view.baseline}
+    others = estimates.measured.intersection(configs) - {view.baseline}
     return max(others, key=estimates.units_per_s, default=view.baseline)

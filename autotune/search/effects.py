@@ -76,9 +76,9 @@ class Effect:
     def severity(self) -> Severity:
         """How much the baseline's value held training back."""
         found = self._larger
-        if self.change.without is not None and found is None:
+        if found is None:
             return Severity.OPEN
-        if self.change.without is None or found is None or found.low <= 1.0:
+        if self.change.without is None or found.low <= 1.0:
             return Severity.NONE
         gain = found.ratio - 1.0
         if gain >= _CRITICAL:

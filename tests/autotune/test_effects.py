@@ -140,6 +140,13 @@ def test_severity_follows_the_rule(alone, with_others, severity):
     assert effect.severity is severity
 
 
+def test_a_setting_that_stays_is_no_problem_if_the_other_value_ran_and_open_if_not():
+    change = Change(setting="num_threads", before=2, after=1, alone=BASELINE, without=None)
+    measured = Effect(change=change, alone=ratio(1.3), with_others=None)
+    assert measured.severity is Severity.NONE
+    assert Effect(change=change, alone=None, with_others=None).severity is Severity.OPEN
+
+
 def test_what_failed_has_no_ratio():
     failed = made_up.record(made_up.block(), config=BEST, measurement=None, failure=made_up.FAILURE)
     estimates = Estimates.of((BASELINE, BEST), [run_of(BASELINE), failed], usable_cores=2)
