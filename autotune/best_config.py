@@ -18,7 +18,7 @@ from autotune.validation import validate
 SCHEMA_VERSION = 2
 
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_Share = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Bytes = Annotated[int, Field(ge=0)]
 _FORBID_UNKNOWN_KEYS = {"extra": "forbid"}
 
@@ -40,13 +40,14 @@ class Performance:
     samples_per_s_high: _Positive
     seconds_per_step: _Positive
     seconds_per_optimizer_step: _Positive
-    cpu_utilisation: _Share
-    cpu_s_per_sample: _Share
-    data_wait_share: _Share
+    cpu_utilisation: _NonNegative
+    cpu_s_per_sample: _NonNegative
+    data_wait_share: _NonNegative
     peak_memory_bytes: _Bytes
     shared_memory_bytes: _Bytes = 0
     device_memory_bytes: _Bytes | None = None
-    wait_cpu_share: _Share | None = None
+    wait_cpu_share: _NonNegative | None = None
+    joules_per_sample: _NonNegative | None = None
     unit: str = "samples"
     units_per_s: _Positive | None = None
 

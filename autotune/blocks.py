@@ -6,6 +6,8 @@ import dataclasses
 import enum
 import math
 
+from autotune.errors import BadInputError
+
 # Others, or a hypervisor, disturb a block when they take more cores than this, or than that share
 # of those that the trial may use. Threads meet at barriers: one that is descheduled stalls all, so
 # the limit is low. A quiet 2-core machine was seen at 0.006 cores in the mean and 0.06 at most.
@@ -18,6 +20,13 @@ _TICK_S, _ROUNDING_TICKS = 0.01, 3.0
 _SPARE_CORES = 1.0
 # Shares of a block's time in which the trial was held up by other means.
 _THROTTLED_SHARE, _PRESSURE_SHARE = 0.05, 0.05
+# Two clocks are read one after the other; a machine sleeps for seconds.
+_SUSPENDED_S = 0.1
+# What a block counts beside its steps.
+_FINITE = (
+    *("wait_s", "epoch_end_s", "cpu_s", "wait_cpu_s", "other_cpu_s", "stolen_s", "throttled_s"),
+    *("pressure_s", "suspended_s", "energy_j"),
+)
 
 
 class Interference(enum.StrEnum):
@@ -27,6 +36,8 @@ class Interference(enum.StrEnum):
     HYPERVISOR = "time stolen by the hypervisor"
     QUOTA = "a quota used up by others"
     MEMORY = "memory pressure"
+    SUSPENSION = "a suspended machine"
+    CORES = "a change of the usable cores"
 
 
 class BlockMode(enum.StrEnum):
@@ -36,6 +47,7 @@ class BlockMode(enum.StrEnum):
     COMPUTE = "compute"
     LOAD = "load"
     EPOCH = "epoch"
+    CHECK = "check"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +57,7 @@ class BlockRequest:
     Attributes:
         mode: TRAIN feeds the loop from its loader; COMPUTE feeds it the same few batches again
             and again; LOAD takes batches and gives the loop none; EPOCH times one restart of the
-            loader, and no block.
+            loader, and no block; CHECK times nothing and looks at the parameters.
         num_blocks: How many blocks; may be 0, for settling alone.
         min_s: Shortest duration of a block; for EPOCH, the longest that workers are given to come
             to rest before.
@@ -57,7 +69,7 @@ class BlockRequest:
 
     mode: BlockMode = BlockMode.TRAIN
     num_blocks: int = 1
-    min_s: float
+    min_s: float = 0.0
     multiple_of: int = 1
     cut_s: float | None = None
     settle_s: float = 0.0
@@ -83,6 +95,9 @@ class Block:
         stolen_s: Seconds that a hypervisor took from the cores, summed over them.
         throttled_s: Seconds that a cgroup's quota held its processes up, summed over cores.
         pressure_s: Seconds in which some process of the machine or cgroup waited for memory.
+        suspended_s: Seconds that the machine slept; they are not part of the duration.
+        cores_changed: Whether the trial was given other cores to run on.
+        energy_j: Joules that the machine's processors and memory used; None where it does not tell.
     """
 
     num_steps: int
@@ -100,6 +115,18 @@ class Block:
     stolen_s: float = 0.0
     throttled_s: float = 0.0
     pressure_s: float = 0.0
+    suspended_s: float = 0.0
+    cores_changed: bool = False
+    energy_j: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "num_samples", "num_units", "duration_s", "capacity_cores"):
+            value = getattr(self, name)
+            if not 0 < value < math.inf:
+                raise BadInputError(f"{name} must be above 0 and finite, not {value!r}")
+        for name in _FINITE:
+            if not math.isfinite(getattr(self, name) or 0.0):
+                raise BadInputError(f"{name} must be finite, not {getattr(self, name)!r}")
 
     @property
     def units_per_s(self) -> float:
@@ -123,6 +150,8 @@ class Block:
             # A quota that the trial itself uses up throttles it in training too.
             Interference.QUOTA: throttled and others > limit,
             Interference.MEMORY: self.pressure_s > _PRESSURE_SHARE * self.duration_s,
+            Interference.SUSPENSION: self.suspended_s > _SUSPENDED_S,
+            Interference.CORES: self.cores_changed,
         }
         return tuple(cause for cause, applies in found.items() if applies)
 

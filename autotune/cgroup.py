@@ -87,6 +87,16 @@ def memory_left_bytes(root: Path = ROOT) -> int | None:
     return min(left, default=None)
 
 
+def oom_kills(root: Path = ROOT) -> int | None:
+    """Processes of these groups that the kernel ended since memory ran out; None if uncounted."""
+    tables = [
+        _read_table(path / name)
+        for path in _directories("memory", root)
+        for name in ("memory.events", "memory.oom_control")
+    ]
+    return max((table["oom_kill"] for table in tables if "oom_kill" in table), default=None)
+
+
 def _directories(controller: str, root: Path) -> Iterator[Path]:
     """The directories of one controller that hold this process, the innermost first."""
     try:

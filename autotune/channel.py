@@ -73,7 +73,7 @@ class Channel:
             raise ChannelClosedError(f"the other side sent nothing within {timeout_s:.0f} s")
         try:
             message = json.loads(self._connection.recv_bytes(MAX_MESSAGE_BYTES))
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, EOFError, ValueError, RecursionError) as error:
             raise ChannelClosedError("the other side is gone") from error
         if not isinstance(message, dict):
             raise ChannelClosedError(f"the other side sent {type(message).__name__}, no object")

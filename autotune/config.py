@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,6 +15,14 @@ if TYPE_CHECKING:
 
 # torch.utils.data.DataLoader's own default where there are workers.
 DEFAULT_PREFETCH_FACTOR = 2
+# What native libraries read when they are loaded.
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,29 +151,34 @@ class ThroughputConfig:
     def apply_threads(self) -> None:
         """Set the thread counts of torch and of the BLAS and OpenMP pools of this process.
 
-        Counts that are None stay as they are. `load_config` calls this, so that a measured trial
-        and the training that follows it run alike.
+        Counts that are None stay as they are. Where torch is not imported yet, it will find its
+        number of threads in the environment. `load_config` calls this, so that a measured trial and
+        the training that follows it run alike.
 
         Raises:
             ConfigError: The inter-op count came too late: torch accepts it only before its first
                 parallel work.
         """
-        if self.num_threads is None and self.num_interop_threads is None:
-            return
-        import torch
-
         if self.num_threads is not None:
             from threadpoolctl import threadpool_limits
 
             threadpool_limits(limits=self.num_threads)
-            torch.set_num_threads(self.num_threads)
-        interop = self.num_interop_threads
-        if interop is not None and torch.get_num_interop_threads() != interop:
+            if "torch" in sys.modules:
+                sys.modules["torch"].set_num_threads(self.num_threads)
+            else:
+                os.environ |= dict.fromkeys(THREAD_VARIABLES, str(self.num_threads))
+        if self.num_interop_threads is not None:
+            self._apply_interop_threads(self.num_interop_threads)
+
+    def _apply_interop_threads(self, number: int) -> None:
+        import torch
+
+        if torch.get_num_interop_threads() != number:
             try:
-                torch.set_num_interop_threads(interop)
+                torch.set_num_interop_threads(number)
             except RuntimeError as error:
                 raise ConfigError(
-                    f"num_interop_threads = {interop} must be set before torch's first parallel "
+                    f"num_interop_threads = {number} must be set before torch's first parallel "
                     f"work: call autotune.load_config earlier ({error})"
                 ) from error
 

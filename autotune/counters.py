@@ -18,6 +18,7 @@ from pathlib import Path
 import psutil
 
 from autotune import cgroup
+from autotune.energy import EnergyMeter
 from autotune.machine import affinity, capacity_cores, machine_cpu_s
 
 _MEMORY_PRESSURE = Path("/proc/pressure/memory")
@@ -25,7 +26,7 @@ _MEMORY_PRESSURE = Path("/proc/pressure/memory")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Counters:
-    """Seconds since some fixed start. See `blocks.Block` for what each of them means."""
+    """Seconds since some fixed start, and energy. See `blocks.Block` for what each means."""
 
     at_s: float
     tree_cpu_s: float
@@ -34,6 +35,9 @@ class Counters:
     throttled_s: float
     group_cpu_s: float | None
     pressure_s: float
+    energy_uj: tuple[int, ...] | None
+    suspended_s: float
+    cores: frozenset[int]
 
 
 class CounterReader:
@@ -48,6 +52,7 @@ class CounterReader:
         self.capacity_cores = capacity_cores()
         self._cores = affinity()
         self._tree_cpu = TreeCpu(root_pid)
+        self._energy = EnergyMeter()
 
     def find_processes(self) -> None:
         """Look for processes of the tree; slow, so never close to a block."""
@@ -64,9 +69,12 @@ class CounterReader:
             throttled_s=cgroup.throttled_s(),
             group_cpu_s=cgroup.cpu_used_s(),
             pressure_s=_memory_pressure_s(),
+            energy_uj=self._energy.read(),
+            suspended_s=_suspended_s(),
+            cores=affinity(),
         )
 
-    def used_between(self, start: Counters, end: Counters) -> dict[str, float]:
+    def used_between(self, start: Counters, end: Counters) -> dict[str, float | None]:
         """What was used between two readings, by the names of `Block`'s attributes."""
         cpu_s = end.tree_cpu_s - start.tree_cpu_s
         # Under a quota others may use the cores that are left without disturbing anybody.
@@ -82,6 +90,9 @@ class CounterReader:
             "stolen_s": end.stolen_s - start.stolen_s,
             "throttled_s": end.throttled_s - start.throttled_s,
             "pressure_s": end.pressure_s - start.pressure_s,
+            "suspended_s": end.suspended_s - start.suspended_s,
+            "cores_changed": start.cores != end.cores,
+            "energy_j": self._energy.used_j(start.energy_uj, end.energy_uj),
         }
 
 
@@ -139,6 +150,16 @@ def process_cpu_s(pid: int) -> float:
         return time.clock_gettime((~pid << 3) | 2)
     times = psutil.Process(pid).cpu_times()
     return float(times.user + times.system)
+
+
+def _suspended_s() -> float:
+    """Seconds that the machine has slept since it was started; the monotonic clock stands then.
+
+    Source: clock_gettime(2), CLOCK_BOOTTIME.
+    """
+    if sys.platform != "linux":
+        return 0.0
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
 
 
 def _memory_pressure_s() -> float:

@@ -25,6 +25,14 @@ class BusyMachineError(AutotuneError):
     """Other processes use so much of the machine that nothing can be measured (exit code 1)."""
 
 
+class MachineChangedError(AutotuneError):
+    """The machine offers another number of cores than when the run began (exit code 1)."""
+
+
+class StorageError(AutotuneError):
+    """A storage failed while it was used: full, locked, gone, damaged (exit code 1)."""
+
+
 class InterruptedRunError(AutotuneError):
     """The user or the system ended a run; what was measured is kept (exit code 130)."""
 

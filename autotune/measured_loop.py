@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 from autotune.batches import Batches, count_samples
 from autotune.blocks import Block, BlockMode, BlockRequest, Settling
 from autotune.counters import CounterReader
+from autotune.finite import FiniteWatch
 from autotune.host import TrialProcess
 from autotune.measurement import FailureCause
 
@@ -58,6 +59,7 @@ class MeasuredSteps(Generic[Batch]):
             while True:
                 yield batches.take()
         self._counters = CounterReader(self._trial.root_pid)
+        self._finite = FiniteWatch()
         try:
             self._trial.send(
                 type="ready",
@@ -85,6 +87,9 @@ class MeasuredSteps(Generic[Batch]):
     ) -> Generator[Batch, None, dict[str, Any]]:
         self._counters.find_processes()
         answer: dict[str, Any] = {"blocks": []}
+        if request.mode is BlockMode.CHECK:
+            answer["finite"] = self._finite.all_finite()
+            return answer
         if request.mode is BlockMode.EPOCH:
             answer["epoch_start_s"] = batches.begin_epoch(request.min_s)
             return answer

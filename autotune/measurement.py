@@ -22,12 +22,26 @@ class FailureCause(enum.StrEnum):
 
     CRASHED = "crashed"
     OUT_OF_MEMORY = "out of memory"
+    OUT_OF_SHARED_MEMORY = "out of shared memory"
+    OUT_OF_DEVICE_MEMORY = "out of GPU memory"
+    TOO_MANY_FILES = "too many open files"
     KILLED = "killed"
     TIMED_OUT = "timed out"
     NO_DATA = "no data"
+    NOT_FINITE = "not finite"
     LOOP_ENDED = "loop ended early"
     NEVER_CALLED = "never called autotune"
     INTERRUPTED = "interrupted"
+
+    @property
+    def is_exhaustion(self) -> bool:
+        """Whether something ran out of which larger batches and more workers need more."""
+        return self in (
+            FailureCause.OUT_OF_MEMORY,
+            FailureCause.OUT_OF_SHARED_MEMORY,
+            FailureCause.OUT_OF_DEVICE_MEMORY,
+            FailureCause.TOO_MANY_FILES,
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +81,8 @@ class Measurement:
         epoch_end_s: What an epoch's end costs beyond an ordinary step; None where none was seen.
         compute_units_per_s: The step's throughput by itself, where it was probed.
         load_units_per_s: The loader's throughput by itself, where it was probed.
+        joules_per_sample: Energy of the machine's processors and memory, idle power included; None
+            where the machine does not tell (see `energy.EnergyMeter`).
     """
 
     samples_per_s: float
@@ -91,6 +107,7 @@ class Measurement:
     epoch_end_s: float | None
     compute_units_per_s: float | None
     load_units_per_s: float | None
+    joules_per_sample: float | None
 
 
 def sustained_share(blocks: Sequence[Block]) -> float:
@@ -174,7 +191,15 @@ def summarise(
         epoch_end_s=epoch_end_s,
         compute_units_per_s=probes.compute_units_per_s if probes else None,
         load_units_per_s=probes.load_units_per_s if probes else None,
+        joules_per_sample=_joules_per_sample(blocks),
     )
+
+
+def _joules_per_sample(blocks: Sequence[Block]) -> float | None:
+    told = [block.energy_j for block in blocks if block.energy_j is not None]
+    if len(told) < len(blocks):
+        return None
+    return sum(told) / sum(block.num_samples for block in blocks)
 
 
 def _epoch_end_s(blocks: Sequence[Block], probes: Probes | None) -> float | None:

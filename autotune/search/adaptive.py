@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotune.config import ThroughputConfig
-from autotune.measurement import Failure, FailureCause
+from autotune.measurement import Failure
 from autotune.search.belief import Belief, Observation, Similarity, Spreads, fit_spreads
 from autotune.search.confirmation import INDIFFERENCE, cost_key
 from autotune.search.knowledge import is_heavier
@@ -319,7 +319,7 @@ class AdaptiveSearch:
         exhausted = [
             self.configs[index]
             for index, failure in self._failed.items()
-            if failure.cause is FailureCause.OUT_OF_MEMORY
+            if failure.cause.is_exhaustion
         ]
         measured = self._measured
         return np.array(

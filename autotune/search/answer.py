@@ -213,6 +213,7 @@ def _performance(records: Sequence[TrialRecord], rate: Interval) -> Performance:
     found = [record.measurement for record in records if record.measurement is not None]
     count = len(found)
     waiting = [m.wait_cpu_share for m in found if m.wait_cpu_share is not None]
+    joules = [m.joules_per_sample for m in found if m.joules_per_sample is not None]
     # Where the script counts units, the interval is of these: per sample the ratio is the same.
     mean_units_per_s = sum(m.units_per_s for m in found) / count
     samples_per_unit = sum(m.samples_per_s for m in found) / count / mean_units_per_s
@@ -238,4 +239,5 @@ def _performance(records: Sequence[TrialRecord], rate: Interval) -> Performance:
             default=None,
         ),
         wait_cpu_share=sum(waiting) / len(waiting) if waiting else None,
+        joules_per_sample=sum(joules) / len(joules) if joules else None,
     )

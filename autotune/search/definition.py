@@ -18,6 +18,7 @@ from pydantic import Field
 from autotune.errors import BadInputError
 from autotune.files import read_yaml
 from autotune.measurement import StartMode
+from autotune.search.training_length import TrainingLength, parse_training_length
 from autotune.space import check_axis
 from autotune.validation import validate
 
@@ -45,6 +46,8 @@ class StudyDefinition:
         axes: Values for some axes; the others come from the machine (see `space.default_axes`).
         sampler: How the next configuration is chosen.
         budget_s: Wall seconds for everything, confirmation included.
+        training: How long the whole training is, where that is known: hours are told, and the
+            search goes on for as long as it pays in that training.
         max_trials: Most trials of the search; None for no limit.
         start_mode: Fork or fresh; None forks where that is safe.
         block_s: Shortest duration of a block of steps.
@@ -66,6 +69,7 @@ class StudyDefinition:
     axes: dict[str, tuple[int | bool, ...]] = dataclasses.field(default_factory=dict)
     sampler: SamplerName = SamplerName.AUTO
     budget_s: _Seconds = 3600.0
+    training: TrainingLength | None = None
     max_trials: Annotated[int, Field(ge=1)] | None = None
     start_mode: StartMode | None = None
     block_s: _Seconds = 0.25
@@ -107,7 +111,8 @@ class StudyDefinition:
 def read_definition(path: Path, overrides: dict[str, Any]) -> StudyDefinition:
     """The definition in a study's YAML file, with `overrides` from the command line on top.
 
-    In the file, `command` may be a line or a list, and `budget` a duration such as `4m`.
+    In the file, `command` may be a line or a list, `budget` a duration such as `4m`, and `training`
+    a length such as `20 epochs`.
 
     Raises:
         BadInputError: The file cannot be read or breaks a rule.
@@ -118,6 +123,9 @@ def read_definition(path: Path, overrides: dict[str, Any]) -> StudyDefinition:
         data["command"] = _split(data["command"], path)
     if "budget" in data:
         data["budget_s"] = parse_duration(str(data.pop("budget")), source=f"{path}: budget")
+    if "training" in data:
+        length = parse_training_length(str(data["training"]), source=f"{path}: training")
+        data["training"] = dataclasses.asdict(length)
     return _with_overrides(data, overrides, source=str(path))
 
 

@@ -6,7 +6,8 @@ import collections
 from collections.abc import Sequence
 
 from autotune.blocks import Block, Interference
-from autotune.errors import BusyMachineError
+from autotune.errors import BusyMachineError, MachineChangedError
+from autotune.machine import this_machine, usable_cores
 from autotune.search.records import TrialRecord
 from autotune.trials.neighbours import Load, QuietKeeper
 
@@ -14,14 +15,31 @@ from autotune.trials.neighbours import Load, QuietKeeper
 def check_before_start(keeper: QuietKeeper, *, allow_busy: bool) -> str | None:
     """Look at the machine before anything is started; gives a note where it is not quiet.
 
+    Where it may be busy nothing is looked at: the blocks will tell.
+
     Raises:
         BusyMachineError: Nothing can be measured beside what runs already.
     """
-    if keeper.wait() or keeper.last_load is None:
+    if allow_busy or keeper.wait() or keeper.last_load is None:
         return None
-    if keeper.last_load.is_too_high and not allow_busy:
+    if keeper.last_load.is_too_high:
         raise BusyMachineError(_too_busy(keeper.last_load))
     return f"note: {keeper.last_load}"
+
+
+def check_cores() -> None:
+    """Make sure that the machine still is what it was when the run began.
+
+    Raises:
+        MachineChangedError: Another number of cores may be used now.
+    """
+    before, now = this_machine().usable_cores, usable_cores()
+    if now != before:
+        raise MachineChangedError(
+            f"{now} cores may be used now, and {before} when the run began (affinity or a quota "
+            "was changed): what was measured is kept; give the cores back, or start another study "
+            "with --fresh"
+        )
 
 
 def check_confirmed(runs: Sequence[TrialRecord], keeper: QuietKeeper) -> None:

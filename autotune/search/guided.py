@@ -10,6 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from autotune.config import ThroughputConfig
 from autotune.machine import this_machine
+from autotune.measurement import Measurement
 from autotune.search.adaptive import HORIZON_S, AdaptiveSearch, Standing, finalists
 from autotune.search.answer import RunnerUp
 from autotune.search.explain import explanation_s
@@ -116,7 +117,6 @@ class GuidedSearch:
         """The adaptive search with all that was measured so far; ratios are to `first`."""
         measurement = self._baseline.measurement
         assert measurement is not None
-        horizon_s = max(HORIZON_S, _HORIZON_STEPS * measurement.seconds_per_optimizer_step)
         make = functools.partial(
             AdaptiveSearch,
             (plan.baseline, *plan.configurations),
@@ -124,7 +124,7 @@ class GuidedSearch:
             self._bench,
             usable_cores=this_machine().usable_cores,
             block_s=self._recorder.definition.block_s,
-            horizon_s=horizon_s,
+            horizon_s=self._horizon_s(measurement),
             seed=self._recorder.definition.seed,
         )
         prior = None
@@ -135,6 +135,16 @@ class GuidedSearch:
         search = make(prior=prior)
         search.learn(recall(self._recorder.store.records()))
         return search
+
+    def _horizon_s(self, baseline: Measurement) -> float:
+        """How long training will go on, as far as that is known."""
+        length = self._recorder.definition.training
+        if length is not None:
+            config = self._baseline.config
+            num_samples = length.num_samples(config, baseline.steps_per_epoch)
+            if num_samples is not None:
+                return num_samples / baseline.samples_per_s
+        return max(HORIZON_S, _HORIZON_STEPS * baseline.seconds_per_optimizer_step)
 
     def _has_memory_for_more(self, config: ThroughputConfig) -> bool:
         """Whether twice of what a configuration took would fit."""

@@ -28,13 +28,13 @@ class Knowledge:
         measured: Units per second of the configurations visited; 0 for those that failed.
         without_workers: Of visited ones without workers, what they could reach if loading took no
             time at all; not of those that were disturbed throughout.
-        out_of_memory: Configurations that ran out of memory.
+        exhausted: Configurations that ran out of memory, or of files.
         in_doubt: Configurations that were visited once, and disturbed throughout.
     """
 
     measured: Mapping[ThroughputConfig, float]
     without_workers: Mapping[ThroughputConfig, float]
-    out_of_memory: tuple[ThroughputConfig, ...]
+    exhausted: tuple[ThroughputConfig, ...]
     in_doubt: tuple[ThroughputConfig, ...]
 
     @classmethod
@@ -42,7 +42,7 @@ class Knowledge:
         """What short trials of the search, forked or fresh, have shown."""
         measured: dict[ThroughputConfig, float] = {}
         without_workers: dict[ThroughputConfig, float] = {}
-        out_of_memory: list[ThroughputConfig] = []
+        exhausted: list[ThroughputConfig] = []
         visits: list[ThroughputConfig] = []
         disturbed: list[ThroughputConfig] = []
         for record in records:
@@ -60,12 +60,12 @@ class Knowledge:
             elif failure is not None and failure.cause is not FailureCause.INTERRUPTED:
                 measured[record.config] = 0.0
                 without_workers.pop(record.config, None)
-                if failure.cause is FailureCause.OUT_OF_MEMORY:
-                    out_of_memory.append(record.config)
+                if failure.cause.is_exhaustion:
+                    exhausted.append(record.config)
         return cls(
             measured=MappingProxyType(measured),
             without_workers=MappingProxyType(without_workers),
-            out_of_memory=tuple(out_of_memory),
+            exhausted=tuple(exhausted),
             in_doubt=tuple(config for config in disturbed if visits.count(config) == 1),
         )
 
@@ -85,9 +85,9 @@ class Knowledge:
     def rules_out(self, config: ThroughputConfig) -> bool:
         """Whether `config` needs no visit.
 
-        It cannot beat the best by enough to matter, or needs more than one that ran out of memory.
+        It cannot beat the best by enough to matter, or needs more than one that ran out of it.
         """
-        if any(is_heavier(config, failed) for failed in self.out_of_memory):
+        if any(is_heavier(config, failed) for failed in self.exhausted):
             return True
         if config.num_workers == 0:
             return False

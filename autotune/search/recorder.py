@@ -7,15 +7,19 @@ import time
 from collections.abc import Sequence
 
 from autotune.config import ThroughputConfig
+from autotune.errors import NothingWorkedError
 from autotune.measurement import Failure, StartMode
 from autotune.search.definition import StudyDefinition
+from autotune.search.disturbance import check_cores
 from autotune.search.knowledge import Knowledge
+from autotune.search.memory_forecast import foresee_exhaustion
 from autotune.search.plan import Plan
 from autotune.search.progress import Observer
 from autotune.search.records import Outcome, Phase, TrialRecord
 from autotune.search.rounds import RoundPlan, measure_round
 from autotune.search.study import StudyStore
 from autotune.search.visits import Limits, visit
+from autotune.trials.memory import memory_left_bytes, shared_memory_left_bytes
 from autotune.trials.neighbours import QuietKeeper
 from autotune.trials.runner import Runner
 from autotune.trials.trial import Trial, TrialFailedError
@@ -23,6 +27,8 @@ from autotune.trials.trial import Trial, TrialFailedError
 # Of the budget, what may be spent on waiting for other processes to leave the cores alone; and no
 # more than so long, however large it is.
 _WAITING_SHARE, _LONGEST_WAITING_S = 0.35, 120.0
+# So many failures of the same kind, without a success, are the command's and not the settings'.
+_MOST_ALIKE = 5
 
 
 class Recorder:
@@ -35,6 +41,7 @@ class Recorder:
         observer: Is told of failures.
         keeper: Waits for a quiet machine.
         sample_s: Seconds that a sample takes with the baseline; None until that is known.
+        expects_finite: Whether the baseline's parameters stayed finite.
 
     Args:
         definition: The attribute, as the next three.
@@ -54,6 +61,9 @@ class Recorder:
         waiting_s = min(_WAITING_SHARE * definition.budget_s, _LONGEST_WAITING_S)
         self.keeper = QuietKeeper(0.0 if definition.allow_busy else waiting_s)
         self.sample_s: float | None = None
+        self.expects_finite = False
+        self._something_worked = False
+        self._failures: list[TrialRecord] = []
         self.definition = definition
         self.store = store
         self.runner = runner
@@ -71,6 +81,7 @@ class Recorder:
             step_s=None if self.sample_s is None else config.batch_size * self.sample_s,
             first_step_deadline_s=self.runner.start_deadline_s,
             end_s=self._deadline_s,
+            expects_finite=self.expects_finite,
         )
 
     def knowledge(self, plan: Plan) -> Knowledge:
@@ -94,9 +105,18 @@ class Recorder:
             num_blocks: See `visits.visit`; None for as many as there may be.
             incumbent: See there.
         """
+        check_cores()
+        foreseen = foresee_exhaustion(
+            config,
+            self.store.records(),
+            memory_left_bytes=memory_left_bytes(),
+            shared_memory_left_bytes=shared_memory_left_bytes(),
+        )
         number = self.store.begin(config, phase)
         mode = self.runner.mode
         started_s = time.monotonic()
+        if foreseen is not None:
+            return self.keep(number, foreseen, mode, 0.0)
         found: Outcome | Failure
         try:
             with self.runner.start(config, mode) as trial:
@@ -122,6 +142,7 @@ class Recorder:
         shuffle: random.Random,
     ) -> list[TrialRecord]:
         """One round of the confirmation: a fresh process for each configuration."""
+        check_cores()
         numbers: dict[ThroughputConfig, int] = {}
 
         def start(config: ThroughputConfig) -> Trial:
@@ -156,7 +177,38 @@ class Recorder:
             self.store.fail(number, found, mode, duration_s)
             record = self.store.records()[number]
             self.observer.note(f"{record.config.summary}: {found.cause}: {found.message}")
+            self._check_failures(record)
         else:
             self.store.complete(number, found)
             record = self.store.records()[number]
+            if record.phase is not Phase.PROBE:
+                self._something_worked = True
         return record
+
+    def _check_failures(self, record: TrialRecord) -> None:
+        """One bad configuration is no reason to stop; the same failure with each of them is.
+
+        Raises:
+            NothingWorkedError: All that was tried beside the baseline failed alike.
+        """
+        failure = record.failure
+        assert failure is not None
+        if record.phase is Phase.PROBE or failure.cause.is_exhaustion or self._something_worked:
+            return
+        self._failures.append(record)
+        kinds = {(r.failure.cause, r.failure.message) for r in self._failures if r.failure}
+        if len(self._failures) >= _MOST_ALIKE and len(kinds) == 1 and self._explain_nothing():
+            raise NothingWorkedError(
+                f"{len(self._failures)} configurations in a row failed alike, and none worked "
+                f"beside the baseline: {failure.cause}: {failure.message}. `autotune show` "
+                "has all; mend the command, and run it again"
+            )
+
+    def _explain_nothing(self) -> bool:
+        """Whether no setting explains the failures: of each, one has the baseline's value."""
+        [baseline] = {r.config for r in self.store.records() if r.phase is Phase.BASELINE}
+        failed = [record.config.to_dict() for record in self._failures]
+        return all(
+            any(config[name] == value for config in failed)
+            for name, value in baseline.to_dict().items()
+        )

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 import optuna
 import sqlalchemy
 
-from autotune.errors import BadInputError
+from autotune.errors import BadInputError, StorageError
 
 DEFAULT_STORAGE = Path("studies/autotune.db")
 
@@ -57,6 +59,30 @@ def open_storage(url: str, *, writable: bool) -> optuna.storages.RDBStorage:
         sqlalchemy.event.listen(storage.engine, "connect", _sync_at_checkpoints)
         storage.engine.dispose()
     return storage
+
+
+@contextlib.contextmanager
+def failing_in_one_line(url: str) -> Iterator[None]:
+    """While a storage is used, what goes wrong with it is told in one line.
+
+    Raises:
+        StorageError: The disk is full, the database is locked, gone or damaged.
+    """
+    try:
+        yield
+    except (
+        optuna.exceptions.StorageInternalError,
+        sqlalchemy.exc.SQLAlchemyError,
+        sqlite3.Error,
+    ) as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        reason = str(cause).strip().split("\n")[0]
+        raise StorageError(
+            f"storage {shown_url(url)}: {reason}. What was stored before is kept: when the cause "
+            "is mended, the same command goes on"
+        ) from error
 
 
 def lock_storage(url: str) -> IO[str] | None:

@@ -164,12 +164,14 @@ class Tuner:
             "axes": _plain(plan.space),
             "script_default": introduction.default.to_dict(),
         }
+        training = self._definition.training
         if any(stored.get(name) != now for name, now in conditions.items()):
             self._store.set_facts(result=None)
         self._store.set_facts(
             workload=workload,
             **workload | {"machine": dataclasses.asdict(machine)},
             **conditions,
+            training=dataclasses.asdict(training) if training else None,
             searched_axes=_plain(plan.space),
             num_configurations=len(plan.configurations),
         )
@@ -187,12 +189,19 @@ class Tuner:
                 limits=recorder.limits(plan.baseline),
                 keeper=recorder.keeper,
             )
+            finite = trial.is_finite(deadline_s=self._runner.start_deadline_s)
         except TrialFailedError as error:
             self._store.fail(number, error.failure, trial.mode, trial.active_s)
             raise CommandError(error.explain("the baseline")) from error
         self._store.complete(number, outcome)
         # From here on it is known what a start takes, and a step.
         recorder.sample_s = 1 / outcome.measurement.samples_per_s
+        recorder.expects_finite = finite is True
+        if finite is False:
+            self._observer.note(
+                "parameters are NaN or infinite with the baseline already: whether other settings "
+                "make the training diverge is not looked at"
+            )
         self._runner.start_deadline_s = min(
             patience_s, max(_LEAST_START_DEADLINE_S, _START_PATIENCE * outcome.start_up_s)
         )

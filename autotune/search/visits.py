@@ -10,11 +10,11 @@ import math
 import time
 
 from autotune.blocks import BlockMode, BlockRequest, Probes, Sample
-from autotune.measurement import summarise
+from autotune.measurement import Failure, FailureCause, summarise
 from autotune.search.definition import StudyDefinition
 from autotune.search.records import Outcome
 from autotune.trials.neighbours import QuietKeeper
-from autotune.trials.trial import Trial
+from autotune.trials.trial import Trial, TrialFailedError
 
 # About the longest time for a loop to reach its steady state.
 SETTLE_S = 1.0
@@ -34,6 +34,8 @@ _LATE_PATIENCE = 3.0
 _LEAST_LATE_PATIENCE_S = 10.0
 # The loader's workers are given so long to come to rest before an epoch is begun.
 _REST_S = 2.0
+# Looking at all parameters takes about so long at most.
+_CHECK_S = 1.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,11 +46,13 @@ class Limits:
         step_s: Seconds that a step should take, as far as is known; None if nothing is.
         first_step_deadline_s: Patience with the first steps where nothing is known.
         end_s: Monotonic time after which nothing is measured again.
+        expects_finite: Whether parameters that become NaN or infinite are a failure.
     """
 
     step_s: float | None
     first_step_deadline_s: float
     end_s: float
+    expects_finite: bool = False
 
     @property
     def are_reached(self) -> bool:
@@ -140,6 +144,21 @@ class Run:
                 return
             wanted = num_blocks
 
+    def check_finite(self) -> None:
+        """Make sure that nothing diverged: what is NaN is fast for nothing.
+
+        Raises:
+            TrialFailedError: A parameter is NaN or infinite.
+        """
+        if not self._limits.expects_finite:
+            return
+        if self.trial.is_finite(deadline_s=self._limits.patience_s(_CHECK_S)) is False:
+            message = (
+                "parameters became NaN or infinite, which they do not with the baseline: the "
+                "training diverges with these settings"
+            )
+            raise TrialFailedError(Failure(cause=FailureCause.NOT_FINITE, message=message))
+
     def probe(self) -> None:
         """Time the step and the loader, each by itself, and the start of an epoch."""
         num_workers = max(1, self.trial.config.num_workers)
@@ -208,6 +227,7 @@ def visit(
     """
     run = Run(trial, definition, limits, whole=False)
     run.measure_until(num_blocks, keeper, least_units_per_s=_KEEPS_UP * incumbent)
+    run.check_finite()
     return run.outcome()
 
 

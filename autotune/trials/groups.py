@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
+import secrets
 import signal
 import subprocess
 import sys
@@ -15,9 +17,15 @@ import psutil
 
 from autotune.trials.memory import SHARED_MEMORY
 
+# Holds a mark in the environment of all processes that a run started.
+RUN_VARIABLE = "AUTOTUNE_RUN"
+
 _GUARD = Path(__file__).with_name("guard.py")
 # A killed process is gone within milliseconds unless it hangs in the kernel.
 _END_DEADLINE_S = 2.0
+# Printing stacks takes milliseconds, unless a process ignores the signal.
+_ABORT_DEADLINE_S = 1.0
+_TICK_S = 0.01
 
 
 class ProcessGroups:
@@ -26,10 +34,17 @@ class ProcessGroups:
     DataLoader workers look for their parent only every 5 s, so ending a trial means ending its
     whole group: workers left over would spoil the next measurement. A launcher may put what it
     starts into groups of their own (torchrun does so with each rank): these go with the launcher's.
+    A daemon leaves its group and its parent: it is known by a mark in its environment.
+
+    Attributes:
+        environment: The mark; every process is to be started with it.
     """
 
     def __init__(self) -> None:
+        mark = secrets.token_hex(8)
+        self.environment = {RUN_VARIABLE: mark}
         self._live: dict[int, frozenset[int]] = {}
+        self._began_at_s: dict[int, float] = {}
         self._ended_pids: set[int] = set()
         self._guard = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_GUARD)],
@@ -37,10 +52,12 @@ class ProcessGroups:
             stdout=subprocess.DEVNULL,
             start_new_session=True,
         )
+        self._tell_guard(f"@{RUN_VARIABLE}={mark}")
 
     def add(self, group: int) -> None:
         """Take charge of a group, to be called by its leader's number."""
         self._live[group] = frozenset({group})
+        self._began_at_s[group] = _since_boot_s()
         self._tell_guard(f"+{group}")
 
     def add_descendants(self, group: int) -> frozenset[int]:
@@ -73,6 +90,24 @@ class ProcessGroups:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(number, signal.SIGKILL)
 
+    def abort(self, group: int) -> None:
+        """Have the processes of a group print where they stand; they end with that.
+
+        Python does so where it was started with `stacks.STACKS_AT_ABORT`. The caller ends the
+        group in any case.
+        """
+        deadline_s = time.monotonic() + _ABORT_DEADLINE_S
+        # One after another, so that they do not write into each other's lines; who waits for others
+        # before these, since it would see them die.
+        for pid in sorted(_members(self._live[group])):
+            with contextlib.suppress(OSError):
+                # Nobody wants a dump of the memory of what is ended on purpose.
+                resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
+                os.kill(pid, signal.SIGABRT)
+                os.kill(pid, signal.SIGCONT)
+            while _runs(pid) and time.monotonic() < deadline_s:
+                time.sleep(0.002)
+
     def forget(self, group: int) -> None:
         """Wait until a killed group is gone, with those that go with it, and drop it."""
         deadline_s = time.monotonic() + _END_DEADLINE_S
@@ -81,9 +116,21 @@ class ProcessGroups:
             time.sleep(0.002)
         for number in groups:
             self._tell_guard(f"-{number}")
+        self._kill_strays(self._began_at_s.pop(group))
         for pid in self._ended_pids:
             _remove_shared_memory(pid)
         self._ended_pids.clear()
+
+    def _kill_strays(self, since_s: float) -> None:
+        """Kill what was started since then and is in no group that still lives: daemons."""
+        spared = frozenset().union(*self._live.values())
+        for pid in psutil.pids():
+            with contextlib.suppress(OSError, psutil.Error):
+                young = _started_at_s(pid) > since_s - _TICK_S
+                if young and os.getpgid(pid) not in spared:
+                    process = psutil.Process(pid)
+                    if self.environment.items() <= process.environ().items():
+                        process.kill()
 
     def close(self) -> None:
         """Kill all groups that are left, and the guard."""
@@ -99,6 +146,26 @@ class ProcessGroups:
             with contextlib.suppress(BrokenPipeError):
                 self._guard.stdin.write(f"{line}\n".encode())
                 self._guard.stdin.flush()
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
+
+
+def _since_boot_s() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if sys.platform == "linux" else time.time()
+
+
+def _started_at_s(pid: int) -> float:
+    """When a process was started, by `_since_boot_s`. Source: proc_pid_stat(5), starttime."""
+    if sys.platform != "linux":
+        return psutil.Process(pid).create_time()
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK")
 
 
 def _is_alive(group: int) -> bool:

@@ -57,6 +57,37 @@ class TreeMemory:
             return []
 
 
+class OomWatch:
+    """Tells whether the kernel has ended processes since it was made, since memory ran out.
+
+    In a control group that counts this, those of the group count; else those of the machine.
+
+    Source: https://docs.kernel.org/admin-guide/cgroup-v2.html (memory.events), and oom_kill in
+    /proc/vmstat.
+
+    Args:
+        root: Where `proc` and `sys` are found.
+    """
+
+    def __init__(self, root: Path = cgroup.ROOT) -> None:
+        self._root = root
+        self._before = self._count()
+
+    def struck(self) -> bool:
+        """Whether it has."""
+        return self._count() > self._before
+
+    def _count(self) -> int:
+        counted = cgroup.oom_kills(self._root)
+        if counted is not None:
+            return counted
+        try:
+            lines = (self._root / "proc/vmstat").read_text().splitlines()
+        except OSError:
+            return 0
+        return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+
+
 def memory_left_bytes() -> int:
     """What may still be taken: of the machine's memory, and within a container's limit."""
     free = int(psutil.virtual_memory().available)
@@ -71,6 +102,15 @@ def shared_memory_left_bytes() -> int | None:
     except OSError:
         return None
     return space.f_bavail * space.f_frsize
+
+
+def shared_memory_bytes() -> int | None:
+    """How much `/dev/shm` holds at most; None where there is none."""
+    try:
+        space = os.statvfs(SHARED_MEMORY)
+    except OSError:
+        return None
+    return space.f_blocks * space.f_frsize
 
 
 def _above_now(pid: int) -> int:

@@ -14,31 +14,24 @@ from types import TracebackType
 from typing import ClassVar, NoReturn, Self
 
 from autotune.channel import CHANNEL_VARIABLE, Channel, ChannelClosedError, Listener, Message
-from autotune.config import ThroughputConfig
+from autotune.config import THREAD_VARIABLES, ThroughputConfig
 from autotune.errors import BadInputError
 from autotune.measurement import Failure, FailureCause, StartMode
+from autotune.trials.causes import describe_exit, describe_hang
 from autotune.trials.groups import ProcessGroups
+from autotune.trials.memory import OomWatch
+from autotune.trials.stacks import STACKS_AT_ABORT
 from autotune.trials.trial import (
     Trial,
     TrialFailedError,
     TrialOrigin,
-    describe_exit,
     read_tail,
 )
 from autotune.validation import validate
 
 # A host has one thread in every native pool, so that no pool exists when it forks: GNU OpenMP
 # hangs in a child whose parent ran a parallel region. Each trial sets its own counts.
-SINGLE_THREADED = {
-    name: "1"
-    for name in (
-        "OMP_NUM_THREADS",
-        "MKL_NUM_THREADS",
-        "OPENBLAS_NUM_THREADS",
-        "NUMEXPR_NUM_THREADS",
-        "VECLIB_MAXIMUM_THREADS",
-    )
-}
+SINGLE_THREADED = dict.fromkeys(THREAD_VARIABLES, "1")
 # A killed process is reaped within milliseconds unless it hangs in the kernel.
 _REAP_DEADLINE_S = 5.0
 # How long a fork may take to connect; it takes milliseconds.
@@ -87,12 +80,14 @@ class _Launch:
         start: What its processes introduce themselves with.
         output: File that holds what it prints.
         requested_at_s: Monotonic time at which it was started.
+        oom: Began with it.
     """
 
     process: subprocess.Popen[bytes]
     start: str
     output: Path
     requested_at_s: float
+    oom: OomWatch
 
 
 @dataclasses.dataclass(slots=True)
@@ -106,6 +101,7 @@ class _Host:
     introduction: Introduction
     output: Path
     requested_at_s: float
+    oom: OomWatch
 
 
 class Runner:
@@ -227,12 +223,14 @@ class Runner:
                 channel.send(type="run", config=chosen.to_dict(), root_pid=host.process.pid)
         except ChannelClosedError as error:
             exit_code = self._end_host(host, _REAP_DEADLINE_S)
-            raise TrialFailedError(describe_exit(exit_code, read_tail(host.output))) from error
+            raise TrialFailedError(_describe_end(host, exit_code)) from error
         origin = TrialOrigin(
             root_pid=host.process.pid,
             groups=host.groups,
             requested_at_s=host.requested_at_s,
             output=host.output,
+            oom=host.oom,
+            abort=lambda: self._groups.abort(host.process.pid),
             end=lambda grace_s: self._end_host(host, grace_s),
         )
         return Trial(host.channel, chosen, origin, StartMode.FRESH)
@@ -271,7 +269,7 @@ class Runner:
                 environment=environment,
             )
             pid = int(host.channel.receive(_FORK_DEADLINE_S)["pid"])
-        except (ChannelClosedError, KeyError, ValueError) as error:
+        except (ChannelClosedError, KeyError, TypeError, ValueError) as error:
             self._raise_host_gone(host, error)
         self._groups.add(pid)
         accepted = self._accept_until(requested_at_s + _FORK_DEADLINE_S, start, None)
@@ -285,6 +283,8 @@ class Runner:
             groups=frozenset({pid}),
             requested_at_s=requested_at_s,
             output=output,
+            oom=OomWatch(),
+            abort=lambda: self._groups.abort(pid),
             end=lambda grace_s: self._end_fork(host, pid, grace_s),
         )
         return Trial(channel, config, origin, StartMode.FORK)
@@ -293,7 +293,7 @@ class Runner:
         """The host died between two trials; the next start brings up another one."""
         self._fork_host = None
         exit_code = self._end_host(host, _REAP_DEADLINE_S)
-        raise TrialFailedError(describe_exit(exit_code, read_tail(host.output))) from error
+        raise TrialFailedError(_describe_end(host, exit_code)) from error
 
     def _start_host(self, environment: Mapping[str, str]) -> _Host:
         """Start the command, and wait until each of its ranks has introduced itself."""
@@ -303,8 +303,13 @@ class Runner:
 
     def _launch(self, environment: Mapping[str, str]) -> _Launch:
         start, output = self._new_start()
-        requested_at_s = time.monotonic()
-        environment = {**environment, CHANNEL_VARIABLE: f"{start}:{self._listener.path}"}
+        requested_at_s, oom = time.monotonic(), OomWatch()
+        environment = {
+            **STACKS_AT_ABORT,
+            **self._groups.environment,
+            **environment,
+            CHANNEL_VARIABLE: f"{start}:{self._listener.path}",
+        }
         with output.open("wb") as file:
             try:
                 process = subprocess.Popen(
@@ -320,14 +325,18 @@ class Runner:
                     f"command: {self._command[0]} cannot be started: {error.strerror}"
                 ) from error
         self._groups.add(process.pid)
-        return _Launch(process=process, start=start, output=output, requested_at_s=requested_at_s)
+        # Where memory runs out, the kernel is to end a trial and not the coordinator. All that a
+        # trial starts inherits this. Source: proc_pid_oom_score_adj(5).
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{process.pid}/oom_score_adj").write_text("1000")
+        return _Launch(
+            process=process, start=start, output=output, requested_at_s=requested_at_s, oom=oom
+        )
 
     def _meet(self, launch: _Launch) -> _Host:
         process = launch.process
         try:
-            channels = self._introductions(
-                process, launch.start, launch.requested_at_s, launch.output
-            )
+            channels = self._introductions(launch)
         except BaseException:
             self._end_process(process, 0.0)
             raise
@@ -340,30 +349,29 @@ class Runner:
             introduction=introduction,
             output=launch.output,
             requested_at_s=launch.requested_at_s,
+            oom=launch.oom,
         )
 
-    def _introductions(
-        self, process: subprocess.Popen[bytes], start: str, requested_at_s: float, output: Path
-    ) -> list[tuple[Channel, Introduction]]:
+    def _introductions(self, launch: _Launch) -> list[tuple[Channel, Introduction]]:
         """The channels of all ranks of a started command, by rank."""
         found: list[tuple[Channel, Introduction]] = []
-        deadline_s = requested_at_s + self.start_deadline_s
+        deadline_s = launch.requested_at_s + self.start_deadline_s
         while not found or len(found) < found[0][1].world_size:
-            accepted = self._accept_until(deadline_s, start, process)
+            accepted = self._accept_until(deadline_s, launch.start, launch.process)
             if accepted is None:
-                raise TrialFailedError(self._describe_silence(process, output))
+                raise TrialFailedError(self._describe_silence(launch))
             channel, message = accepted
             found.append((channel, validate(Introduction, message, source="the command")))
         return sorted(found, key=lambda pair: pair[1].rank)
 
-    def _describe_silence(self, process: subprocess.Popen[bytes], output: Path) -> Failure:
-        exit_code = process.poll()
+    def _describe_silence(self, launch: _Launch) -> Failure:
+        exit_code, output = launch.process.poll(), launch.output
         if exit_code is None:
-            return Failure(
-                cause=FailureCause.TIMED_OUT,
-                message=f"the command did not call autotune.load_config within "
+            self._groups.abort(launch.process.pid)
+            return describe_hang(
+                f"the command did not call autotune.load_config within "
                 f"{self.start_deadline_s:.0f} s",
-                output=read_tail(output),
+                read_tail(output),
             )
         if exit_code == 0:
             return Failure(
@@ -372,7 +380,7 @@ class Runner:
                 "calls to its training loop (see the README)",
                 output=read_tail(output),
             )
-        return describe_exit(exit_code, read_tail(output))
+        return _describe_end(launch, exit_code)
 
     def _accept_until(
         self, deadline_s: float, start: str, process: subprocess.Popen[bytes] | None
@@ -414,8 +422,7 @@ class Runner:
     def _end_process(self, process: subprocess.Popen[bytes], grace_s: float) -> int | None:
         exit_code = _wait(process, grace_s)
         self._groups.end(process.pid)
-        if exit_code is None:
-            exit_code = _wait(process, _REAP_DEADLINE_S)
+        _wait(process, _REAP_DEADLINE_S)
         self._groups.forget(process.pid)
         return exit_code
 
@@ -424,7 +431,7 @@ class Runner:
         exit_code = self._reap(host, pid, grace_s) if grace_s else None
         self._groups.end(pid)
         if exit_code is None:
-            exit_code = self._reap(host, pid, _REAP_DEADLINE_S)
+            self._reap(host, pid, _REAP_DEADLINE_S)
         self._groups.forget(pid)
         return exit_code
 
@@ -468,6 +475,10 @@ def open_runner(
             yield runner
     finally:
         groups.close()
+
+
+def _describe_end(started: _Launch | _Host, exit_code: int | None) -> Failure:
+    return describe_exit(exit_code, read_tail(started.output), oom_killed=started.oom.struck())
 
 
 def _wait(process: subprocess.Popen[bytes], limit_s: float) -> int | None:

@@ -5,25 +5,34 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import re
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import Annotated, Literal, NoReturn, Self, TypeVar
 
-from autotune.blocks import BlockMode, BlockRequest, Sample
+from pydantic import Field
+
+from autotune.blocks import Block, BlockMode, BlockRequest, Sample, Settling
 from autotune.channel import Channel, ChannelClosedError, Message
 from autotune.config import ThroughputConfig
-from autotune.errors import AutotuneError
+from autotune.errors import AutotuneError, BadInputError
+from autotune.machine import this_machine
 from autotune.measurement import Failure, FailureCause, StartMode
-from autotune.trials.memory import TreeMemory
+from autotune.trials.causes import describe_exception, describe_exit, describe_hang
+from autotune.trials.memory import OomWatch, TreeMemory, memory_left_bytes
 from autotune.validation import validate
 
-MAX_OUTPUT_LINES = 30
+MAX_OUTPUT_LINES = 60
 # How long a trial that reported an exception may take to print its traceback.
 _TRACEBACK_DEADLINE_S = 2.0
+# While a trial runs, the machine's memory is looked at so often (a tenth of a millisecond each
+# time), and is not used up to the last of so large a share of it.
+_LOOK_S = 0.5
+# What Python adds to the stacks that it prints at a signal.
+_NO_NEWS = "Extension modules: "
+_MEMORY_RESERVE = 0.03
 
 
 class TrialFailedError(AutotuneError):
@@ -49,15 +58,43 @@ class TrialOrigin:
         groups: Process groups of that tree.
         requested_at_s: Monotonic time at which the start was asked for.
         output: File that holds what the trial prints.
+        oom: Began when the start was asked for.
+        abort: Has the processes of the trial print where they stand, and end.
         end: Ends the trial's group, after so many seconds in which it may still end by itself;
-            gives the leader's exit code where it is known.
+            gives the exit code of a leader that ended by itself.
     """
 
     root_pid: int
     groups: frozenset[int]
     requested_at_s: float
     output: Path
+    oom: OomWatch
+    abort: Callable[[], None]
     end: Callable[[float], int | None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Ready:
+    """The loop asks for its first batch."""
+
+    type: Literal["ready"]
+    unit: str | None = None
+    steps_per_epoch: Annotated[int, Field(ge=0)] | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Blocks:
+    """The answer to a request; which of it is there depends on what was asked."""
+
+    type: Literal["blocks"]
+    blocks: tuple[Block, ...]
+    settling: Settling | None = None
+    device_memory_bytes: int | None = None
+    epoch_start_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    finite: bool | None = None
+
+
+_Answer = TypeVar("_Answer", _Ready, _Blocks)
 
 
 class Trial:
@@ -89,6 +126,10 @@ class Trial:
         self._channel = channel
         self._origin = origin
         self._memory = TreeMemory(origin.root_pid)
+        # Where there is little from the start, half of that.
+        self._memory_reserve = min(
+            _MEMORY_RESERVE * this_machine().memory_bytes, memory_left_bytes() / 2
+        )
         self._ready = False
         self._ended = False
 
@@ -99,12 +140,12 @@ class Trial:
             TrialFailedError: It did not within `deadline_s` seconds, or failed before.
         """
         with self._memory.running():
-            message = self._expect("ready", deadline_s, "call autotune.steps")
+            message = self._expect(_Ready, deadline_s, "call autotune.steps")
         self._ready = True
         self._signal(signal.SIGSTOP)
         self.active_s = time.monotonic() - self._origin.requested_at_s
-        self.unit = message.get("unit")
-        self.steps_per_epoch = message.get("steps_per_epoch")
+        self.unit = message.unit
+        self.steps_per_epoch = message.steps_per_epoch
 
     def measure(self, request: BlockRequest, *, deadline_s: float) -> Sample:
         """The blocks asked for, and the memory that the trial held then.
@@ -114,16 +155,14 @@ class Trial:
         """
         active_before_s, asked_at_s, at_s = self.active_s, time.monotonic(), time.time()
         answer = self._ask(request, deadline_s)
-        settling = answer.get("settling")
-        found = {
-            "blocks": answer["blocks"],
-            "at_s": at_s,
-            "settling": settling,
-            "memory_bytes": self._memory.peak_bytes(),
-            "shared_memory_bytes": self._memory.shared_bytes,
-            "device_memory_bytes": answer["device_memory_bytes"],
-        }
-        sample = validate(Sample, found, source="trial")
+        sample = Sample(
+            blocks=answer.blocks,
+            at_s=at_s,
+            settling=answer.settling,
+            memory_bytes=self._memory.peak_bytes(),
+            shared_memory_bytes=self._memory.shared_bytes,
+            device_memory_bytes=answer.device_memory_bytes,
+        )
         if self.start_up_s is None and sample.settling is not None:
             self.start_up_s = active_before_s + sample.settling.first_batch_at_s - asked_at_s
         return sample
@@ -135,11 +174,18 @@ class Trial:
             limit_s: Longest time for the loader's workers to come to rest before.
             deadline_s: As for `measure`.
         """
-        answer = self._ask(BlockRequest(mode=BlockMode.EPOCH, min_s=limit_s), deadline_s)
-        seconds = answer.get("epoch_start_s")
-        return None if seconds is None else float(seconds)
+        request = BlockRequest(mode=BlockMode.EPOCH, min_s=limit_s)
+        return self._ask(request, deadline_s).epoch_start_s
 
-    def _ask(self, request: BlockRequest, deadline_s: float) -> Message:
+    def is_finite(self, *, deadline_s: float) -> bool | None:
+        """Whether no parameter is NaN or infinite; None where that cannot be told.
+
+        Args:
+            deadline_s: As for `measure`.
+        """
+        return self._ask(BlockRequest(mode=BlockMode.CHECK), deadline_s).finite
+
+    def _ask(self, request: BlockRequest, deadline_s: float) -> _Blocks:
         start_s = time.monotonic()
         with self._memory.running():
             self._signal(signal.SIGCONT)
@@ -147,7 +193,7 @@ class Trial:
                 self._channel.send(**dataclasses.asdict(request))
             except ChannelClosedError:
                 self._raise_ended()
-            answer = self._expect("blocks", deadline_s, "finish a block of steps")
+            answer = self._expect(_Blocks, deadline_s, "finish a block of steps")
             self._signal(signal.SIGSTOP)
         self.active_s += time.monotonic() - start_s
         return answer
@@ -173,7 +219,7 @@ class Trial:
         self.close()
 
     def _end(self, grace_s: float) -> tuple[int | None, str]:
-        """End the trial once; gives its exit code where that is known, and its last output."""
+        """End the trial once; gives its exit code if it ended by itself, and its last output."""
         if self._ended:
             return None, ""
         self._ended = True
@@ -183,35 +229,55 @@ class Trial:
         self._origin.output.unlink(missing_ok=True)
         return exit_code, output
 
-    def _expect(self, kind: str, deadline_s: float, task: str) -> Message:
-        if not self._channel.poll(deadline_s):
+    def _expect(self, kind: type[_Answer], deadline_s: float, task: str) -> _Answer:
+        """The trial's next message, which must be of that kind."""
+        if not self._answers_within(deadline_s):
+            self._origin.abort()
             _, output = self._end(0.0)
-            message = f"the trial did not {task} within {deadline_s:.0f} s"
             raise TrialFailedError(
-                Failure(cause=FailureCause.TIMED_OUT, message=message, output=output)
+                describe_hang(f"the trial did not {task} within {deadline_s:.0f} s", output)
             )
         try:
             answer = self._channel.receive()
         except ChannelClosedError:
             self._raise_ended()
-        if answer.get("type") == kind:
-            return answer
-        self._raise_reported(answer)
+        if answer.get("type") == "failed":
+            self._raise_reported(answer)
+        try:
+            return validate(kind, answer, source="the trial's answer")
+        except BadInputError as error:
+            self._fail(FailureCause.CRASHED, str(error))
+
+    def _answers_within(self, limit_s: float) -> bool:
+        """Whether an answer, or the end of the connection, comes in time.
+
+        Raises:
+            TrialFailedError: So little memory was left that the machine would begin to swap.
+        """
+        end_s = time.monotonic() + limit_s
+        while not self._channel.poll(min(_LOOK_S, end_s - time.monotonic())):
+            left = memory_left_bytes()
+            if left < self._memory_reserve:
+                self._fail(
+                    FailureCause.OUT_OF_MEMORY,
+                    f"ended before the machine would swap: {left / 2**20:,.0f} MiB were left",
+                )
+            if time.monotonic() > end_s:
+                return False
+        return True
 
     def _raise_reported(self, message: Message) -> NoReturn:
         """The trial said itself what went wrong."""
-        if "cause" in message:
-            cause = FailureCause(message["cause"])
-            text = str(message["message"])
-        else:
-            name, detail = str(message.get("error")), str(message.get("message", ""))
-            cause = classify_exception(name, detail)
-            first_line = detail.strip().split("\n")[0]
-            text = f"{name}: {first_line}" if first_line else name
-            # The traceback is printed after the report; the connection ends when it is.
-            self._channel.poll(_TRACEBACK_DEADLINE_S)
+        cause, text = str(message.get("cause")), str(message.get("message", ""))
+        if cause in set(FailureCause):
+            self._fail(FailureCause(cause), text)
+        # The traceback is printed after the report; the connection ends when it is.
+        self._channel.poll(_TRACEBACK_DEADLINE_S)
         _, output = self._end(0.0)
-        raise TrialFailedError(Failure(cause=cause, message=text, output=output))
+        oom_killed = self._origin.oom.struck()
+        raise TrialFailedError(
+            describe_exception(str(message.get("error")), text, output, oom_killed=oom_killed)
+        )
 
     def _raise_ended(self) -> NoReturn:
         """The trial is gone without a word: its exit code tells what there is to tell."""
@@ -221,34 +287,12 @@ class Trial:
             cause = FailureCause.LOOP_ENDED if self._ready else FailureCause.NEVER_CALLED
             message = f"the command ended {where}, with exit code 0"
             raise TrialFailedError(Failure(cause=cause, message=message, output=output))
-        raise TrialFailedError(describe_exit(exit_code, output))
+        oom_killed = self._origin.oom.struck()
+        raise TrialFailedError(describe_exit(exit_code, output, oom_killed=oom_killed))
 
-
-def classify_exception(name: str, detail: str) -> FailureCause:
-    """The cause behind an exception in the user's code.
-
-    Source: the texts are torch's: c10/core/impl/alloc_cpu.cpp ("can't allocate memory"),
-    torch/utils/data/_utils/signal_handling ("Bus error … out of shared memory").
-    """
-    if name in ("MemoryError", "OutOfMemoryError"):
-        return FailureCause.OUT_OF_MEMORY
-    patterns = r"can't allocate memory|not enough memory|[Oo]ut of memory|Bus error|Cannot allocate"
-    return FailureCause.OUT_OF_MEMORY if re.search(patterns, detail) else FailureCause.CRASHED
-
-
-def describe_exit(exit_code: int | None, output: str) -> Failure:
-    """What a process's end says of its cause."""
-    if exit_code is not None and exit_code < 0:
-        number = -exit_code
-        name = signal.Signals(number).name
-        hint = " (the kernel does this when memory runs out)" if number == signal.SIGKILL else ""
-        bus = number == signal.SIGBUS
-        cause = FailureCause.OUT_OF_MEMORY if bus else FailureCause.KILLED
-        return Failure(cause=cause, message=f"ended by signal {name}{hint}", output=output)
-    shown = "unknown" if exit_code is None else str(exit_code)
-    return Failure(
-        cause=FailureCause.CRASHED, message=f"ended with exit code {shown}", output=output
-    )
+    def _fail(self, cause: FailureCause, message: str) -> NoReturn:
+        _, output = self._end(0.0)
+        raise TrialFailedError(Failure(cause=cause, message=message, output=output))
 
 
 def read_tail(path: Path) -> str:
@@ -260,4 +304,5 @@ def read_tail(path: Path) -> str:
             text = file.read().decode(errors="replace")
     except OSError:
         return ""
-    return "\n".join(text.strip().splitlines()[-MAX_OUTPUT_LINES:])
+    lines = [line for line in text.strip().splitlines() if not line.startswith(_NO_NEWS)]
+    return "\n".join(lines[-MAX_OUTPUT_LINES:])

@@ -9,6 +9,7 @@ from autotune.best_config import (
     BaselinePerformance,
     BestConfig,
     MachineRecord,
+    Performance,
     Speedup,
     StudyRecord,
     read_best_config,
@@ -29,15 +30,14 @@ FIGURES = {
     "shared_memory_bytes": 2**20,
     "device_memory_bytes": None,
     "wait_cpu_share": 0.1,
+    "joules_per_sample": None,
     "data_wait_share": 0.01,
     "peak_memory_bytes": 2**30,
 }
 
 
-@pytest.fixture
-def best():
-    from autotune.best_config import Performance
-
+def make_best():
+    """A whole file's content."""
     return BestConfig(
         config=ThroughputConfig(batch_size=8, gradient_accumulation_steps=2, num_threads=1),
         expected=Performance(**FIGURES),
@@ -53,6 +53,11 @@ def best():
             versions={"torch": "2.13.0"},
         ),
     )
+
+
+@pytest.fixture
+def best():
+    return make_best()
 
 
 @pytest.fixture

@@ -60,7 +60,14 @@ def test_waiting_for_memory_disturbs():
 
 
 def test_every_cause_is_named():
-    everything = block(other_cpu_s=1.0, stolen_s=1.0, throttled_s=1.0, pressure_s=1.0)
+    everything = block(
+        other_cpu_s=1.0,
+        stolen_s=1.0,
+        throttled_s=1.0,
+        pressure_s=1.0,
+        suspended_s=1.0,
+        cores_changed=True,
+    )
     assert everything.interference == tuple(Interference)
 
 

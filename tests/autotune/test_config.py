@@ -1,4 +1,6 @@
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -86,3 +88,16 @@ def test_settings_survive_a_round_trip_as_plain_values():
 
 def test_the_public_names_are_there():
     assert all(hasattr(autotune, name) for name in autotune.__all__)
+
+
+def test_torch_that_is_imported_later_finds_its_threads():
+    code = """
+import sys
+from autotune.config import ThroughputConfig
+ThroughputConfig(batch_size=1, num_threads=1).apply_threads()
+assert "torch" not in sys.modules
+import torch
+print(torch.get_num_threads())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"

@@ -41,12 +41,14 @@ def study_file(tmp_path, monkeypatch):
 def test_a_study_file_is_read_and_the_command_line_wins(study_file):
     path = study_file(
         "name: s\ncommand: python 'my train.py' --x 1\nbudget: 2m\nstart_mode: fresh\n"
+        "training: 20 epochs\n"
         "axes: {batch_size: [2, 4], num_workers: [0]}\n"
     )
     overrides = {"axes": {"batch_size": [8]}, "sampler": "tpe", "seed": 3}
     found = read_definition(path, overrides)
     assert found.command == ("python", "my train.py", "--x", "1")
     assert found.budget_s == 120
+    assert str(found.training) == "20 epochs"
     assert found.start_mode is StartMode.FRESH
     assert found.axes == {"batch_size": (8,), "num_workers": (0,)}
     assert (found.sampler, found.seed) == (SamplerName.TPE, 3)
@@ -60,6 +62,7 @@ def test_a_study_file_is_read_and_the_command_line_wins(study_file):
         ('name: s\ncommand: "\'x"\n', "command: No closing quotation"),
         ("name: 's/../x'\ncommand: x\n", "name: "),
         ("name: s\ncommand: x\nbudget: soon\n", "a study.yaml: budget: must be a duration"),
+        ("name: s\ncommand: x\ntraining: long\n", "a study.yaml: training: must be a length"),
         ("name: s\ncommand: x\nblock_s: 0\n", "block_s: .*greater than 0, not 0"),
         ("name: s\ncommand: x\nblock_s: '1'\n", "block_s: .*valid number, not '1'"),
         ("name: s\ncommand: x\naxes: {batch: [1]}\n", "axis batch: unknown"),

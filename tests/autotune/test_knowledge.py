@@ -34,6 +34,7 @@ FIGURES = Measurement(
     epoch_end_s=None,
     compute_units_per_s=None,
     load_units_per_s=None,
+    joules_per_sample=None,
 )
 
 

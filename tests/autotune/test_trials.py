@@ -13,8 +13,9 @@ from autotune.blocks import BlockRequest
 from autotune.config import ThroughputConfig
 from autotune.errors import BadInputError
 from autotune.measurement import FailureCause, StartMode
+from autotune.trials.causes import describe_exception, describe_exit
 from autotune.trials.groups import ProcessGroups
-from autotune.trials.trial import TrialFailedError, classify_exception
+from autotune.trials.trial import TrialFailedError
 
 from .conftest import processes_of, wait_until
 
@@ -215,18 +216,41 @@ with Listener() as listener:
             "memory: you tried to allocate",
             FailureCause.OUT_OF_MEMORY,
         ),
-        ("OutOfMemoryError", "CUDA out of memory.", FailureCause.OUT_OF_MEMORY),
+        ("OutOfMemoryError", "CUDA out of memory.", FailureCause.OUT_OF_DEVICE_MEMORY),
+        ("RuntimeError", "CUDA error: out of memory", FailureCause.OUT_OF_DEVICE_MEMORY),
         (
             "RuntimeError",
             "DataLoader worker (pid 3) is killed by signal: Bus error. It is "
             "possible that dataloader's workers are out of shared memory.",
-            FailureCause.OUT_OF_MEMORY,
+            FailureCause.OUT_OF_SHARED_MEMORY,
         ),
+        (
+            "RuntimeError",
+            "unable to write to file </torch_12_34_5>: No space left on device (28)",
+            FailureCause.OUT_OF_SHARED_MEMORY,
+        ),
+        ("OSError", "[Errno 28] No space left on device: 'log.txt'", FailureCause.CRASHED),
+        ("OSError", "[Errno 24] Too many open files", FailureCause.TOO_MANY_FILES),
+        ("RuntimeError", "received 0 items of ancdata", FailureCause.TOO_MANY_FILES),
         ("RuntimeError", "shape mismatch", FailureCause.CRASHED),
+        (
+            "RuntimeError",
+            "DataLoader worker (pid 3) is killed by signal: Killed.",
+            FailureCause.CRASHED,
+        ),
     ],
 )
-def test_running_out_of_memory_is_told_from_other_errors(name, detail, cause):
-    assert classify_exception(name, detail) is cause
+def test_running_out_of_something_is_told_from_other_errors(name, detail, cause):
+    assert describe_exception(name, detail, "", oom_killed=False).cause is cause
+
+
+def test_a_kill_is_the_kernels_where_the_kernel_counted_one():
+    for code in (-9, 137):
+        assert describe_exit(code, "", oom_killed=True).cause is FailureCause.OUT_OF_MEMORY
+        assert describe_exit(code, "", oom_killed=False).cause is FailureCause.KILLED
+    worker = "DataLoader worker (pid 3) is killed by signal: Killed."
+    failure = describe_exception("RuntimeError", worker, "", oom_killed=True)
+    assert failure.cause is FailureCause.OUT_OF_MEMORY
 
 
 def test_a_loop_under_tqdm_and_enumerate_is_measured_and_stopped(tmp_path, start_runner):

@@ -1,0 +1,104 @@
+"""What a failed process's last words and its end say of the cause, and of the remedy."""
+
+from __future__ import annotations
+
+import re
+import resource
+import signal
+
+from autotune.measurement import Failure, FailureCause
+from autotune.trials.memory import SHARED_MEMORY, shared_memory_bytes
+from autotune.trials.stacks import where_it_stood
+
+# In this order: "out of memory" may be part of a text that says more.
+# Sources: torch's c10/core/impl/alloc_cpu.cpp, c10/cuda/CUDACachingAllocator.cpp,
+# aten/src/ATen/MapAllocator.cpp and torch/utils/data (dataloader.py, _utils/signal_handling.py).
+_CAUSES = {
+    FailureCause.OUT_OF_DEVICE_MEMORY: r"(CUDA|HIP|MPS|XPU)( backend)?( error:)? out of memory",
+    FailureCause.OUT_OF_SHARED_MEMORY: r"Bus error|out of shared memory|shared memory\(shm\)"
+    r"|</?torch_\w+>.*No space left",
+    FailureCause.TOO_MANY_FILES: r"Too many open files|received \d+ items of ancdata",
+    FailureCause.OUT_OF_MEMORY: r"can't allocate memory|not enough memory|[Oo]ut of memory"
+    r"|Cannot allocate memory",
+}
+# A loader's worker that the kernel killed is reported by its parent.
+_KILLED_WORKER = r"killed by signal: Killed|exited unexpectedly"
+# What a launcher such as a shell adds to the number of the signal that ended its child.
+_SHELL_SIGNAL = 128
+
+
+def describe_exception(name: str, detail: str, output: str, *, oom_killed: bool) -> Failure:
+    """The failure behind an exception in the user's code.
+
+    Args:
+        name: Of its type.
+        detail: Its text.
+        output: The end of what the process printed.
+        oom_killed: Whether the kernel ended processes meanwhile since memory ran out.
+    """
+    cause = FailureCause.CRASHED
+    if name == "MemoryError" or (oom_killed and re.search(_KILLED_WORKER, detail)):
+        cause = FailureCause.OUT_OF_MEMORY
+    elif name == "OutOfMemoryError":
+        cause = FailureCause.OUT_OF_DEVICE_MEMORY
+    for candidate, pattern in _CAUSES.items():
+        if cause is FailureCause.CRASHED and re.search(pattern, detail):
+            cause = candidate
+    first_line = detail.strip().split("\n")[0]
+    text = f"{name}: {first_line}" if first_line else name
+    return Failure(cause=cause, message=text + _remedy(cause), output=output)
+
+
+def describe_exit(exit_code: int | None, output: str, *, oom_killed: bool) -> Failure:
+    """What a process's end says of its cause.
+
+    Args:
+        exit_code: As Python gives it, negative for a signal; None where it did not end by itself.
+        output: The end of what it printed.
+        oom_killed: As for `describe_exception`.
+    """
+    number = -exit_code if exit_code is not None and exit_code < 0 else None
+    if exit_code is not None and exit_code > _SHELL_SIGNAL:
+        number = exit_code - _SHELL_SIGNAL
+    if exit_code is None:
+        message = (
+            "closed its connection to autotune and did not end: did a process below its launcher "
+            "crash, or does it close file descriptors that are not its own?"
+        )
+        cause = FailureCause.CRASHED
+    elif number not in set(signal.Signals):
+        message, cause = f"ended with exit code {exit_code}", FailureCause.CRASHED
+    else:
+        message, cause = f"ended by signal {signal.Signals(number).name}", FailureCause.KILLED
+        if number == signal.SIGKILL and oom_killed:
+            message += ": the kernel does this when memory runs out, and did"
+            cause = FailureCause.OUT_OF_MEMORY
+        elif number == signal.SIGBUS:
+            cause = FailureCause.OUT_OF_SHARED_MEMORY
+        elif place := where_it_stood(output):
+            message += f" at {place}"
+    return Failure(cause=cause, message=message + _remedy(cause), output=output)
+
+
+def describe_hang(message: str, output: str) -> Failure:
+    """What a process that was aborted says of where it hung."""
+    place = where_it_stood(output)
+    where = f"; it hung at {place}" if place else ""
+    return Failure(cause=FailureCause.TIMED_OUT, message=message + where, output=output)
+
+
+def _remedy(cause: FailureCause) -> str:
+    if cause is FailureCause.TOO_MANY_FILES:
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return (
+            f" (a process may open {limit} files here: raise that with `ulimit -n`, or allow "
+            "fewer workers)"
+        )
+    if cause is FailureCause.OUT_OF_SHARED_MEMORY:
+        size = shared_memory_bytes()
+        holds = "" if size is None else f" holds {size / 2**20:,.0f} MiB"
+        return (
+            f" ({SHARED_MEMORY}{holds}: make it larger, for a container with --shm-size, or allow "
+            "fewer workers and smaller batches)"
+        )
+    return ""

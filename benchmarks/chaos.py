@@ -1,0 +1,242 @@
+"""Runs under random faults, each started again until it ends: `python benchmarks/chaos.py`.
+
+The loop's step takes the same time for any batch, so that the largest batch is the fastest by far.
+While a run goes on, its coordinator, host, trials and loader workers are killed at random moments,
+the coordinator is kept from writing, and other processes keep the cores busy. What it prints must
+be zeros, but for the faults, and for one trial at most that each of them may cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import yaml
+
+import autotune
+from autotune.machine import this_machine
+from autotune.trials.memory import SHARED_MEMORY
+
+LOOP = """
+import time
+import torch
+import autotune
+
+class Data(torch.utils.data.Dataset):
+    def __len__(self):
+        return 100000
+    def __getitem__(self, index):
+        return torch.zeros(16)
+
+if __name__ == "__main__":
+    default = autotune.ThroughputConfig(batch_size=2, num_threads=1)
+    config = autotune.load_config("best_config.yaml", default=default)
+    for batch in autotune.steps(config.dataloader(Data())):
+        time.sleep(0.01)
+"""
+BATCHES = (2, 4, 8)
+STUDY = {
+    "name": "chaos",
+    "command": ["python", "train.py"],
+    "axes": {
+        "batch_size": list(BATCHES),
+        "num_workers": [0, 1],
+        "prefetch_factor": [2],
+        "num_threads": [1],
+    },
+    "block_s": 0.05,
+    "max_blocks": 4,
+    "confirm_s": 0.3,
+    "confirm_rounds": 2,
+    "allow_busy": True,
+}
+FAULTS = ("coordinator", "terminate", "host", "trial", "worker", "disk", "hog")
+# What ends the run, so that it is started again.
+ENDING = ("coordinator", "terminate", "disk")
+MOST_FAULTS, RUN_S, GONE_S = 3, 120.0, 1.5
+
+
+@dataclasses.dataclass(slots=True)
+class Tally:
+    """What was seen over all runs."""
+
+    faults: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    seen: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+
+    def __str__(self) -> str:
+        faults = ", ".join(f"{name} {self.faults[name]}" for name in FAULTS)
+        names = (
+            "trials lost",
+            "trials lost beyond one for a fault",
+            "runs that ended otherwise than they should",
+            "wrong winners",
+            "damaged settings files",
+            "processes left",
+            "directories left",
+            "segments left in /dev/shm",
+        )
+        lines = [f"faults: {self.faults.total()} ({faults})"]
+        return "\n".join([*lines, *(f"{name}: {self.seen[name]}" for name in names)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--runs", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0, help="of the first run")
+    args = parser.parse_args()
+    print(f"machine: {this_machine()}")
+    tally = Tally()
+    start_s = time.monotonic()
+    for seed in range(args.seed, args.seed + args.runs):
+        with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
+            before = tally.seen.copy()
+            one_study(Path(directory), random.Random(seed), tally)
+            wrong = tally.seen - before
+            wrong.pop("trials lost", None)
+            if wrong:
+                print(f"seed {seed}: {dict(wrong)}", flush=True)
+    print(f"{args.runs} studies in {time.monotonic() - start_s:.0f} s\n{tally}")
+
+
+def one_study(directory: Path, chance: random.Random, tally: Tally) -> None:
+    """Run one study to its end, whatever happens to it."""
+    (directory / "train.py").write_text(LOOP)
+    (directory / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    outside = leftovers(directory)
+    left, num_faults = chance.randint(1, MOST_FAULTS), 0
+    while True:
+        run = subprocess.Popen(
+            [sys.executable, "-m", "autotune", "run", "--study", "study.yaml"],
+            cwd=directory,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=os.environ | {"TMPDIR": str(directory)},
+        )
+        fault = None
+        with hogs() as start_hog:
+            while left and run.poll() is None and fault not in ENDING:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    run.wait(chance.uniform(0.2, 4.0))
+                if run.poll() is None:
+                    fault = chance.choice(FAULTS)
+                    if inject(fault, run.pid, start_hog):
+                        tally.faults[fault] += 1
+                        left, num_faults = left - 1, num_faults + 1
+            said, _ = run.communicate(timeout=RUN_S)
+        check_settings(directory, tally)
+        gone_s = time.monotonic() + GONE_S
+        while leftovers(directory) != outside and time.monotonic() < gone_s:
+            time.sleep(0.02)
+        for name, number in (leftovers(directory) - outside).items():
+            tally.seen[name] += number
+        expected = {"coordinator": (-9,), "terminate": (130,), "disk": (0, 1, 2)}
+        allowed = (0, *expected.get(fault or "", ()), *((1,) if fault in ("host", "trial") else ()))
+        if run.returncode not in allowed or "Traceback" in said:
+            tally.seen["runs that ended otherwise than they should"] += 1
+            print(f"exit code {run.returncode} after {fault}:\n{said}", flush=True)
+        if run.returncode == 0:
+            break
+    trials = autotune.load_study(directory / "studies" / "autotune.db")
+    lost = int((trials["state"] != "complete").sum())
+    tally.seen["trials lost"] += lost
+    tally.seen["trials lost beyond one for a fault"] += max(0, lost - num_faults)
+    best = yaml.safe_load((directory / "best_config.yaml").read_text())
+    tally.seen["wrong winners"] += best["config"]["batch_size"] != max(BATCHES)
+
+
+def inject(fault: str, pid: int, start_hog: object) -> bool:
+    """Do what is to be done to a run; says whether there was something to do it to."""
+    try:
+        below = psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        return False
+    commands = [process for process in below if "train.py" in command_of(process)]
+    hosts = [process for process in commands if parent_of(process) == pid]
+    forked = [p for p in commands if parent_of(p) in {host.pid for host in hosts}]
+    workers = [p for p in commands if parent_of(p) in {trial.pid for trial in forked}]
+    if fault == "coordinator":
+        os.kill(pid, signal.SIGKILL)
+    elif fault == "terminate":
+        os.kill(pid, signal.SIGTERM)
+    elif fault == "disk":
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    elif fault == "hog":
+        start_hog()
+    else:
+        targets = {"host": hosts, "trial": forked, "worker": workers}[fault]
+        if not targets:
+            return False
+        with contextlib.suppress(psutil.Error):
+            targets[0].kill()
+    return True
+
+
+@contextlib.contextmanager
+def hogs() -> Iterator[object]:
+    """Gives what starts a process that keeps a core busy; all end with the context."""
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        yield lambda: started.append(
+            subprocess.Popen([sys.executable, "-c", "while True: pass"], start_new_session=True)
+        )
+    finally:
+        for hog in started:
+            hog.kill()
+            hog.wait()
+
+
+def check_settings(directory: Path, tally: Tally) -> None:
+    """The settings file is whole, or not there."""
+    path = directory / "best_config.yaml"
+    if path.exists():
+        try:
+            autotune.load_config(path, default=autotune.ThroughputConfig(batch_size=1))
+        except autotune.BadInputError as error:
+            tally.seen["damaged settings files"] += 1
+            print(error)
+
+
+def leftovers(directory: Path) -> collections.Counter[str]:
+    """What a run may leave behind."""
+    return collections.Counter(
+        {
+            "processes left": sum(
+                process.info["cwd"] == str(directory) and process.info["status"] != "zombie"
+                for process in psutil.process_iter(["cwd", "status"])
+            ),
+            "directories left": len(list(directory.glob("autotune-*"))),
+            "segments left in /dev/shm": len(list(SHARED_MEMORY.glob("torch_*"))),
+        }
+    )
+
+
+def command_of(process: psutil.Process) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
+
+
+def parent_of(process: psutil.Process) -> int | None:
+    with contextlib.suppress(psutil.Error):
+        return process.ppid()
+    return None
+
+
+if __name__ == "__main__":
+    main()
