@@ -1,4 +1,4 @@
-"""The command line: `autotune run`, `autotune show` and `autotune report`.
+"""The command line: `autotune run`, `show`, `report` and `export`.
 
 Exit codes: 0 done, also when nothing is gained; 1 the command failed, no configuration worked, or
 the machine is too busy to measure on;
@@ -39,8 +39,15 @@ from autotune.search.definition import (
     read_definition,
 )
 from autotune.search.plan import try_out
-from autotune.search.storage import DEFAULT_STORAGE, lock_storage, shown_url, storage_url
+from autotune.search.storage import (
+    DEFAULT_STORAGE,
+    failing_in_one_line,
+    lock_storage,
+    shown_url,
+    storage_url,
+)
 from autotune.search.study import open_study
+from autotune.search.training_length import parse_training_length
 from autotune.search.tuner import Tuner
 from autotune.trials.runner import Runner, open_runner
 from autotune.trials.trial import TrialFailedError
@@ -106,6 +113,11 @@ def _axis_value(text: str) -> int | bool:
     help="Where the settings are written.",
 )
 @click.option("--budget", help="Time for everything, such as 90s, 3m, 1h.  [default: 1h]")
+@click.option(
+    "--training",
+    metavar="LENGTH",
+    help="Length of the whole training, such as 20epochs or 5000steps (optimizer steps).",
+)
 @click.option("--max-trials", type=click.IntRange(min=1), help="Most trials of the search.")
 @click.option("--sampler", type=click.Choice([name.value for name in SamplerName]))
 @click.option("--start-mode", type=click.Choice(["auto", "fork", "fresh"]))
@@ -159,7 +171,7 @@ def run(
         return
     check_writable(out)
     url = storage_url(storage or DEFAULT_STORAGE)
-    with contextlib.closing(_Lock(url)):
+    with contextlib.closing(_Lock(url)), failing_in_one_line(url):
         view = _run(console, definition, program, url=url, fresh=fresh, quiet=quiet)
     assert view.result is not None
     write_best_config(out, view.result.best)
@@ -176,17 +188,19 @@ def run(
 @click.option("--json", "form", flag_value="json", help="Print a JSON list of trials.")
 def show(study: str | None, storage: str, form: str | None) -> None:
     """Print STUDY (by default the latest one in the storage): its trials, and its answer."""
-    from autotune.report.frame import BLOCK_COLUMNS, load_study
+    from autotune.report.export import to_csv, to_json
+    from autotune.report.frame import load_study
 
-    frame = load_study(storage, study)
+    with failing_in_one_line(storage_url(storage)):
+        frame, view = load_study(storage, study), open_view(storage, study)
     if form == "csv":
-        click.echo(frame.drop(columns=list(BLOCK_COLUMNS)).to_csv(index=False), nl=False)
+        click.echo(to_csv(frame), nl=False)
     elif form == "json":
-        click.echo(frame.to_json(orient="records", indent=2))
+        click.echo(to_json(frame))
     else:
         console = Console(highlight=False)
         print_study(console, frame)
-        print_answer(console, open_view(storage, study))
+        print_answer(console, view)
 
 
 @cli.command()
@@ -206,8 +220,44 @@ def report(study: str | None, storage: str, out: Path) -> None:
     from autotune.report.page import make_page
 
     check_writable(out)
-    write_atomically(out, make_page(open_view(storage, study), load_study(storage, study)))
+    with failing_in_one_line(storage_url(storage)):
+        page = make_page(open_view(storage, study), load_study(storage, study))
+    write_atomically(out, page)
     say(Console(highlight=False), f"written to {out}")
+
+
+@cli.command()
+@click.argument("study", required=False)
+@click.option("--storage", default=str(DEFAULT_STORAGE), show_default=True)
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="A file: .csv, .json or .parquet."
+)
+@click.option("--mlflow", metavar="URI", help="An MLflow tracking URI; a run for each trial.")
+@click.option("--tensorboard", type=click.Path(path_type=Path), help="A directory of runs.")
+def export(
+    study: str | None,
+    storage: str,
+    out: Path | None,
+    mlflow: str | None,
+    tensorboard: Path | None,
+) -> None:
+    """Hand the trials of STUDY (by default the latest one in the storage) to other tools."""
+    from autotune.report.export import log_to_mlflow, log_to_tensorboard, write_table
+    from autotune.report.frame import load_study
+
+    if out is None and mlflow is None and tensorboard is None:
+        raise BadInputError("nothing to do: give a file with -o, or --mlflow, or --tensorboard")
+    with failing_in_one_line(storage_url(storage)):
+        frame = load_study(storage, study)
+    console = Console(highlight=False)
+    if out is not None:
+        check_writable(out)
+        write_table(frame, out)
+        say(console, f"{len(frame)} trials written to {out}")
+    if mlflow is not None:
+        say(console, f"{log_to_mlflow(frame, mlflow)} trials added to MLflow at {mlflow}")
+    if tensorboard is not None:
+        say(console, f"{log_to_tensorboard(frame, tensorboard)} trials added to {tensorboard}")
 
 
 def _define(
@@ -231,6 +281,9 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
     given = {name: value for name, value in options.items() if value not in (None, {}, "auto")}
     if "budget" in given:
         given["budget_s"] = parse_duration(given.pop("budget"), source="--budget")
+    if "training" in given:
+        length = parse_training_length(given["training"], source="--training")
+        given["training"] = dataclasses.asdict(length)
     if options["start_mode"] == "auto":
         given["start_mode"] = None
     return given

@@ -1,4 +1,4 @@
-"""Small files: strict reading of YAML, atomic writing of text."""
+"""Small files: strict reading of YAML, atomic writing."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return data
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` so that a reader sees the old file or the new one, never a part.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write `content` so that a reader sees the old file or the new one, never a part.
 
     Raises:
         BadInputError: The directory cannot be written; a file already there stays as it is.
@@ -64,8 +64,8 @@ def write_atomically(path: Path, text: str) -> None:
     try:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             # mkstemp makes private files; what training reads should have the usual mode.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
@@ -25,6 +25,9 @@ from autotune.report.words import (
 )
 from autotune.search.answer import Result
 from autotune.search.effects import SEVERITY_RULE
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Wide enough for the table of a study where the output goes to a file.
 _FILE_WIDTH = 200

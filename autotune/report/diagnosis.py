@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from autotune.config import ThroughputConfig
 from autotune.report.view import StudyView
 from autotune.search.bottleneck import Bottleneck, Bound
 from autotune.search.confirmation import INDIFFERENCE, Ratio
@@ -69,12 +68,6 @@ def outlook(bottleneck: Bottleneck) -> str:
     if bottleneck.bound in (Bound.DATA, Bound.BALANCED):
         ceiling = f" (at most {bottleneck.ceiling:.2f}x, where data cost nothing)"
     return f"what is left is no setting{ceiling}: {_ADVICE[bottleneck.bound]}"
-
-
-def steps_per_epoch(view: StudyView, config: ThroughputConfig) -> int | None:
-    """Micro-steps in an epoch with a configuration; None where the loader does not tell."""
-    found = (record.measurement for record in view.records if record.config == config)
-    return next((m.steps_per_epoch for m in found if m is not None), None)
 
 
 def shown(value: Value) -> str:

@@ -149,6 +149,7 @@ def traces(view: StudyView) -> go.Figure:
     done = [record for record in view.records if record.samples]
     confirming = [record for record in done if record.phase is Phase.CONFIRM]
     plot = go.Figure()
+    roles: set[str] = set()
     for record in (confirming or done)[-_MAX_TRACES:]:
         role, color = _role(view, record.config)
         settling = next((s.settling for s in record.samples if s.settling), None)
@@ -162,7 +163,7 @@ def traces(view: StudyView) -> go.Figure:
                 mode="lines",
                 line={"color": color, "dash": "dot"},
                 name=name,
-                legendgroup=name,
+                legendgroup=role,
                 showlegend=False,
                 hovertemplate="warm-up: %{y:.4g} ms per step<extra></extra>",
             )
@@ -176,14 +177,16 @@ def traces(view: StudyView) -> go.Figure:
             x=times,
             y=steps,
             mode="lines+markers",
-            name=name,
-            legendgroup=name,
+            name=role,
+            legendgroup=role,
+            showlegend=role not in roles,
             line={"color": color, "width": 1},
             marker={"symbol": symbols, "size": 7},
             hovertemplate="%{y:.4g} ms per step<extra>" + name + "</extra>",
         )
+        roles.add(role)
     plot.update_yaxes(type="log")
-    return _styled(plot, x="seconds of steps", y="ms per step", below=True)
+    return _styled(plot, x="seconds of steps", y="ms per step")
 
 
 def history(view: StudyView) -> go.Figure | None:
@@ -234,6 +237,8 @@ def importance(view: StudyView) -> go.Figure | None:
             orientation="h",
             marker={"color": OTHER},
             texttemplate="%{x:.0f} %",
+            textposition="outside",
+            cliponaxis=False,
             hovertemplate="%{y}: %{x:.1f} %<extra></extra>",
         )
     )
@@ -289,7 +294,7 @@ def _groups(view: StudyView) -> list[tuple[str, str, list[TrialRecord]]]:
     return [(*role, records) for role, records in groups.items()]
 
 
-def _styled(plot: go.Figure, *, x: str = "", y: str = "", below: bool = False) -> go.Figure:
+def _styled(plot: go.Figure, *, x: str = "", y: str = "") -> go.Figure:
     """Without a ground of its own, so that it fits a light page and a dark one."""
     plot.update_layout(
         paper_bgcolor="rgba(0,0,0,0)",
@@ -298,7 +303,7 @@ def _styled(plot: go.Figure, *, x: str = "", y: str = "", below: bool = False) -
         margin={"l": 60, "r": 20, "t": 20, "b": 50},
         xaxis={"title": x, "gridcolor": _GRID, "zerolinecolor": _GRID, "automargin": True},
         yaxis={"title": y, "gridcolor": _GRID, "zerolinecolor": _GRID, "automargin": True},
-        legend={"orientation": "h", "y": -0.25 if below else 1.08, "x": 0},
+        legend={"orientation": "h", "y": 1.08, "x": 0},
         hoverlabel={"font": {"family": "system-ui, sans-serif"}},
     )
     return plot

@@ -15,6 +15,8 @@ from autotune.search.spread import BlockSpread
 from autotune.search.storage import shown_url, storage_url
 from autotune.search.study import find_study
 
+SETTING_COLUMNS = tuple(field.name for field in dataclasses.fields(ThroughputConfig))
+FIGURE_COLUMNS = tuple(field.name for field in dataclasses.fields(Measurement))
 # Columns that hold a list in each row.
 BLOCK_COLUMNS = ("block_s", "block_units_per_s")
 
@@ -80,12 +82,10 @@ def _row(record: TrialRecord, spread: BlockSpread) -> dict[str, object]:
 
 
 def _columns() -> list[str]:
-    settings = [field.name for field in dataclasses.fields(ThroughputConfig)]
-    figures = [field.name for field in dataclasses.fields(Measurement)]
     return [
         *("number", "started_at", "state", "phase", "start_mode", "configuration"),
-        *settings,
-        *figures,
+        *SETTING_COLUMNS,
+        *FIGURE_COLUMNS,
         *("relative_error", "unsteady", "start_up_s", "duration_s", "round_number"),
         *("cause", "message", "unit", *BLOCK_COLUMNS),
     ]

@@ -131,13 +131,8 @@ def _about(view: StudyView) -> Iterator[tuple[str, str]]:
     facts = view.facts
     if "command" in facts:
         yield "command", " ".join(facts["command"])
-    if "machine" in facts:
-        machine = facts["machine"]
-        yield (
-            "machine",
-            f"{machine['cpu']}, {machine['usable_cores']} usable cores, "
-            f"{machine['memory_bytes'] / 2**30:.0f} GiB, {machine['system']}",
-        )
+    if view.machine is not None:
+        yield "machine", str(view.machine)
     for name, version in facts.get("versions", {}).items():
         yield name, str(version)
     yield "storage", view.storage

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autotune.config import ThroughputConfig
+from autotune.machine import Machine
 from autotune.search.answer import Result
 from autotune.search.effects import Effect, around, effects, find_changes
 from autotune.search.estimates import Estimates
 from autotune.search.records import TrialRecord, read_records
 from autotune.search.storage import shown_url, storage_url
 from autotune.search.study import find_study
+from autotune.search.training_length import TrainingLength
 from autotune.space import Space
 from autotune.validation import validate
 
@@ -85,6 +87,23 @@ class StudyView:
     def unit(self) -> str:
         """What is counted."""
         return next((record.unit for record in self.records if record.unit), "samples")
+
+    @property
+    def machine(self) -> Machine | None:
+        """Where it was measured."""
+        stored = self.facts.get("machine")
+        return validate(Machine, stored, source=f"study {self.name}") if stored else None
+
+    @property
+    def training(self) -> TrainingLength | None:
+        """How long the whole training is, where its user said so."""
+        stored = self.facts.get("training")
+        return validate(TrainingLength, stored, source=f"study {self.name}") if stored else None
+
+    def steps_per_epoch(self, config: ThroughputConfig) -> int | None:
+        """Micro-steps in an epoch with a configuration; None where the loader does not tell."""
+        found = (record.measurement for record in self.records if record.config == config)
+        return next((m.steps_per_epoch for m in found if m is not None), None)
 
 
 def open_view(storage: str, name: str | None = None) -> StudyView:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from autotune.best_config import Performance
 from autotune.measurement import figure
-from autotune.report.diagnosis import outlook, steps_per_epoch
+from autotune.report.diagnosis import outlook
 from autotune.report.view import StudyView
 from autotune.search.answer import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def so_far(view: StudyView) -> str:
@@ -75,7 +76,7 @@ def comparison(view: StudyView) -> list[tuple[str, str, str]]:
     """Rows of a figure's name, its value with the baseline, and with the chosen settings."""
     assert view.result is not None
     best = view.result.best
-    return [*_performances(best.baseline, best.expected), *_epoch(view)]
+    return [*_performances(best.baseline, best.expected), *_durations(view)]
 
 
 def _performances(before: Performance, after: Performance) -> list[tuple[str, str, str]]:
@@ -84,6 +85,9 @@ def _performances(before: Performance, after: Performance) -> list[tuple[str, st
 
     def mebibytes(value: int | None) -> str:
         return "" if value is None else f"{value / 2**20:,.0f}"
+
+    def joules(p: Performance) -> str:
+        return "" if p.joules_per_sample is None else figure(1000 * p.joules_per_sample)
 
     def rate(p: Performance) -> str:
         low, high = figure(p.samples_per_s_low), figure(p.samples_per_s_high)
@@ -102,6 +106,7 @@ def _performances(before: Performance, after: Performance) -> list[tuple[str, st
         both("CPU utilisation", lambda p: share(p.cpu_utilisation)),
         both("CPU s per 1,000 samples", lambda p: figure(1000 * p.cpu_s_per_sample)),
         both("  while waiting for workers", lambda p: share(p.wait_cpu_share)),
+        both("energy per 1,000 samples, J", joules),
         both("peak memory, MiB", lambda p: mebibytes(p.peak_memory_bytes)),
         both("in /dev/shm, MiB", lambda p: mebibytes(p.shared_memory_bytes)),
         both("on the GPU, MiB", lambda p: mebibytes(p.device_memory_bytes)),
@@ -111,18 +116,24 @@ def _performances(before: Performance, after: Performance) -> list[tuple[str, st
     return [row for row in rows if any(row[1:])]
 
 
-def _epoch(view: StudyView) -> list[tuple[str, str, str]]:
-    """How long an epoch takes, where its length is known."""
+def _durations(view: StudyView) -> list[tuple[str, str, str]]:
+    """How long an epoch takes, and the whole training, where their lengths are known."""
     assert view.result is not None
     best = view.result.best
     before, after = (
-        (steps_per_epoch(view, config) or 0) * performance.seconds_per_step
+        (view.steps_per_epoch(config) or 0) * performance.seconds_per_step
         for config, performance in (
             (best.baseline.config, best.baseline),
             (best.config, best.expected),
         )
     )
-    return [("an epoch", _duration(before), _duration(after))] if before and after else []
+    rows = [("an epoch", _duration(before), _duration(after))] if before and after else []
+    config = best.baseline.config
+    num_samples = view.training and view.training.num_samples(config, view.steps_per_epoch(config))
+    if num_samples:
+        before, after = (num_samples / p.samples_per_s for p in (best.baseline, best.expected))
+        rows.append((f"the training, {view.training}", _duration(before), _duration(after)))
+    return rows
 
 
 def _duration(seconds: float) -> str:
@@ -222,18 +233,19 @@ class Cell:
 
 def trial_rows(frame: pd.DataFrame) -> list[dict[str, Cell]]:
     """A row for each trial of a study (see `frame.load_study`), by heading."""
-    return [_row(row) for row in frame.to_dict("records")]
+    known = frame.astype(object).where(frame.notna(), None)
+    return [_row(row) for row in known.to_dict("records")]
 
 
 def _row(row: Mapping[Hashable, Any]) -> dict[str, Cell]:
     def number(name: str, scale: float = 1.0) -> Cell:
-        if pd.isna(row[name]):
+        if row[name] is None:
             return Cell(text="", key="")
         value = float(row[name]) * scale
         return Cell(text=figure(value), key=value)
 
     def text(name: str) -> Cell:
-        value = "" if pd.isna(row[name]) else str(row[name])
+        value = "" if row[name] is None else str(row[name])
         return Cell(text=value, key=value)
 
     return {
@@ -257,11 +269,11 @@ def _row(row: Mapping[Hashable, Any]) -> dict[str, Cell]:
 def _remarks(row: Mapping[Hashable, Any]) -> Cell:
     """What to know of a trial's figures, or why there are none."""
     remarks = []
-    if not pd.isna(row["cause"]):
+    if row["cause"] is not None:
         remarks.append(f"{row['cause']}: {row['message']}" if row["message"] else row["cause"])
-    if not pd.isna(row["num_disturbed"]) and row["num_disturbed"]:
+    if row["num_disturbed"]:
         remarks.append(f"{row['num_disturbed']} blocks disturbed")
-    if not pd.isna(row["unsteady"]) and row["unsteady"]:
+    if row["unsteady"]:
         remarks.append("unsteady")
     found = ", ".join(remarks)
     return Cell(text=found, key=found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,6 +42,7 @@ class StudyStore:
     def __init__(self, study: optuna.Study, *, alone: bool) -> None:
         self._study = study
         self._alone = alone
+        self._metric_named = bool(study.metric_names)
         self._finished: dict[int, TrialRecord] = {}
         if study.user_attrs.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION or (
             "schema_version" not in study.user_attrs and study.get_trials(deepcopy=False)
@@ -101,6 +103,7 @@ class StudyStore:
         }
         self._set_attributes(number, attributes)
         self._study.tell(number, outcome.measurement.units_per_s)
+        self._name_metric(f"{outcome.unit or 'samples'} per second")
 
     def fail(
         self,
@@ -153,6 +156,14 @@ class StudyStore:
         )
         for name, value in attributes.items():
             self._study._storage.set_trial_user_attr(trial_id, name, value)
+
+    def _name_metric(self, name: str) -> None:
+        """For other tools that show the study."""
+        if not self._metric_named:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                self._study.set_metric_names([name])
+            self._metric_named = True
 
     def repair(self) -> None:
         """Mark trials that seem to run and cannot as interrupted.

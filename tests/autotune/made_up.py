@@ -2,8 +2,8 @@
 
 from autotune.blocks import Block, Sample, Settling
 from autotune.config import ThroughputConfig
-from autotune.measurement import Failure, FailureCause, summarise
-from autotune.search.records import Phase, TrialRecord
+from autotune.measurement import Failure, FailureCause, StartMode, summarise
+from autotune.search.records import Outcome, Phase, TrialRecord
 
 PLAIN = ThroughputConfig(batch_size=4)
 FAILURE = Failure(cause=FailureCause.CRASHED, message="it broke")
@@ -44,3 +44,23 @@ def record_of(samples, *, config=PLAIN, number=0, phase=Phase.SEARCH, **changes)
     samples = tuple(samples)
     values = {"measurement": summarise(samples, config), "samples": samples}
     return TrialRecord(number=number, phase=phase, config=config, **{**values, **changes})
+
+
+def keep_trial(store, config, rate, phase=Phase.SEARCH):
+    """Store a trial of two blocks at that rate in a study."""
+    number = store.begin(config, phase)
+    num_samples = 10 * config.batch_size
+    sizes = {"num_samples": num_samples, "num_units": float(num_samples)}
+    steps = block(num_steps=10, duration_s=num_samples / rate, **sizes)
+    samples = [sample(steps, steps, settling=SETTLING)]
+    store.complete(
+        number,
+        Outcome(
+            measurement=summarise(samples, config),
+            samples=samples,
+            start_mode=StartMode.FORK,
+            start_up_s=0.1,
+            duration_s=1.0,
+            unit=None,
+        ),
+    )

@@ -1,30 +1,41 @@
 """The report as a page: of finished studies and others, and in a real browser."""
 
+import contextlib
 import os
 import re
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from autotune.config import ThroughputConfig
-from autotune.measurement import StartMode, summarise
 from autotune.report.frame import load_study
 from autotune.report.page import make_page
 from autotune.report.view import open_view
-from autotune.search.records import Outcome, Phase
+from autotune.search.records import Phase
 from autotune.search.storage import storage_url
 from autotune.search.study import open_study
 
-from .made_up import FAILURE, SETTLING, block, sample
-from .runs import autotune_run
+from .conftest import stop, wait_until
+from .made_up import FAILURE, keep_trial
+from .runs import autotune_run, begin_run
 
 BASELINE = ThroughputConfig(batch_size=4, num_threads=1)
 # In the order in which a run stores them.
 FACTS = {
     "baseline": BASELINE.to_dict(),
     "effective_batch_size": None,
-    "machine": {"cpu": "a <b>CPU</b>", "usable_cores": 2, "memory_bytes": 2**30, "system": "Linux"},
+    "machine": {
+        "cpu": "a <b>CPU</b>",
+        "usable_cores": 2,
+        "memory_bytes": 2**30,
+        "system": "Linux",
+        "hostname": "here",
+    },
     "command": ["python", "</script><script>alert(1)</script>"],
     "versions": {"torch": "2"},
     "searched_axes": {"batch_size": [2, 4], "num_workers": [0, 1], "prefetch_factor": [2, 4]},
@@ -89,24 +100,6 @@ def show(browser, page, size, scheme="light"):
     )
 
 
-def measure(store, config, rate, phase=Phase.SEARCH):
-    number = store.begin(config, phase)
-    num_samples = 10 * config.batch_size
-    steps = block(num_steps=10, num_samples=num_samples, duration_s=num_samples / rate)
-    samples = [sample(steps, steps, settling=SETTLING)]
-    store.complete(
-        number,
-        Outcome(
-            measurement=summarise(samples, config),
-            samples=samples,
-            start_mode=StartMode.FORK,
-            start_up_s=0.1,
-            duration_s=1.0,
-            unit=None,
-        ),
-    )
-
-
 def page_of_latest():
     return make_page(open_view("studies/autotune.db"), load_study("studies/autotune.db"))
 
@@ -138,7 +131,7 @@ def test_a_finished_study_is_readable_at_any_size_without_errors(study, browser)
 def test_the_table_of_trials_is_sorted_by_a_touch(store, browser):
     store.set_facts(**FACTS)
     for rate, batch_size in ((900.0, 4), (1000.0, 2), (90.0, 8)):
-        measure(store, ThroughputConfig(batch_size=batch_size, num_threads=1), rate)
+        keep_trial(store, ThroughputConfig(batch_size=batch_size, num_threads=1), rate)
     store.fail(store.begin(BASELINE, Phase.SEARCH), FAILURE)
     assert autotune_run(command="report").returncode == 0
     show(browser, "report.html", PHONE)
@@ -155,13 +148,45 @@ def test_the_table_of_trials_is_sorted_by_a_touch(store, browser):
 
 def test_what_others_wrote_into_a_study_is_text_and_nothing_else(store, browser):
     store.set_facts(**FACTS)
-    measure(store, BASELINE, 100.0)
+    keep_trial(store, BASELINE, 100.0)
     Path("page.html").write_text(page_of_latest())
     show(browser, "page.html", DESK)
     assert browser.get_log("browser") == []
     shown = browser.find_element("tag name", "dl").text
     assert "a <b>CPU</b>" in shown
     assert "</script><script>alert(1)</script>" in shown
+
+
+def test_the_dashboard_of_optuna_shows_a_study_by_the_names_of_its_settings(store, browser):
+    store.set_facts(**FACTS)
+    for rate, batch_size in ((900.0, 4), (1000.0, 2)):
+        keep_trial(store, ThroughputConfig(batch_size=batch_size, num_threads=1), rate)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-c", "from optuna_dashboard._cli import main; main()"]
+    server = subprocess.Popen(
+        [*command, "sqlite:///studies/autotune.db", "--port", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def listens():
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return True
+
+    def page_has(*texts):
+        with contextlib.suppress(Exception):
+            shown = browser.find_element("tag name", "body").text
+            return all(text in shown for text in texts)
+
+    try:
+        assert wait_until(listens, 30)
+        browser.get(f"http://127.0.0.1:{port}/dashboard/studies/1")
+        assert wait_until(lambda: page_has("samples per second", "Best Trial", "batch_size: 2"), 30)
+        assert page_has("1000")
+    finally:
+        stop(server)
 
 
 def test_a_study_that_has_not_begun_has_a_page(store):
@@ -182,10 +207,10 @@ def test_a_study_of_which_everything_failed_shows_why(store):
 
 def test_a_study_that_is_being_written_shows_what_is_known(store):
     store.set_facts(**FACTS)
-    measure(store, BASELINE, 100.0, Phase.BASELINE)
+    keep_trial(store, BASELINE, 100.0, Phase.BASELINE)
     # With the baseline alone there is nothing to compare.
     assert 'id="findings"' not in page_of_latest()
-    measure(store, ThroughputConfig(batch_size=2, num_threads=1), 150.0)
+    keep_trial(store, ThroughputConfig(batch_size=2, num_threads=1), 150.0)
     store.begin(ThroughputConfig(batch_size=2, num_workers=1, num_threads=1), Phase.SEARCH)
     page = page_of_latest()
     assert heading(page).startswith("Study s has not come to an answer; best so far: batch 2")
@@ -193,6 +218,17 @@ def test_a_study_that_is_being_written_shows_what_is_known(store):
     assert 'id="waterfall"' in page
     done = autotune_run(command="show")
     assert "not confirmed" in done.stdout
+
+
+def test_a_report_can_be_made_while_a_run_goes_on(study):
+    axes = {"batch_size": [2, 4, 8, 16, 32], "num_workers": [0], "num_threads": [1, 2]}
+    run = begin_run(study(axes=axes, max_blocks=20), 4)
+    done = autotune_run(command="report")
+    assert run.poll() is None
+    run.send_signal(signal.SIGINT)
+    run.communicate(timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert "has not come to an answer; best so far" in heading(Path("report.html").read_text())
 
 
 @pytest.mark.parametrize(

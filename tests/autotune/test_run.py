@@ -51,8 +51,18 @@ def test_a_run_finds_the_fastest_settings_and_writes_them(study):
     assert set(best.study.trial_numbers) <= set(frame["number"])
     assert frame.attrs["study"] == "quick"
     assert not Path("epilogue").exists()
+    # 10 ms to compute and 1 ms to load, whatever the batch.
+    for role in ("baseline", "chosen"):
+        assert f"the {role} settings are overhead-bound: the step alone reaches " in done.stdout
+    assert frame["compute_units_per_s"].notna().equals(frame["phase"] == "confirm")
+    assert (frame["steps_per_epoch"] == 4000).all()
     assert "note: the loop loads" not in done.stdout
+    # The study is complete: its answer is written again, and nothing is measured.
+    Path("best_config.yaml").unlink()
     elsewhere = autotune_run("--study", "quick.yaml", "--out", "other.yaml")
+    assert "nothing is measured again" in elsewhere.stdout
+    assert len(trials()) == len(frame)
+    assert read_best_config(Path("other.yaml")) == best
     assert f"note: the loop loads {Path('best_config.yaml').absolute()}" in elsewhere.stdout
 
 
@@ -94,34 +104,10 @@ def test_axes_are_widened_where_the_best_lies_at_their_end(study):
     assert "nothing is measured again" in again.stdout
 
 
-def test_an_axis_that_the_user_named_is_not_widened(study):
-    axes = {"batch_size": [2, 4], "num_workers": [0]}
-    done = autotune_run(*study(sampler="auto", axes=axes))
-    assert done.returncode == 0, done.stderr
-    assert read_best_config(Path("best_config.yaml")).config.batch_size == 4
-    assert trials()["batch_size"].max() == 4
-
-
-def test_a_complete_study_is_not_measured_again_and_a_fresh_one_stands_beside_it(study):
-    options = study(axes={"batch_size": [4, 8], "num_workers": [0]})
-    assert autotune_run(*options).returncode == 0
-    number = len(trials())
-    Path("best_config.yaml").unlink()
-    again = autotune_run(*options)
-    assert again.returncode == 0
-    assert "nothing is measured again" in again.stdout
-    assert len(trials()) == number
-    assert Path("best_config.yaml").exists()
-
-    assert autotune_run(*options, "--fresh").returncode == 0
-    assert trials().attrs["study"] == "quick.2"
-    assert len(autotune.load_study("studies/autotune.db", "quick")) == number
-
-
 def test_settings_that_change_nothing_are_no_gain_and_the_baseline_is_kept(study):
     # A batch costs next to nothing by itself: the gain is far below what counts as one.
     script = {"step": "time.sleep(0.003 * config.batch_size)", "item": "pass"}
-    options = study(script=script, confirm_rounds=3)
+    options = study(script=script, confirm_rounds=2)
     done = autotune_run(*options)
     assert done.returncode == 0
     assert "no significant gain" in done.stdout
@@ -156,21 +142,10 @@ def test_the_effective_batch_is_kept_and_units_are_counted(study):
     assert "tokens/s" in done.stdout
 
 
-def test_one_bad_configuration_does_not_stop_a_run(study):
-    script = {"step": "if config.batch_size == 8:\n    os._exit(1)\ntime.sleep(0.01)"}
-    done = autotune_run(*study(script=script))
-    assert done.returncode == 0, done.stderr
-    assert read_best_config(Path("best_config.yaml")).config.batch_size == 4
-    failed = trials().query("state == 'failed'")
-    assert list(failed["batch_size"]) == [8]
-    assert list(failed["cause"]) == ["crashed"]
-
-
-@pytest.mark.parametrize("sampler", ["random", "tpe"])
-def test_samplers_propose_everything_once(study, sampler):
+def test_a_sampler_of_optuna_proposes_everything_once(study):
     axes = {"batch_size": [2, 4, 8, 16], "num_workers": [0]}
     options = study(axes=axes)
-    assert autotune_run(*options, "--sampler", sampler, "--seed", "3").returncode == 0
+    assert autotune_run(*options, "--sampler", "tpe", "--seed", "3").returncode == 0
     visited = trials().query("phase in ('search', 'probe')")["batch_size"]
     assert sorted(visited) == [2, 4, 8, 16]
 
@@ -200,10 +175,19 @@ def test_a_dry_run_tells_the_space_and_writes_nothing(study):
     assert sorted(path.name for path in Path().iterdir()) == ["quick.yaml", "train it.py"]
 
 
-def test_the_result_and_the_study_can_be_read_by_programs(study):
-    options = study()
-    done = autotune_run(*options, "--json")
-    assert json.loads(done.stdout)["best"]["config"]["batch_size"] == 8
+def test_quiet_runs_still_give_the_answer_and_programs_can_read_it(study):
+    options = study(training="5000 steps")
+    done = autotune_run(*options, "--quiet")
+    assert "speed-up" in done.stdout
+    assert "settled" not in done.stdout
+    assert "the training, 5,000 steps" in done.stdout
+    again = autotune_run(*options, "--quiet", "--json")
+    assert again.stderr == ""
+    result = json.loads(again.stdout)
+    assert result["num_configurations"] == 3
+    assert result["best"]["config"]["batch_size"] == 8
+    dry = autotune_run(*options, "--dry-run", "--json")
+    assert json.loads(dry.stdout)["axes"]["batch_size"] == [2, 4, 8]
     shown = autotune_run("--json", command="show")
     assert len(json.loads(shown.stdout)) == len(trials())
     Path("shown.csv").write_text(autotune_run("quick", "--csv", command="show").stdout)
@@ -213,24 +197,9 @@ def test_the_result_and_the_study_can_be_read_by_programs(study):
     assert "confirm" in table.stdout
 
 
-def test_quiet_runs_still_give_the_answer(study):
-    options = study()
-    done = autotune_run(*options, "--quiet")
-    assert "speed-up" in done.stdout
-    assert "settled" not in done.stdout
-    again = autotune_run(*options, "--quiet", "--json")
-    assert json.loads(again.stdout)["num_configurations"] == 3
-    assert again.stderr == ""
-    dry = autotune_run(*options, "--dry-run", "--json")
-    assert json.loads(dry.stdout)["axes"]["batch_size"] == [2, 4, 8]
-
-
-def test_a_narrower_or_wider_space_is_answered_for_itself(study):
+def test_a_wider_space_is_answered_for_itself(study):
     options = study()
     assert autotune_run(*options).returncode == 0
-    narrow = autotune_run(*options, "--axis", "batch_size=2,4")
-    assert narrow.returncode == 0
-    assert read_best_config(Path("best_config.yaml")).config.batch_size == 4
     wide = autotune_run(*options, "--axis", "batch_size=2,4,8,16")
     assert "nothing is measured again" not in wide.stdout
     assert read_best_config(Path("best_config.yaml")).config.batch_size == 16
@@ -280,17 +249,6 @@ def test_where_forked_and_fresh_trials_differ_the_fresh_ones_count(study):
     assert (forked["seconds_per_step"] > 0.06).all()
 
 
-def test_what_holds_the_settings_back_is_told(study):
-    # 10 ms to compute and 1 ms to load, whatever the batch.
-    done = autotune_run(*study())
-    assert done.returncode == 0, done.stderr
-    for role in ("baseline", "chosen"):
-        assert f"the {role} settings are overhead-bound: the step alone reaches " in done.stdout
-    frame = trials()
-    assert frame["compute_units_per_s"].notna().equals(frame["phase"] == "confirm")
-    assert (frame["steps_per_epoch"] == 4000).all()
-
-
 def test_a_second_process_of_the_script_is_turned_away(study):
     code = (
         "import subprocess; env = os.environ | {'AGAIN': '1'}\n"
@@ -304,7 +262,7 @@ def test_a_second_process_of_the_script_is_turned_away(study):
 def test_a_hanging_configuration_costs_no_more_than_the_budget_allows(study):
     script = {"step": "time.sleep(60 if config.batch_size == 2 else 0.01)"}
     start_s = time.monotonic()
-    done = autotune_run(*study(script=script, budget="12s"))
+    done = autotune_run(*study(script=script, budget="6s"))
     assert time.monotonic() - start_s < 40
     assert done.returncode == 0, done.stderr
     assert list(trials().query("state == 'failed'")["cause"]) == ["timed out"]

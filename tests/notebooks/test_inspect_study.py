@@ -2,10 +2,14 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import re
+import signal
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
@@ -21,7 +25,11 @@ from autotune.search.storage import storage_url
 from autotune.search.study import StudyStore, open_study
 from autotune.space import Space
 
+from ..autotune.conftest import FIXED_STEP, LIGHT_SCRIPT, QUICK, script_text
+from ..autotune.runs import begin_run
+
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "inspect_study.ipynb"
+RECORDED = NOTEBOOK.with_name("recorded_study.db")
 BASELINE = ThroughputConfig(batch_size=8, num_threads=2)
 FAST = ThroughputConfig(batch_size=64, num_workers=2, prefetch_factor=4, num_threads=2)
 TOO_LARGE = ThroughputConfig(batch_size=64, num_workers=2, prefetch_factor=2, num_threads=1)
@@ -49,11 +57,19 @@ def open_store(path: Path) -> StudyStore:
     store = open_study(storage_url(path), "small", fresh=False)
     store.set_facts(
         command=["python", "train.py"],
-        machine={"cpu": "a processor", "usable_cores": 2},
+        machine={
+            "cpu": "a processor",
+            "usable_cores": 2,
+            "memory_bytes": 2**30,
+            "system": "Linux",
+            "hostname": "here",
+        },
         baseline=BASELINE.to_dict(),
         effective_batch_size=None,
         versions={"python": "3.11"},
         axes={name: list(values) for name, values in AXES.items()},
+        script_default=BASELINE.to_dict(),
+        searched_axes={name: list(values) for name, values in AXES.items()},
         num_configurations=18,
     )
     return store
@@ -226,3 +242,56 @@ def test_a_study_of_only_a_baseline_says_what_is_missing(storage: Path) -> None:
     assert "No complete trial yet: probe, search, confirm." in text
     assert "No trial of the search has given figures yet" in text
     assert "No confirming runs yet." in text
+
+
+def test_with_plotly_the_plots_answer_to_the_mouse(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOTUNE_PLOTS", "plotly")
+    monkeypatch.setenv("AUTOTUNE_STORAGE", str(RECORDED))
+
+    cells = code_cells(execute())
+
+    kinds = [kind for cell in cells for output in cell.outputs for kind in output.get("data", ())]
+    # The waterfall, a map for each pair of axes, utilisation and history.
+    assert kinds.count("application/vnd.plotly.v1+json") >= 6
+    assert not [
+        output for cell in cells for output in cell.outputs if output.get("name") == "stderr"
+    ]
+
+
+def test_the_recorded_study_opens_without_a_run_and_names_its_machine(
+    storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AUTOTUNE_STORAGE", str(RECORDED))
+    before = sorted(RECORDED.parent.iterdir()), RECORDED.read_bytes()
+
+    cells = code_cells(execute())
+
+    text = "\n".join(text_of(cell) for cell in cells)
+    assert re.search("machine: .*Xeon.*2 usable cores", text)
+    assert "speed-up:" in text
+    assert sum(num_images(cell) for cell in cells) >= 6
+    # It was only read.
+    assert (sorted(RECORDED.parent.iterdir()), RECORDED.read_bytes()) == before
+
+
+def test_a_study_that_is_being_written_is_shown(
+    storage: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AUTOTUNE_STORAGE", "studies/autotune.db")
+    Path("train.py").write_text(script_text(LIGHT_SCRIPT, step=FIXED_STEP))
+    axes = {"batch_size": [2, 4, 8, 16, 32], "num_workers": [0], "num_threads": [1, 2]}
+    study = QUICK | {"axes": axes, "max_blocks": 40, "command": [sys.executable, "train.py"]}
+    Path("study.yaml").write_text(yaml.safe_dump(study))
+    run = begin_run(("--study", "study.yaml"), 4)
+
+    cells = code_cells(execute())
+
+    assert run.poll() is None
+    run.send_signal(signal.SIGINT)
+    run.communicate(timeout=30)
+    text = "\n".join(text_of(cell) for cell in cells)
+    assert "The run is not finished." in text
+    assert "has not come to an answer" in text
