@@ -125,16 +125,21 @@ def find_changes(
         prefetch = setting == "prefetch_factor"
         movable = bool(baseline.num_workers) or not prefetch
         if before == after and movable:
-            others = [value for value in space.axes[setting] if value != before]
+            others = {
+                value: space.changed(baseline, **{setting: value})
+                for value in space.axes[setting]
+                if value != before
+            }
             known = {
-                value: estimates.units_per_s(config)
-                for value in others
-                if (config := space.changed(baseline, **{setting: value})) in estimates.configs
-                and config not in estimates.failed
+                value: config
+                for value, config in others.items()
+                if config in estimates.configs and config not in estimates.failed
             }
             if not known:
                 continue
-            after = max(known, key=lambda value: known[value])
+            # One that was run tells more than one that is only believed to be a little better.
+            run = {value: c for value, c in known.items() if c in estimates.measured}
+            after = max(run or known, key=lambda value: estimates.units_per_s(known[value]))
         alone = space.changed(baseline, **{setting: after}) if movable else None
         without = None
         if _value(best, setting) != before and (best.num_workers or not prefetch):

@@ -165,3 +165,17 @@ def test_everything_around_is_listed_once():
     for config, setting in itertools.product((BASELINE,), ("batch_size", "num_threads")):
         for value in SPACE.axes[setting]:
             assert SPACE.changed(config, **{setting: value}) in found
+
+
+def test_a_value_that_was_run_is_told_of_although_another_is_believed_to_be_a_little_better():
+    # Four workers do what two do, as far as is known, and have a larger buffer.
+    space = Space(axes={"num_workers": (0, 2, 4), "prefetch_factor": (2,), "batch_size": (4,)})
+    for ran in (2, 4):
+        other = space.changed(BASELINE, num_workers=ran)
+        estimates = estimates_of([BASELINE, other], space)
+        [change] = [
+            c
+            for c in find_changes(space, BASELINE, BASELINE, estimates)
+            if c.setting == "num_workers"
+        ]
+        assert change.alone == other
