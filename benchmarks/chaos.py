@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -160,7 +160,7 @@ def one_study(directory: Path, chance: random.Random, tally: Tally) -> None:
     tally.seen["wrong winners"] += best["config"]["batch_size"] != max(BATCHES)
 
 
-def inject(fault: str, pid: int, start_hog: object) -> bool:
+def inject(fault: str, pid: int, start_hog: Callable[[], object]) -> bool:
     """Do what is to be done to a run; says whether there was something to do it to."""
     try:
         below = psutil.Process(pid).children(recursive=True)
@@ -188,7 +188,7 @@ def inject(fault: str, pid: int, start_hog: object) -> bool:
 
 
 @contextlib.contextmanager
-def hogs() -> Iterator[object]:
+def hogs() -> Iterator[Callable[[], object]]:
     """Gives what starts a process that keeps a core busy; all end with the context."""
     started: list[subprocess.Popen[bytes]] = []
     try:

@@ -97,20 +97,14 @@ def memory_left_bytes() -> int:
 
 def shared_memory_left_bytes() -> int | None:
     """What may still be taken of `/dev/shm`; None where there is none."""
-    try:
-        space = os.statvfs(SHARED_MEMORY)
-    except OSError:
-        return None
-    return space.f_bavail * space.f_frsize
+    space = _shared_memory()
+    return None if space is None else space.f_bavail * space.f_frsize
 
 
 def shared_memory_bytes() -> int | None:
     """How much `/dev/shm` holds at most; None where there is none."""
-    try:
-        space = os.statvfs(SHARED_MEMORY)
-    except OSError:
-        return None
-    return space.f_blocks * space.f_frsize
+    space = _shared_memory()
+    return None if space is None else space.f_blocks * space.f_frsize
 
 
 def _above_now(pid: int) -> int:
@@ -125,8 +119,12 @@ def _above_now(pid: int) -> int:
 
 
 def _shared_memory_used() -> int:
+    space = _shared_memory()
+    return 0 if space is None else (space.f_blocks - space.f_bfree) * space.f_frsize
+
+
+def _shared_memory() -> os.statvfs_result | None:
     try:
-        space = os.statvfs(SHARED_MEMORY)
+        return os.statvfs(SHARED_MEMORY)
     except OSError:
-        return 0
-    return (space.f_blocks - space.f_bfree) * space.f_frsize
+        return None

@@ -27,9 +27,9 @@ from autotune.validation import validate
 MAX_OUTPUT_LINES = 60
 # How long a trial that reported an exception may take to print its traceback.
 _TRACEBACK_DEADLINE_S = 2.0
-# While a trial runs, the machine's memory is looked at so often (a tenth of a millisecond each
-# time), and is not used up to the last of so large a share of it.
-_LOOK_S = 0.5
+# While a trial runs, the machine's memory is looked at so often (0.4 ms each time, and never in a
+# block that is shorter), and is not used up to the last of so large a share of it.
+_LOOK_S = 1.0
 # What Python adds to the stacks that it prints at a signal.
 _NO_NEWS = "Extension modules: "
 _MEMORY_RESERVE = 0.03
