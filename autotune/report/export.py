@@ -65,6 +65,8 @@ def log_to_mlflow(frame: pd.DataFrame, uri: str) -> int:
         BadInputError: MLflow is not installed, or cannot write there.
     """
     mlflow = _require("mlflow", "MLflow")
+    # What it does to its own database is of no use here.
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
     try:
         client = mlflow.MlflowClient(tracking_uri=uri)
         name = f"autotune {frame.attrs['study']}"

@@ -169,7 +169,9 @@ def runners_up(result: Result) -> list[str]:
 def how(result: Result) -> str:
     """How much of the space was measured."""
     ruled_out = (
-        f", {result.num_ruled_out} ruled out by what these showed" if result.num_ruled_out else ""
+        f", {result.num_ruled_out} not worth a visit by what these showed"
+        if result.num_ruled_out
+        else ""
     )
     left = result.num_configurations - result.num_measured - result.num_ruled_out
     not_reached = f", {left} not reached" if left else ""
