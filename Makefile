@@ -13,7 +13,8 @@ test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not alone' --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest -m alone
 
 notebook: $(INSTALLED)
 	$(BIN)/python -m nbconvert --execute --to html notebooks/inspect_study.ipynb

@@ -15,7 +15,6 @@ import dataclasses
 import os
 import random
 import resource
-import signal
 import subprocess
 import sys
 import tempfile
@@ -66,7 +65,7 @@ STUDY = {
 FAULTS = ("coordinator", "terminate", "host", "trial", "worker", "disk", "hog")
 # What ends the run, so that it is started again.
 ENDING = ("coordinator", "terminate", "disk")
-MOST_FAULTS, RUN_S, GONE_S = 3, 120.0, 1.5
+MOST_FAULTS, RUN_S, GONE_S, TARGET_S = 3, 120.0, 1.5, 5.0
 
 
 @dataclasses.dataclass(slots=True)
@@ -86,6 +85,7 @@ class Tally:
             "damaged settings files",
             "processes left",
             "directories left",
+            "sockets left",
             "segments left in /dev/shm",
         )
         lines = [f"faults: {self.faults.total()} ({faults})"]
@@ -135,7 +135,7 @@ def one_study(directory: Path, chance: random.Random, tally: Tally) -> None:
                     run.wait(chance.uniform(0.2, 4.0))
                 if run.poll() is None:
                     fault = chance.choice(FAULTS)
-                    if inject(fault, run.pid, start_hog):
+                    if inject(fault, run, start_hog, chance):
                         tally.faults[fault] += 1
                         left, num_faults = left - 1, num_faults + 1
             said, _ = run.communicate(timeout=RUN_S)
@@ -160,31 +160,49 @@ def one_study(directory: Path, chance: random.Random, tally: Tally) -> None:
     tally.seen["wrong winners"] += best["config"]["batch_size"] != max(BATCHES)
 
 
-def inject(fault: str, pid: int, start_hog: Callable[[], object]) -> bool:
+def inject(
+    fault: str,
+    run: subprocess.Popen[str],
+    start_hog: Callable[[], object],
+    chance: random.Random,
+) -> bool:
     """Do what is to be done to a run; says whether there was something to do it to."""
-    try:
-        below = psutil.Process(pid).children(recursive=True)
-    except psutil.Error:
-        return False
-    commands = [process for process in below if "train.py" in command_of(process)]
-    hosts = [process for process in commands if parent_of(process) == pid]
-    forked = [p for p in commands if parent_of(p) in {host.pid for host in hosts}]
-    workers = [p for p in commands if parent_of(p) in {trial.pid for trial in forked}]
     if fault == "coordinator":
-        os.kill(pid, signal.SIGKILL)
+        run.kill()
     elif fault == "terminate":
-        os.kill(pid, signal.SIGTERM)
+        run.terminate()
     elif fault == "disk":
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        resource.prlimit(run.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
     elif fault == "hog":
         start_hog()
     else:
-        targets = {"host": hosts, "trial": forked, "worker": workers}[fault]
-        if not targets:
-            return False
-        with contextlib.suppress(psutil.Error):
+        end_s = time.monotonic() + TARGET_S
+        while not (targets := targets_in(run.pid, fault)):
+            if run.poll() is not None or time.monotonic() > end_s:
+                return False
+            time.sleep(0.02)
+        time.sleep(chance.uniform(0.0, 0.2))
+        try:
             targets[0].kill()
+        except psutil.Error:
+            return False
     return True
+
+
+def targets_in(pid: int, kind: str) -> list[psutil.Process]:
+    """The hosts, forked trials or loader workers of a coordinator."""
+    try:
+        below = psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        return []
+    found = [process for process in below if "train.py" in command_of(process)]
+    parents = {pid}
+    for level in ("host", "trial", "worker"):
+        level_found = [process for process in found if parent_of(process) in parents]
+        if level == kind:
+            return level_found
+        parents = {process.pid for process in level_found}
+    return []
 
 
 @contextlib.contextmanager
@@ -221,6 +239,7 @@ def leftovers(directory: Path) -> collections.Counter[str]:
                 for process in psutil.process_iter(["cwd", "status"])
             ),
             "directories left": len(list(directory.glob("autotune-*"))),
+            "sockets left": Path("/proc/net/unix").read_text().count(f"{directory}/"),
             "segments left in /dev/shm": len(list(SHARED_MEMORY.glob("torch_*"))),
         }
     )

@@ -7,10 +7,13 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from .conftest import QUICK
 from .runs import autotune_run
+
+pytestmark = pytest.mark.alone
 
 LOOP = """
 import time

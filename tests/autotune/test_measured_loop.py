@@ -14,6 +14,8 @@ from autotune.machine import affinity, capacity_cores
 from autotune.measurement import StartMode, summarise
 from autotune.trials.trial import TrialFailedError
 
+pytestmark = pytest.mark.alone
+
 CONFIG = ThroughputConfig(batch_size=4)
 SETTLE = BlockRequest(num_blocks=0, min_s=0.1, settle_s=1.0)
 

@@ -11,6 +11,8 @@ from autotune.trials.neighbours import Load, Neighbour, QuietKeeper, look_at_loa
 
 from .conftest import stop
 
+pytestmark = pytest.mark.alone
+
 QUIET = Load(cores=0.01, capacity_cores=2.0, neighbours=())
 NEIGHBOUR = Neighbour(pid=7, command="make all", cores=1.2)
 BUSY = Load(cores=1.2, capacity_cores=2.0, neighbours=(NEIGHBOUR,))

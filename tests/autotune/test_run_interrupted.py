@@ -15,6 +15,8 @@ from autotune.machine import affinity
 from .conftest import processes_of, stop, wait_until
 from .runs import autotune_run, begin_run, count_trials, trials
 
+pytestmark = pytest.mark.alone
+
 LONG = {
     "axes": {"batch_size": [1, 2, 4, 5, 6, 8], "num_workers": [0]},
     "block_s": 0.15,

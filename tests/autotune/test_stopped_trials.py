@@ -15,6 +15,8 @@ from autotune.measurement import StartMode
 
 from .conftest import processes_of, wait_until
 
+pytestmark = pytest.mark.alone
+
 CONFIG = ThroughputConfig(batch_size=4)
 WITH_WORKERS = ThroughputConfig(batch_size=4, num_workers=2)
 # More batches than the workers have ready.
