@@ -25,6 +25,7 @@ class FailureCause(enum.StrEnum):
     OUT_OF_SHARED_MEMORY = "out of shared memory"
     OUT_OF_DEVICE_MEMORY = "out of GPU memory"
     TOO_MANY_FILES = "too many open files"
+    # By a signal that its own code does not cause: it may have been meant for anything.
     KILLED = "killed"
     TIMED_OUT = "timed out"
     NO_DATA = "no data"

@@ -3,7 +3,8 @@
 The loop's step takes the same time for any batch, so that the largest batch is the fastest by far.
 While a run goes on, its coordinator, host, trials and loader workers are killed at random moments,
 the coordinator is kept from writing, and other processes keep the cores busy. What it prints must
-be zeros, but for the faults, and for one trial at most that each of them may cost.
+be zeros, but for the faults, and for one trial at most that each of them may cost. A round of the
+confirmation counts as one: its runs are open at once, and measured in turn.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import yaml
 
@@ -153,11 +155,21 @@ def one_study(directory: Path, chance: random.Random, tally: Tally) -> None:
         if run.returncode == 0:
             break
     trials = autotune.load_study(directory / "studies" / "autotune.db")
-    lost = int((trials["state"] != "complete").sum())
+    lost = num_lost(trials)
     tally.seen["trials lost"] += lost
     tally.seen["trials lost beyond one for a fault"] += max(0, lost - num_faults)
+    if lost > num_faults:
+        columns = ["phase", "round_number", "configuration", "state", "cause", "message"]
+        print(f"{num_faults} faults:\n{trials[columns].to_string()}", flush=True)
     best = yaml.safe_load((directory / "best_config.yaml").read_text())
     tally.seen["wrong winners"] += best["config"]["batch_size"] != max(BATCHES)
+
+
+def num_lost(trials: pd.DataFrame) -> int:
+    """Trials without figures; neighbours in a round of the confirmation count as one."""
+    lost = trials[trials["state"] != "complete"]
+    follows = (lost["number"].diff() == 1) & (lost["round_number"].diff() == 0)
+    return int((~follows.fillna(False)).sum())
 
 
 def inject(

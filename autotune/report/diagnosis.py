@@ -85,8 +85,7 @@ def _kept(effect: Effect) -> Value:
 
 
 def _origin(view: StudyView, setting: str) -> str:
-    named = view.facts.get("script_default", {})
-    if named.get(setting) is not None:
+    if view.facts.script_default.get(setting) is not None:
         return "the script's"
     return "the loader's default" if setting == "prefetch_factor" else "torch's default"
 

@@ -12,7 +12,7 @@ from autotune.config import ThroughputConfig
 from autotune.measurement import Measurement
 from autotune.search.records import TrialRecord, read_records
 from autotune.search.spread import BlockSpread
-from autotune.search.storage import shown_url, storage_url
+from autotune.search.storage import reading, shown_url, storage_url
 from autotune.search.study import find_study
 
 SETTING_COLUMNS = tuple(field.name for field in dataclasses.fields(ThroughputConfig))
@@ -48,8 +48,9 @@ def load_study(path_or_url: str | os.PathLike[str], name: str | None = None) -> 
     study = find_study(url, name)
     records = read_records(study)
     spread = BlockSpread.of(records)
-    frame = pd.DataFrame([_row(record, spread) for record in records], columns=_columns())
-    frame = frame.astype(_types())
+    with reading(f"study {study.study_name}"):
+        rows = [_row(record, spread) for record in records]
+        frame = pd.DataFrame(rows, columns=_columns()).astype(_types())
     frame.attrs.update(study.user_attrs, study=study.study_name, storage=shown_url(url))
     return frame
 

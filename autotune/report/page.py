@@ -129,12 +129,11 @@ def _sections(view: StudyView) -> Iterator[_Section]:
 
 def _about(view: StudyView) -> Iterator[tuple[str, str]]:
     facts = view.facts
-    if "command" in facts:
-        yield "command", " ".join(facts["command"])
+    if facts.command:
+        yield "command", " ".join(facts.command)
     if view.machine is not None:
         yield "machine", str(view.machine)
-    for name, version in facts.get("versions", {}).items():
-        yield name, str(version)
+    yield from facts.versions.items()
     yield "storage", view.storage
     if view.result is not None:
         yield "tuned", view.result.best.study.date

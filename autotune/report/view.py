@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from autotune.config import ThroughputConfig
 from autotune.machine import Machine
@@ -20,6 +20,38 @@ from autotune.validation import validate
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What is stored of a study as a whole.
+
+    A run that has just begun stores these one by one; they are complete when `searched_axes` is
+    there.
+
+    Attributes:
+        command: What is tuned.
+        machine: Where.
+        baseline: The settings without tuning.
+        script_default: Those that the script names itself, and None for those that it does not.
+        searched_axes: Values of each axis, widened ones included.
+        effective_batch_size: Samples per optimizer step that the script asks for.
+        versions: Of the packages that matter.
+        training: How long the whole training is, where its user said so.
+        result: The answer; None where the run did not come to one.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "ignore"}
+
+    command: tuple[str, ...] = ()
+    machine: Machine | None = None
+    baseline: ThroughputConfig | None = None
+    script_default: Mapping[str, int | bool | None] = dataclasses.field(default_factory=dict)
+    searched_axes: Mapping[str, tuple[int | bool, ...]] | None = None
+    effective_batch_size: int | None = None
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    training: TrainingLength | None = None
+    result: Result | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StudyView:
     """What a storage holds of one study, finished or not.
 
@@ -29,21 +61,17 @@ class StudyView:
         facts: What is stored of it as a whole.
         records: Its trials.
         space: What is searched; None where the command has not introduced itself yet.
-        baseline: The settings without tuning; None as above.
         best: The chosen settings, or the best beside the baseline so far; None where nothing ran.
-        result: The answer; None where the run did not come to one.
         estimates: What is believed of each configuration; None where nothing ran.
         effects: What each setting does, the one that held training back most first.
     """
 
     name: str
     storage: str
-    facts: Mapping[str, Any]
+    facts: Facts
     records: tuple[TrialRecord, ...]
     space: Space | None = None
-    baseline: ThroughputConfig | None = None
     best: ThroughputConfig | None = None
-    result: Result | None = None
     estimates: Estimates | None = None
     effects: tuple[Effect, ...] = ()
 
@@ -51,28 +79,28 @@ class StudyView:
     def of(
         cls, name: str, storage: str, facts: Mapping[str, Any], records: Sequence[TrialRecord]
     ) -> StudyView:
-        """The view of a study with these facts and trials."""
+        """The view of a study with these facts and trials.
+
+        Raises:
+            BadInputError: The facts are damaged.
+        """
+        found = validate(Facts, dict(facts), source=f"study {name}")
         records = tuple(records)
-        view = cls(name=name, storage=storage, facts=facts, records=records)
-        # A run that has just begun stores its facts one by one; these are complete with the last.
-        if "searched_axes" not in facts:
+        view = cls(name=name, storage=storage, facts=found, records=records)
+        if found.searched_axes is None or found.baseline is None or found.machine is None:
             return view
-        baseline = ThroughputConfig(**facts["baseline"])
+        baseline, usable_cores = found.baseline, found.machine.usable_cores
         space = Space(
-            axes={axis: tuple(values) for axis, values in facts["searched_axes"].items()},
-            effective_batch_size=facts.get("effective_batch_size"),
+            axes=dict(found.searched_axes), effective_batch_size=found.effective_batch_size
         )
-        result = None
-        if facts.get("result"):
-            result = validate(Result, facts["result"], source=f"study {name}")
-        view = dataclasses.replace(view, space=space, baseline=baseline, result=result)
+        view = dataclasses.replace(view, space=space)
         best = _best(view)
         if best is None:
             return view
         estimates = Estimates.of(
             (baseline, *space.configurations(baseline), *around(space, baseline, best)),
             records,
-            usable_cores=facts["machine"]["usable_cores"],
+            usable_cores=usable_cores,
         )
         assert estimates is not None
         view = dataclasses.replace(view, best=best, estimates=estimates)
@@ -80,25 +108,32 @@ class StudyView:
             # Nothing else ran: there is nothing to compare.
             return view
         changes = find_changes(space, baseline, best, estimates)
-        found = effects(changes, baseline, best, estimates)
-        return dataclasses.replace(view, effects=tuple(found))
+        return dataclasses.replace(view, effects=tuple(effects(changes, baseline, best, estimates)))
+
+    @property
+    def baseline(self) -> ThroughputConfig | None:
+        """The settings without tuning; None where the command has not introduced itself yet."""
+        return self.facts.baseline if self.space else None
+
+    @property
+    def result(self) -> Result | None:
+        """The answer; None where the run did not come to one."""
+        return self.facts.result
+
+    @property
+    def machine(self) -> Machine | None:
+        """Where it was measured."""
+        return self.facts.machine
+
+    @property
+    def training(self) -> TrainingLength | None:
+        """How long the whole training is, where its user said so."""
+        return self.facts.training
 
     @property
     def unit(self) -> str:
         """What is counted."""
         return next((record.unit for record in self.records if record.unit), "samples")
-
-    @property
-    def machine(self) -> Machine | None:
-        """Where it was measured."""
-        stored = self.facts.get("machine")
-        return validate(Machine, stored, source=f"study {self.name}") if stored else None
-
-    @property
-    def training(self) -> TrainingLength | None:
-        """How long the whole training is, where its user said so."""
-        stored = self.facts.get("training")
-        return validate(TrainingLength, stored, source=f"study {self.name}") if stored else None
 
     def steps_per_epoch(self, config: ThroughputConfig) -> int | None:
         """Micro-steps in an epoch with a configuration; None where the loader does not tell."""
@@ -120,13 +155,9 @@ def open_view(storage: str, name: str | None = None) -> StudyView:
 def _best(view: StudyView) -> ThroughputConfig | None:
     if view.result is not None and view.result.best.speedup.significant:
         return view.result.best.config
-    assert view.space is not None and view.baseline is not None
+    assert view.space is not None and view.baseline is not None and view.machine is not None
     configs = (view.baseline, *view.space.configurations(view.baseline))
-    estimates = Estimates.of(
-        configs,
-        view.records,
-        usable_cores=view.facts["machine"]["usable_cores"],
-    )
+    estimates = Estimates.of(configs, view.records, usable_cores=view.machine.usable_cores)
     if estimates is None:
         return None
     others = estimates.measured.intersection(configs) - {view.baseline}

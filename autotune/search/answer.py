@@ -192,10 +192,11 @@ def fork_differences(
 
 def stored_result(store: StudyStore) -> Result | None:
     """The result of an earlier run that left nothing to do, None where something is left."""
-    result = store.facts.get("result")
-    if not result or not result["complete"]:
+    stored = store.facts.get("result")
+    if not stored:
         return None
-    return validate(Result, result, source=f"study {store.name}")
+    result = validate(Result, stored, source=f"study {store.name}")
+    return result if result.complete else None
 
 
 def best_so_far(records: Sequence[TrialRecord]) -> str | None:

@@ -11,7 +11,7 @@ from autotune.search.adaptive import AdaptiveSearch, Elsewhere
 from autotune.search.belief import Belief
 from autotune.search.confirmation import Ratio
 from autotune.search.live import recall
-from autotune.search.records import TrialRecord
+from autotune.search.records import TrialRecord, telling_failures
 
 # The 97.5 % quantile of the normal distribution.
 _TWO_SIDED_95 = 1.96
@@ -25,7 +25,7 @@ class Estimates:
         belief: What is believed of `configs`.
         configs: In the belief's order.
         measured: Those of which a run showed something.
-        failed: Those of which every run failed.
+        failed: Those of which every run failed, and not by chance (see `telling_failures`).
     """
 
     belief: Belief
@@ -56,7 +56,8 @@ class Estimates:
         if belief is None:
             return None
         measured = {record.config for record in records if record.measurement}
-        failed = {record.config for record in records if record.failure} - measured
+        telling = telling_failures(records)
+        failed = {record.config for record in records if record.number in telling} - measured
         return cls(
             belief=belief,
             configs=search.configs,

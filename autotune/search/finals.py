@@ -12,7 +12,7 @@ from autotune.search.confirmation import INDIFFERENCE, choose
 from autotune.search.definition import StudyDefinition
 from autotune.search.knowledge import Knowledge
 from autotune.search.recorder import Recorder
-from autotune.search.records import TrialRecord
+from autotune.search.records import TrialRecord, telling_failures
 from autotune.trials.memory import memory_left_bytes, shared_memory_left_bytes
 
 # Of the free memory, and of that in /dev/shm, what finalists that are open at once may take.
@@ -105,18 +105,20 @@ class Finals:
                 [baseline, *finalists], number=number, side_by_side=side_by_side, shuffle=shuffle
             )
             round_s = left_s - self._recorder.left_s
-            failures = {record.config: record.failure for record in found if record.failure}
-            causes = {failure.cause for failure in failures.values()}
+            failures = [record for record in found if record.failure is not None]
+            causes = {record.failure.cause for record in failures if record.failure is not None}
             if side_by_side and FailureCause.TIMED_OUT in causes:
                 # One that stands still may hold a lock that another waits for.
                 self._recorder.observer.note("from here on one after another: that may be why")
                 side_by_side = False
             else:
                 confirmed += found
-                rounds_left -= 1
-                remaining = [config for config in finalists if config not in failures]
+                telling = telling_failures(confirmed)
+                # Where one was killed by somebody, there is nothing to compare it with.
+                rounds_left -= all(record.number in telling for record in failures)
+                failed = {record.config for record in confirmed if record.number in telling}
+                remaining = [config for config in finalists if config not in failed]
                 if finalists and not remaining:
-                    failed = {record.config for record in confirmed if record.failure}
                     remaining = [config for config in substitutes() if config not in failed]
                     if remaining:
                         rounds_left = self._definition.confirm_rounds
@@ -134,10 +136,11 @@ def complete_rounds(
 ) -> dict[ThroughputConfig, list[TrialRecord]]:
     """The confirming runs that can be compared, by configuration; empty if there are none.
 
-    A candidate that failed once is out; a round in which the baseline failed is left out, as is one
-    before a candidate had its first.
+    A candidate that failed once is out (see `telling_failures`); a round that somebody's signal cut
+    short is left out, as is one in which the baseline failed, or before a candidate had its first.
     """
-    failed = {record.config for record in confirmed if record.failure is not None} - {baseline}
+    telling = telling_failures(confirmed)
+    failed = {record.config for record in confirmed if record.number in telling} - {baseline}
     runs: dict[ThroughputConfig, dict[int | None, TrialRecord]] = {}
     for record in confirmed:
         if record.failure is None and record.config not in failed:

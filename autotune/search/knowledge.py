@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from autotune.config import ThroughputConfig
-from autotune.measurement import FailureCause
 from autotune.search.confirmation import INDIFFERENCE, cost_key
-from autotune.search.records import TrialRecord
+from autotune.search.records import TrialRecord, telling_failures
 
 # A bound comes from one short trial, and the incumbent from the luckiest one: two passes over the
 # same configurations differed by more than 10 % for a fifth of them.
@@ -45,6 +44,8 @@ class Knowledge:
         exhausted: list[ThroughputConfig] = []
         visits: list[ThroughputConfig] = []
         disturbed: list[ThroughputConfig] = []
+        records = tuple(records)
+        telling = telling_failures(records)
         for record in records:
             failure, measurement = record.failure, record.measurement
             if not record.phase.is_brief:
@@ -57,7 +58,7 @@ class Knowledge:
                 elif record.config.num_workers == 0:
                     step_share = max(1.0 - measurement.data_wait_share, 1e-6)
                     without_workers[record.config] = measurement.units_per_s / step_share
-            elif failure is not None and failure.cause is not FailureCause.INTERRUPTED:
+            elif failure is not None and record.number in telling:
                 measured[record.config] = 0.0
                 without_workers.pop(record.config, None)
                 if failure.cause.is_exhaustion:

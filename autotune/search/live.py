@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterable, Iterator
 
 from autotune.config import ThroughputConfig
-from autotune.measurement import Failure, FailureCause, counted_blocks, sustained_share
+from autotune.measurement import Failure, counted_blocks, sustained_share
 from autotune.search.adaptive import Reading, Visit
 from autotune.search.recorder import Recorder
-from autotune.search.records import Phase, TrialRecord
+from autotune.search.records import Phase, TrialRecord, telling_failures
 
 
 class LiveBench:
@@ -79,10 +79,12 @@ def _error(config: ThroughputConfig, num_sustained: float, num_steps: int) -> fl
 def recall(records: Iterable[TrialRecord]) -> Iterator[Visit]:
     """The stored trials of a study, as the search takes them into account.
 
-    Those that run or were interrupted tell nothing.
+    Those that run tell nothing, nor do those that failed by chance (see `telling_failures`).
     """
+    records = tuple(records)
+    telling = telling_failures(records)
     for record in records:
         if record.measurement is not None:
             yield Visit(config=record.config, outcome=read(record))
-        elif record.failure and record.failure.cause is not FailureCause.INTERRUPTED:
+        elif record.failure is not None and record.number in telling:
             yield Visit(config=record.config, outcome=record.failure)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from autotune.config import ThroughputConfig
 from autotune.errors import NothingWorkedError
-from autotune.measurement import Failure, StartMode
+from autotune.measurement import Failure, FailureCause, StartMode
 from autotune.search.definition import StudyDefinition
 from autotune.search.disturbance import check_cores
 from autotune.search.knowledge import Knowledge
@@ -99,12 +99,27 @@ class Recorder:
     ) -> TrialRecord:
         """One short trial by itself, started as trials of the search are.
 
+        If it is killed, once more: see `telling_failures`.
+
         Args:
             config: What runs.
             phase: Why.
             num_blocks: See `visits.visit`; None for as many as there may be.
             incumbent: See there.
         """
+        record = self._visit(config, phase, num_blocks=num_blocks, incumbent=incumbent)
+        if record.failure is not None and record.failure.cause is FailureCause.KILLED:
+            record = self._visit(config, phase, num_blocks=num_blocks, incumbent=incumbent)
+        return record
+
+    def _visit(
+        self,
+        config: ThroughputConfig,
+        phase: Phase,
+        *,
+        num_blocks: int | None,
+        incumbent: float,
+    ) -> TrialRecord:
         check_cores()
         foreseen = foresee_exhaustion(
             config,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 import optuna
@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autotune.blocks import Sample
 from autotune.config import ThroughputConfig
 from autotune.measurement import Failure, FailureCause, Measurement, StartMode
+from autotune.search.storage import reading
 from autotune.validation import validate
 
 
@@ -82,13 +83,50 @@ class Outcome:
     unit: str | None
 
 
+def telling_failures(records: Iterable[TrialRecord]) -> frozenset[int]:
+    """The numbers of those trials that failed for their settings, as far as can be told.
+
+    An interrupted run says nothing of them, nor does the first kill of a configuration: whose
+    signal it was is unknown. A second one is believed.
+    """
+    killed: set[ThroughputConfig] = set()
+    found = set()
+    for record in records:
+        if record.failure is None or record.failure.cause is FailureCause.INTERRUPTED:
+            continue
+        if record.failure.cause is FailureCause.KILLED and record.config not in killed:
+            killed.add(record.config)
+            continue
+        found.add(record.number)
+    return frozenset(found)
+
+
 def read_records(study: optuna.Study) -> tuple[TrialRecord, ...]:
     """All trials of a study, by number."""
-    return tuple(read_trial(trial) for trial in study.get_trials(deepcopy=False))
+    return tuple(map(read_trial, stored_trials(study)))
+
+
+def stored_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """All trials of a study, by number.
+
+    Raises:
+        BadInputError: They are damaged.
+    """
+    with reading(f"study {study.study_name}"):
+        return study.get_trials(deepcopy=False)
 
 
 def read_trial(trial: FrozenTrial) -> TrialRecord:
-    """A trial as it was stored; what it lacks is as a killed run leaves it."""
+    """A trial as it was stored; what it lacks is as a killed run leaves it.
+
+    Raises:
+        BadInputError: It is damaged.
+    """
+    with reading(f"trial {trial.number}"):
+        return _read_trial(trial)
+
+
+def _read_trial(trial: FrozenTrial) -> TrialRecord:
     attributes = trial.user_attrs
     measurement = failure = None
     if trial.state == TrialState.COMPLETE:
@@ -105,6 +143,12 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
             output=attributes.get("output", ""),
         )
     mode = attributes.get("start_mode")
+    samples = tuple(
+        validate(Sample, raw, source=f"trial {trial.number}")
+        for raw in attributes.get("raw_samples", ())
+    )
+    if measurement is not None and not any(sample.blocks for sample in samples):
+        raise ValueError("it has figures, and no blocks that they come from")
     return TrialRecord(
         number=trial.number,
         phase=Phase(attributes.get("phase", Phase.SEARCH)),
@@ -112,10 +156,7 @@ def read_trial(trial: FrozenTrial) -> TrialRecord:
         start_mode=StartMode(mode) if mode else None,
         measurement=measurement,
         failure=failure,
-        samples=tuple(
-            validate(Sample, raw, source=f"trial {trial.number}")
-            for raw in attributes.get("raw_samples", ())
-        ),
+        samples=samples,
         start_up_s=attributes.get("start_up_s"),
         duration_s=attributes.get("duration_s"),
         started_at=trial.datetime_start,

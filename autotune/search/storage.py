@@ -85,6 +85,22 @@ def failing_in_one_line(url: str) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+    """While stored values are read: the file may be damaged, or edited.
+
+    Raises:
+        BadInputError: A value is not what it should be.
+    """
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AssertionError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise BadInputError(
+            f"{what}: damaged ({reason}): use a copy of the storage, or another one with --storage"
+        ) from error
+
+
 def lock_storage(url: str) -> IO[str] | None:
     """Keep other runs away from an SQLite storage until the file given is closed.
 

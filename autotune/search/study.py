@@ -17,8 +17,8 @@ from optuna.trial import FrozenTrial, TrialState
 from autotune.config import ThroughputConfig
 from autotune.errors import BadInputError
 from autotune.measurement import Failure, FailureCause, StartMode
-from autotune.search.records import Outcome, Phase, TrialRecord, read_trial
-from autotune.search.storage import open_storage, shown_url, sqlite_path
+from autotune.search.records import Outcome, Phase, TrialRecord, read_trial, stored_trials
+from autotune.search.storage import open_storage, reading, shown_url, sqlite_path
 from autotune.space import AXIS_NAMES
 
 # Of what is stored in a study; another number means that it cannot be read.
@@ -125,7 +125,7 @@ class StudyStore:
     def records(self) -> tuple[TrialRecord, ...]:
         """All trials, by number."""
         found = []
-        for trial in self._study.get_trials(deepcopy=False):
+        for trial in stored_trials(self._study):
             record = self._finished.get(trial.number) or read_trial(trial)
             if trial.state.is_finished():
                 # It does not change any more, and validating it again takes time.
@@ -235,6 +235,11 @@ def open_study(url: str, name: str, *, fresh: bool) -> StudyStore:
     A fresh study gets the next free name (`name.2`, `name.3`, …), so that nothing is deleted;
     without `fresh`, the latest of these is meant.
     """
+    with reading(f"storage {shown_url(url)}"):
+        return _open_study(url, name, fresh=fresh)
+
+
+def _open_study(url: str, name: str, *, fresh: bool) -> StudyStore:
     storage = open_storage(url, writable=True)
     names = {summary.study_name for summary in storage.get_all_studies()}
     number = 1
@@ -260,6 +265,11 @@ def find_study(url: str, name: str | None) -> optuna.Study:
     path = sqlite_path(url)
     if path is not None and not path.is_file():
         raise BadInputError(f"storage {path}: there is no such file: run `autotune run` first")
+    with reading(f"storage {shown_url(url)}"):
+        return _find_study(url, name)
+
+
+def _find_study(url: str, name: str | None) -> optuna.Study:
     storage = open_storage(url, writable=False)
     names = [study.study_name for study in storage.get_all_studies()]
     if not names:

@@ -21,8 +21,12 @@ _CAUSES = {
     FailureCause.OUT_OF_MEMORY: r"can't allocate memory|not enough memory|[Oo]ut of memory"
     r"|Cannot allocate memory",
 }
-# A loader's worker that the kernel killed is reported by its parent.
+# A loader's worker that was killed is reported by its parent.
 _KILLED_WORKER = r"killed by signal: Killed|exited unexpectedly"
+# Signals that a process's own code causes. Source: signal(7).
+_OWN_SIGNALS = frozenset(
+    {signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGSYS, signal.SIGTRAP}
+)
 # What a launcher such as a shell adds to the number of the signal that ended its child.
 _SHELL_SIGNAL = 128
 
@@ -37,7 +41,9 @@ def describe_exception(name: str, detail: str, output: str, *, oom_killed: bool)
         oom_killed: Whether the kernel ended processes meanwhile since memory ran out.
     """
     cause = FailureCause.CRASHED
-    if name == "MemoryError" or (oom_killed and re.search(_KILLED_WORKER, detail)):
+    if re.search(_KILLED_WORKER, detail):
+        cause = FailureCause.OUT_OF_MEMORY if oom_killed else FailureCause.KILLED
+    elif name == "MemoryError":
         cause = FailureCause.OUT_OF_MEMORY
     elif name == "OutOfMemoryError":
         cause = FailureCause.OUT_OF_DEVICE_MEMORY
@@ -70,6 +76,8 @@ def describe_exit(exit_code: int | None, output: str, *, oom_killed: bool) -> Fa
         message, cause = f"ended with exit code {exit_code}", FailureCause.CRASHED
     else:
         message, cause = f"ended by signal {signal.Signals(number).name}", FailureCause.KILLED
+        if number in _OWN_SIGNALS:
+            cause = FailureCause.CRASHED
         if number == signal.SIGKILL and oom_killed:
             message += ": the kernel does this when memory runs out, and did"
             cause = FailureCause.OUT_OF_MEMORY

@@ -1,7 +1,9 @@
 """Faults of the user's code and of the machine, made for real: see docs/faults.md."""
 
+import contextlib
 import os
 import resource
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ import psutil
 import pytest
 import yaml
 
+from autotune.best_config import read_best_config
 from autotune.blocks import BlockRequest
 from autotune.config import ThroughputConfig
 from autotune.measurement import FailureCause, StartMode
@@ -81,7 +84,7 @@ def test_a_script_that_never_gets_to_its_loop_is_named(light_script, start_runne
             FailureCause.TOO_MANY_FILES,
             "raise that with `ulimit -n`",
         ),
-        ("import ctypes; ctypes.string_at(0)", FailureCause.KILLED, "SIGSEGV at train it.py:"),
+        ("import ctypes; ctypes.string_at(0)", FailureCause.CRASHED, "SIGSEGV at train it.py:"),
         ("os.closerange(3, 256); time.sleep(60)", FailureCause.CRASHED, "closed its connection"),
     ],
 )
@@ -307,6 +310,49 @@ def test_a_full_disk_ends_a_run_in_one_line_and_the_next_goes_on(study):
     assert "What was stored before is kept" in said
     assert "Traceback" not in said
     assert Path("best_config.yaml").read_text() == "of an earlier run\n"
+    measured = len(trials())
+    done = autotune_run(*options)
+    assert done.returncode == 0, done.stderr
+    assert len(trials()) > measured
+
+
+# The first forked trial of the largest batch and the first fresh one are killed: their parents are
+# the host and the coordinator.
+KILLED_ONCE = """
+    mark = f"killed-below-{os.getppid()}"
+    if config.batch_size == 8 and taken == 5 and not os.path.exists(mark):
+        open(mark, "w").close()
+        os.kill(os.getpid(), 9)
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.parametrize("sampler", ["auto", "grid"])
+def test_settings_that_somebody_killed_once_can_still_win(study, sampler):
+    done = autotune_run(*study(script={"step": KILLED_ONCE}, sampler=sampler))
+    assert done.returncode == 0, done.stderr
+    found = trials().query("batch_size == 8")
+    assert list(found["cause"].dropna()) == ["killed", "killed"]
+    assert read_best_config(Path("best_config.yaml")).config.batch_size == 8
+
+
+def test_a_database_that_somebody_locks_ends_a_run_in_one_line(study):
+    options = study(axes={"batch_size": [2, 4, 8, 16, 32], "num_workers": [0], "num_threads": [1]})
+    run = begin_run(options, 4)
+    with contextlib.closing(sqlite3.connect("studies/autotune.db")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        _, said = run.communicate(timeout=60)
+        assert run.returncode == 1
+        assert "database is locked. What was stored before is kept" in said
+        # It can be read all the same.
+        assert "study quick" in autotune_run(command="show").stdout
+        # Whoever comes while it is locked is told the same.
+        again = autotune_run(*options)
+        assert again.returncode == 1
+        assert "database is locked" in again.stderr
+        other.rollback()
+    for text in (said, again.stderr):
+        assert "Traceback" not in text
     measured = len(trials())
     done = autotune_run(*options)
     assert done.returncode == 0, done.stderr

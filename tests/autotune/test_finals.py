@@ -19,9 +19,16 @@ DEFINITION = StudyDefinition(name="x", command=("x",), confirm_rounds=3)
 
 
 class FakeRecorder:
-    """Rounds of 10 s each; in those that are side by side, some configurations fail."""
+    """Rounds of 10 s each; in those that are side by side, some configurations fail.
 
-    def __init__(self, *, left_s=1000.0, fails=(), cause=FailureCause.TIMED_OUT, ratios=(1.0,)):
+    They do so every time, or as often as is said.
+    """
+
+    def __init__(
+        self, *, left_s=1000.0, fails=(), cause=FailureCause.TIMED_OUT, times=99, ratios=(1.0,)
+    ):
+        self._times_left = times
+        self._numbers = itertools.count()
         self.definition = DEFINITION
         self.left_s = left_s
         self.rounds = []
@@ -36,6 +43,8 @@ class FakeRecorder:
         self.rounds.append((tuple(configs), side_by_side))
         found = []
         ratio = next(self._ratios)
+        some_fail = side_by_side and self._times_left > 0
+        self._times_left -= 1
         for config in configs:
             failed = {"measurement": None, "failure": self._failure}
             found.append(
@@ -44,7 +53,8 @@ class FakeRecorder:
                     config=config,
                     phase=Phase.CONFIRM,
                     round_number=number,
-                    **failed if side_by_side and config in self._fails else {},
+                    number=next(self._numbers),
+                    **failed if some_fail and config in self._fails else {},
                 )
             )
         return found
@@ -90,6 +100,27 @@ def test_where_all_finalists_fail_the_next_best_is_confirmed_for_as_many_rounds(
     runs = finals.complete_rounds(confirmed, BASELINE)
     assert [run.round_number for run in runs[BASELINE]] == [2, 3, 4]
     assert [run.round_number for run in runs[THIRD]] == [2, 3, 4]
+
+
+@pytest.mark.parametrize("fails", [(OTHER,), (BASELINE,), (BASELINE, THIRD)])
+def test_a_round_in_which_somebody_killed_one_is_repeated_and_nobody_is_out(fails):
+    recorder = FakeRecorder(fails=fails, cause=FailureCause.KILLED, times=1)
+    confirmed = confirm(recorder)
+    assert recorder.rounds == [((BASELINE, OTHER, THIRD), True)] * 4
+    runs = finals.complete_rounds(confirmed, BASELINE)
+    assert {config: [run.round_number for run in found] for config, found in runs.items()} == {
+        config: [2, 3, 4] for config in (BASELINE, OTHER, THIRD)
+    }
+
+
+def test_one_that_is_killed_again_is_out():
+    recorder = FakeRecorder(fails=(OTHER,), cause=FailureCause.KILLED)
+    runs = finals.complete_rounds(confirm(recorder), BASELINE)
+    assert recorder.rounds == [
+        *[((BASELINE, OTHER, THIRD), True)] * 2,
+        *[((BASELINE, THIRD), True)] * 2,
+    ]
+    assert list(runs) == [BASELINE, THIRD]
 
 
 def test_where_nothing_else_is_left_the_baseline_is_what_remains():

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import math
 
 import pytest
@@ -38,6 +39,9 @@ FIGURES = Measurement(
 )
 
 
+NUMBERS = itertools.count()
+
+
 def record(config, units_per_s=None, *, wait=0.0, cause=None, phase=Phase.SEARCH):
     measurement = failure = None
     if units_per_s is not None:
@@ -45,7 +49,7 @@ def record(config, units_per_s=None, *, wait=0.0, cause=None, phase=Phase.SEARCH
     if cause is not None:
         failure = Failure(cause=cause, message="x")
     return TrialRecord(
-        number=0, phase=phase, config=config, measurement=measurement, failure=failure
+        number=next(NUMBERS), phase=phase, config=config, measurement=measurement, failure=failure
     )
 
 
@@ -90,9 +94,13 @@ def test_failed_configurations_are_not_visited_again_and_interrupted_ones_are():
             record(workers(1), cause=FailureCause.CRASHED),
             record(workers(2), cause=FailureCause.INTERRUPTED),
             record(workers(4)),
+            record(workers(6), cause=FailureCause.KILLED),
+            record(workers(8), cause=FailureCause.KILLED),
+            record(workers(8), cause=FailureCause.KILLED),
         ]
     )
-    assert dict(knowledge.measured) == {workers(1): 0.0}
+    # Whose signal the only one was is unknown.
+    assert dict(knowledge.measured) == {workers(1): 0.0, workers(8): 0.0}
     assert knowledge.incumbent == 0.0
 
 

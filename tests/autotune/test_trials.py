@@ -74,7 +74,7 @@ def test_forked_trials_get_the_configuration_asked_for(script, start_runner):
         ({"step": "sys.exit(3)"}, FailureCause.CRASHED, "exit code 3"),
         ({"step": "os._exit(3)"}, FailureCause.CRASHED, "exit code 3"),
         ({"step": "os.kill(os.getpid(), 9)"}, FailureCause.KILLED, "SIGKILL"),
-        ({"step": "os.kill(os.getpid(), 11)"}, FailureCause.KILLED, "SIGSEGV"),
+        ({"step": "os.kill(os.getpid(), 11)"}, FailureCause.CRASHED, "SIGSEGV"),
         ({"step": "if taken == 1: break"}, FailureCause.LOOP_ENDED, "after 2 steps"),
         ({"length": 0}, FailureCause.NO_DATA, "delivered no batch"),
         ({"step": "time.sleep(60)"}, FailureCause.TIMED_OUT, "within 1 s"),
@@ -236,6 +236,11 @@ with Listener() as listener:
         (
             "RuntimeError",
             "DataLoader worker (pid 3) is killed by signal: Killed.",
+            FailureCause.KILLED,
+        ),
+        (
+            "RuntimeError",
+            "DataLoader worker (pid 3) is killed by signal: Segmentation fault.",
             FailureCause.CRASHED,
         ),
     ],

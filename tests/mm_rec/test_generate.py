@@ -259,6 +259,28 @@ def test_a_checkpoint_that_contradicts_itself_is_an_error(
         load_model(file)
 
 
+class Touch:
+    """Makes a file when it is unpickled by whoever trusts it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_a_checkpoint_runs_no_code(small: ModelConfig, tmp_path: Path) -> None:
+    file, touched = tmp_path / "checkpoint.pt", tmp_path / "touched"
+    save_checkpoint(file, small, ByteTokenizer())
+    torch.save({**torch.load(file, weights_only=True), "position": Touch(touched)}, file)
+    with pytest.raises(CheckpointError, match="not a readable checkpoint"):
+        load_model(file)
+    assert not touched.exists()
+    # It would have, had it been trusted.
+    torch.load(file, weights_only=False)
+    assert touched.exists()
+
+
 def test_the_seed_decides_the_text(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def write(*flags: str) -> str:
         assert main([str(run_dir), "--prompt", "a", "--max-tokens", "30", *flags]) == 0
