@@ -19,7 +19,7 @@ from autotune.measurement import FailureCause, StartMode
 from autotune.trials.trial import TrialFailedError
 
 from .conftest import FIXED_STEP, QUICK, processes_of, wait_until
-from .runs import autotune_run, begin_run, trials
+from .runs import autotune_run, begin_run, count_trials, trials
 
 BLOCK = BlockRequest(min_s=0.05)
 CONFIG = ThroughputConfig(batch_size=8, num_threads=1)
@@ -374,6 +374,28 @@ def test_an_output_directory_that_vanished_costs_the_file_and_not_the_answer(stu
     assert "this study is complete: nothing is measured again" in done.stdout
     assert len(trials()) == measured
     assert "batch_size: 8" in Path("out/best_config.yaml").read_text()
+
+
+def test_what_can_only_be_read_is_refused_before_anything_is_measured(study, tmp_path):
+    options = study()
+    (tmp_path / "fixed").mkdir()
+    mount = f"mount -t tmpfs -o ro tmpfs '{tmp_path / 'fixed'}'"
+    probe = subprocess.run(["unshare", "--mount", "sh", "-c", mount], check=False)
+    if probe.returncode:
+        pytest.skip("needs the right to mount a file system")
+    for place in (("--out", "fixed/best.yaml"), ("--storage", "fixed/a.db")):
+        run = [sys.executable, "-m", "autotune", "run", *options, *place]
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", f'{mount} && exec "$@"', "sh", *run],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 2
+        assert "cannot be written: Read-only file system" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert count_trials() == 0
 
 
 def test_a_directory_of_any_name_will_do(study, tmp_path, monkeypatch):

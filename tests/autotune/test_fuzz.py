@@ -5,6 +5,7 @@ import json
 import math
 import os
 import socket
+import sqlite3
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -18,9 +19,13 @@ from autotune.best_config import read_best_config, write_best_config
 from autotune.blocks import BlockRequest, Sample
 from autotune.channel import Channel
 from autotune.config import ThroughputConfig
-from autotune.errors import BadInputError
+from autotune.errors import AutotuneError, BadInputError
 from autotune.measurement import summarise
+from autotune.report.frame import load_study
+from autotune.report.page import make_page
+from autotune.report.view import open_view
 from autotune.search.definition import parse_duration, read_definition
+from autotune.search.storage import failing_in_one_line, storage_url
 from autotune.search.training_length import parse_training_length
 from autotune.space import Space
 from autotune.trials.memory import OomWatch
@@ -130,6 +135,58 @@ class Origin:
             abort=lambda: None,
             end=lambda grace_s: None,
         )
+
+
+RECORDED = Path(__file__).parents[2] / "notebooks" / "recorded_study.db"
+STORED = [
+    ("trial_user_attributes", "value_json"),
+    ("study_user_attributes", "value_json"),
+    ("trials", "state"),
+    ("trial_params", "param_value"),
+    ("trial_params", "distribution_json"),
+    ("trial_values", "value"),
+    ("study_directions", "direction"),
+]
+
+
+def damaged(data, text):
+    """A stored value of which a part, or all, is something else."""
+    kind = data.draw(st.sampled_from(["cut", "none", "other", "part"]))
+    if kind == "cut":
+        return text[: data.draw(st.integers(0, len(text)))]
+    if kind == "none":
+        return None
+    if kind == "other":
+        return json.dumps(data.draw(VALUES))
+    try:
+        place = value = json.loads(text)
+    except ValueError:
+        return "other"
+    while isinstance(place, dict | list) and place:
+        keys = list(place) if isinstance(place, dict) else range(len(place))
+        key = data.draw(st.sampled_from(keys))
+        if not isinstance(place[key], dict | list) or data.draw(st.booleans()):
+            place[key] = data.draw(VALUES)
+            break
+        place = place[key]
+    return json.dumps(value)
+
+
+@settings(FILES, max_examples=40)
+@given(data=st.data())
+def test_a_study_with_anything_in_one_place_is_shown_or_refused(tmp_path, data):
+    path = tmp_path / "study.db"
+    path.write_bytes(RECORDED.read_bytes())
+    table, column = data.draw(st.sampled_from(STORED))
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        rows = connection.execute(f"SELECT rowid, {column} FROM {table}").fetchall()
+        row, text = data.draw(st.sampled_from(rows))
+        changed = (damaged(data, str(text)), row)
+        with contextlib.suppress(sqlite3.IntegrityError):
+            connection.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", changed)
+    with contextlib.suppress(AutotuneError), failing_in_one_line(storage_url(path)):
+        frame, view = load_study(path), open_view(str(path))
+        assert make_page(view, frame).startswith("<!doctype html>")
 
 
 BLOCK = st.fixed_dictionaries(

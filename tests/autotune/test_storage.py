@@ -1,4 +1,6 @@
+import contextlib
 import dataclasses
+import sqlite3
 import warnings
 
 import optuna
@@ -11,7 +13,7 @@ from autotune.errors import BadInputError
 from autotune.measurement import Failure, FailureCause, StartMode, summarise
 from autotune.report.frame import BLOCK_COLUMNS
 from autotune.search.records import Outcome, Phase, read_records
-from autotune.search.storage import storage_url
+from autotune.search.storage import sqlite_path, storage_url
 from autotune.search.study import SCHEMA_VERSION, find_study, open_study
 
 from .made_up import SETTLING, block, sample
@@ -135,6 +137,26 @@ def test_what_is_no_study_is_refused(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(BadInputError, match="cannot be opened|holds no study"):
         autotune.load_study(path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE trial_user_attributes SET value_json = '{' WHERE key = 'raw_samples'",
+        "UPDATE trial_user_attributes SET value_json = '[]' WHERE key = 'raw_samples'",
+        "UPDATE trial_user_attributes SET value_json = '[3]' WHERE key = 'config'",
+        "UPDATE study_user_attributes SET value_json = NULL",
+        "UPDATE trials SET state = 'LOST'",
+    ],
+)
+def test_a_damaged_study_is_neither_read_nor_gone_on_with(store, url, damage):
+    store.complete(store.begin(CONFIG, Phase.SEARCH), OUTCOME)
+    with contextlib.closing(sqlite3.connect(sqlite_path(url))) as connection, connection:
+        assert connection.execute(damage).rowcount > 0
+    with pytest.raises(BadInputError, match="damaged"):
+        autotune.load_study(url)
+    with pytest.raises(BadInputError, match="damaged"):
+        open_study(url, "s", fresh=False).records()
 
 
 def test_settings_that_a_newer_version_added_do_not_hide_a_study(store, url):
