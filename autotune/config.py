@@ -200,9 +200,15 @@ _OPTIONAL = frozenset(
 )
 
 
+# What 32 bits hold; no loader or thread pool takes more.
+_LARGEST = 2**31 - 1
+
+
 def _check_integer(name: str, value: object, minimum: int, *, optional: bool = False) -> None:
     if optional and value is None:
         return
+    if isinstance(value, int) and value > _LARGEST:
+        raise ConfigError(f"{name} must be at most {_LARGEST:,}, not {value}")
     # bool is an int to Python, and never a count to a person.
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         alternative = " or null" if optional else ""

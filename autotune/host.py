@@ -11,10 +11,12 @@ import gc
 import multiprocessing
 import os
 import platform
+import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -71,8 +73,24 @@ class TrialProcess:
     def _report_exception(
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
-        self.send(type="failed", error=kind.__name__, message=str(error)[:2000])
+        text = "; ".join((str(error), *_ends_of_workers(trace)))
+        self.send(type="failed", error=kind.__name__, message=text[:2000])
         self._previous_hook(kind, error, trace)
+
+
+def _ends_of_workers(trace: TracebackType | None) -> Iterator[str]:
+    """How the workers of a loader ended that an exception came from: torch itself seldom tells."""
+    for frame, _ in traceback.walk_tb(trace):
+        found = getattr(frame.f_locals.get("self"), "__dict__", {}).get("_workers")
+        for worker in found if isinstance(found, list) else ():
+            code = getattr(worker, "exitcode", None)
+            if code:
+                yield (
+                    f"a worker was killed by signal: {signal.strsignal(-code)}"
+                    if code < 0
+                    else f"a worker ended with exit code {code}"
+                )
+                return
 
 
 def is_measured() -> bool:

@@ -4,7 +4,7 @@ The loop's step takes the same time for any batch, so that the largest batch is 
 While a run goes on, its coordinator, host, trials and loader workers are killed at random moments,
 the coordinator is kept from writing, and other processes keep the cores busy. What it prints must
 be zeros, but for the faults, and for one trial at most that each of them may cost. A round of the
-confirmation counts as one: its runs are open at once, and measured in turn.
+confirmation that was interrupted counts as one: its runs are open at once, and measured in turn.
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ def main() -> None:
     print(f"machine: {this_machine()}")
     tally = Tally()
     start_s = time.monotonic()
-    for seed in range(args.seed, args.seed + args.runs):
+    for number, seed in enumerate(range(args.seed, args.seed + args.runs)):
+        if number and number % 10 == 0:
+            print(f"{number} of {args.runs} studies", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
             before = tally.seen.copy()
             one_study(Path(directory), random.Random(seed), tally)
@@ -136,10 +138,11 @@ def one_study(directory: Path, chance: random.Random, tally: Tally) -> None:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     run.wait(chance.uniform(0.2, 4.0))
                 if run.poll() is None:
-                    fault = chance.choice(FAULTS)
-                    if inject(fault, run, start_hog, chance):
+                    chosen = chance.choice(FAULTS)
+                    if inject(chosen, run, start_hog, chance):
+                        fault = chosen
                         tally.faults[fault] += 1
-                        left, num_faults = left - 1, num_faults + 1
+                        left, num_faults = left - 1, num_faults + (fault != "hog")
             said, _ = run.communicate(timeout=RUN_S)
         check_settings(directory, tally)
         gone_s = time.monotonic() + GONE_S
@@ -169,6 +172,7 @@ def num_lost(trials: pd.DataFrame) -> int:
     """Trials without figures; neighbours in a round of the confirmation count as one."""
     lost = trials[trials["state"] != "complete"]
     follows = (lost["number"].diff() == 1) & (lost["round_number"].diff() == 0)
+    follows &= lost["cause"] == "interrupted"
     return int((~follows.fillna(False)).sum())
 
 
@@ -179,6 +183,8 @@ def inject(
     chance: random.Random,
 ) -> bool:
     """Do what is to be done to a run; says whether there was something to do it to."""
+    if run.poll() is not None:
+        return False
     if fault == "coordinator":
         run.kill()
     elif fault == "terminate":

@@ -86,7 +86,7 @@ def auto(
     search_s = bench.now_s
     rates: dict[ThroughputConfig, list[float]] = {}
     chosen = table.baseline
-    found = finalists(standings, table.baseline)
+    found = finalists(standings, {table.baseline})
     for number in range(2 * ROUNDS if found else 0):
         before_s = bench.now_s
         confirm_round(bench, (table.baseline, *found), rates)

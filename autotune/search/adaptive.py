@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Protocol
 
 import numpy as np
@@ -121,16 +121,19 @@ class Visit:
 
 
 def finalists(
-    standings: Sequence[Standing], baseline: ThroughputConfig, *, measured_only: bool = False
+    standings: Sequence[Standing],
+    excluded: Set[ThroughputConfig],
+    *,
+    measured_only: bool = False,
 ) -> tuple[ThroughputConfig, ...]:
-    """What is to be confirmed beside the baseline: the first, if there is one.
+    """What is to be confirmed: the first that is not excluded, if there is one.
 
     It may have been measured never, where the time was up: the confirmation does that.
     """
     found = (
         standing.config
         for standing in standings
-        if standing.config != baseline and (standing.was_measured or not measured_only)
+        if standing.config not in excluded and (standing.was_measured or not measured_only)
     )
     return tuple(itertools.islice(found, 1))
 

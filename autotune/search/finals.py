@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 from autotune.config import ThroughputConfig
 from autotune.measurement import FailureCause
@@ -39,18 +39,18 @@ class Finals:
         self._recorder = recorder
 
     def choose(
-        self, knowledge: Knowledge, baseline: ThroughputConfig, record: TrialRecord
+        self, knowledge: Knowledge, excluded: Set[ThroughputConfig], baseline: TrialRecord
     ) -> tuple[ThroughputConfig, ...]:
         """As many finalists as are asked for, or as fit in the time that is left; at least one.
 
         Args:
             knowledge: What the search has found.
-            baseline: The baseline.
-            record: Its trial, which tells what a run takes.
+            excluded: What is none: the baseline, and what failed since.
+            baseline: The baseline's trial, which tells what a run takes.
         """
-        num_runs = self._recorder.left_s / (self._definition.confirm_rounds * _run_s(record))
+        num_runs = self._recorder.left_s / (self._definition.confirm_rounds * _run_s(baseline))
         number = max(1, min(self._definition.num_finalists, int(num_runs) - 1))
-        return knowledge.finalists(baseline, number)
+        return knowledge.finalists(excluded, number)
 
     def fit_together(self, configs: Sequence[ThroughputConfig]) -> bool:
         """Whether all of these may be in memory at once, by what their trials so far held.
@@ -80,7 +80,7 @@ class Finals:
         configs: Sequence[ThroughputConfig],
         *,
         side_by_side: bool,
-        substitutes: Callable[[], Sequence[ThroughputConfig]],
+        substitutes: Callable[[Set[ThroughputConfig]], Sequence[ThroughputConfig]],
         show: Callable[[], None],
     ) -> list[TrialRecord]:
         """Run all in fresh processes, round by round while there is time; at least one round.
@@ -89,7 +89,7 @@ class Finals:
 
         Args:
             configs: The baseline first; the others leave when they fail.
-            substitutes: What to go on with when all of them have.
+            substitutes: What to go on with when all of them have, given those.
             side_by_side: Whether all are open at once; where one then does not answer, the round
                 does not count, and those that follow are run one after another.
             show: Called after each round.
@@ -100,6 +100,7 @@ class Finals:
         rounds_left = self._definition.confirm_rounds
         most = _MOST_ROUNDS * rounds_left
         for number in itertools.count(1):
+            cut_short = False
             left_s = self._recorder.left_s
             found = self._recorder.run_round(
                 [baseline, *finalists], number=number, side_by_side=side_by_side, shuffle=shuffle
@@ -115,18 +116,19 @@ class Finals:
                 confirmed += found
                 telling = telling_failures(confirmed)
                 # Where one was killed by somebody, there is nothing to compare it with.
-                rounds_left -= all(record.number in telling for record in failures)
+                cut_short = any(record.number not in telling for record in failures)
+                rounds_left -= not cut_short
                 failed = {record.config for record in confirmed if record.number in telling}
                 remaining = [config for config in finalists if config not in failed]
                 if finalists and not remaining:
-                    remaining = [config for config in substitutes() if config not in failed]
+                    remaining = list(substitutes(failed))
                     if remaining:
                         rounds_left = self._definition.confirm_rounds
                 finalists = remaining
             show()
             if rounds_left <= 0 and (number >= most or not _is_undecided(confirmed, baseline)):
                 break
-            if self._recorder.left_s < round_s:
+            if self._recorder.left_s < round_s and not cut_short:
                 break
         return confirmed
 

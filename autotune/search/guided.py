@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections.abc import Set
 
 from threadpoolctl import threadpool_limits
 
@@ -91,8 +92,10 @@ class GuidedSearch:
             )
             plan = wider
 
-    def finalists(self, plan: Plan) -> tuple[ThroughputConfig, ...]:
-        """The best configuration beside the baseline, if there is one.
+    def finalists(
+        self, plan: Plan, excluded: Set[ThroughputConfig]
+    ) -> tuple[ThroughputConfig, ...]:
+        """The best configuration beside those excluded, if there is one.
 
         One that was never measured only if there is time for a round of the confirmation.
         """
@@ -100,7 +103,7 @@ class GuidedSearch:
         round_s = confirmation_s(definition, self._baseline, num_finalists=1)
         return finalists(
             self._prepare(plan, plan.baseline).standings(),
-            plan.baseline,
+            excluded,
             measured_only=self._recorder.left_s * definition.confirm_rounds < round_s,
         )
 

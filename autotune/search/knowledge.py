@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from types import MappingProxyType
 
 from autotune.config import ThroughputConfig
@@ -50,8 +50,8 @@ class Knowledge:
             failure, measurement = record.failure, record.measurement
             if not record.phase.is_brief:
                 continue
-            visits.append(record.config)
             if measurement is not None:
+                visits.append(record.config)
                 measured[record.config] = measurement.units_per_s
                 if measurement.num_disturbed == measurement.num_blocks:
                     disturbed.append(record.config)
@@ -99,13 +99,17 @@ class Knowledge:
         gain = bound / self.measured[_without_workers(config)]
         return gain < 1 + INDIFFERENCE or bound * _BOUND_SLACK < self.incumbent
 
-    def finalists(self, baseline: ThroughputConfig, number: int) -> tuple[ThroughputConfig, ...]:
-        """The fastest configurations beside the baseline, cheapest first among equals.
+    def finalists(
+        self, excluded: Set[ThroughputConfig], number: int
+    ) -> tuple[ThroughputConfig, ...]:
+        """The fastest configurations beside those excluded, cheapest first among equals.
 
         Those far behind the fastest are left out.
         """
         others = {
-            config: rate for config, rate in self.measured.items() if rate and config != baseline
+            config: rate
+            for config, rate in self.measured.items()
+            if rate and config not in excluded
         }
         top = max(others.values(), default=0.0)
         close = [config for config, rate in others.items() if rate >= _FINALIST_SHARE * top]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator
 
+from autotune.clock import unix_s
 from autotune.config import ThroughputConfig
 from autotune.measurement import Failure, counted_blocks, sustained_share
 from autotune.search.adaptive import Reading, Visit
@@ -28,8 +28,8 @@ class LiveBench:
 
     @property
     def now_s(self) -> float:
-        """Unix time."""
-        return time.time()
+        """See `clock.unix_s`."""
+        return unix_s()
 
     def visit(self, config: ThroughputConfig, num_blocks: int) -> Reading | Failure:
         """One run; disturbed blocks are measured again, within a bound."""

@@ -15,7 +15,7 @@ from autotune.search.knowledge import Knowledge
 from autotune.search.memory_forecast import foresee_exhaustion
 from autotune.search.plan import Plan
 from autotune.search.progress import Observer
-from autotune.search.records import Outcome, Phase, TrialRecord
+from autotune.search.records import Outcome, Phase, TrialRecord, telling_failures
 from autotune.search.rounds import RoundPlan, measure_round
 from autotune.search.study import StudyStore
 from autotune.search.visits import Limits, visit
@@ -108,7 +108,8 @@ class Recorder:
             incumbent: See there.
         """
         record = self._visit(config, phase, num_blocks=num_blocks, incumbent=incumbent)
-        if record.failure is not None and record.failure.cause is FailureCause.KILLED:
+        killed = record.failure is not None and record.failure.cause is FailureCause.KILLED
+        if killed and self.left_s > 0:
             record = self._visit(config, phase, num_blocks=num_blocks, incumbent=incumbent)
         return record
 
@@ -209,6 +210,8 @@ class Recorder:
         failure = record.failure
         assert failure is not None
         if record.phase is Phase.PROBE or failure.cause.is_exhaustion or self._something_worked:
+            return
+        if record.number not in telling_failures(self.store.records()):
             return
         self._failures.append(record)
         kinds = {(r.failure.cause, r.failure.message) for r in self._failures if r.failure}

@@ -16,6 +16,9 @@ from autotune.measurement import Failure, FailureCause, Measurement, StartMode
 from autotune.search.storage import reading
 from autotune.validation import validate
 
+# No count of bytes, samples or seconds comes near it.
+_TOO_LARGE = 2**62
+
 
 class Phase(enum.StrEnum):
     """Why a trial was run. The values are stored in studies: never rename one."""
@@ -101,6 +104,22 @@ def telling_failures(records: Iterable[TrialRecord]) -> frozenset[int]:
     return frozenset(found)
 
 
+def _check_figures(measurement: Measurement, samples: Sequence[Sample]) -> None:
+    """What is reckoned with must be numbers to reckon with.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if not any(sample.blocks for sample in samples):
+        raise ValueError("it has figures, and no blocks that they come from")
+    figures = {**dataclasses.asdict(measurement), "at_s": max(s.at_s for s in samples)}
+    for name, value in figures.items():
+        if value is not None and not 0 <= value < _TOO_LARGE:
+            raise ValueError(f"{name} is {value}")
+    if not measurement.units_per_s or not measurement.measured_s:
+        raise ValueError("its throughput is 0")
+
+
 def read_records(study: optuna.Study) -> tuple[TrialRecord, ...]:
     """All trials of a study, by number."""
     return tuple(map(read_trial, stored_trials(study)))
@@ -147,8 +166,8 @@ def _read_trial(trial: FrozenTrial) -> TrialRecord:
         validate(Sample, raw, source=f"trial {trial.number}")
         for raw in attributes.get("raw_samples", ())
     )
-    if measurement is not None and not any(sample.blocks for sample in samples):
-        raise ValueError("it has figures, and no blocks that they come from")
+    if measurement is not None:
+        _check_figures(measurement, samples)
     return TrialRecord(
         number=trial.number,
         phase=Phase(attributes.get("phase", Phase.SEARCH)),

@@ -94,7 +94,7 @@ def reading(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, LookupError, TypeError, AssertionError) as error:
+    except (ValueError, LookupError, TypeError, ArithmeticError, AssertionError) as error:
         reason = str(error).strip().split("\n")[0]
         raise BadInputError(
             f"{what}: damaged ({reason}): use a copy of the storage, or another one with --storage"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import platform
@@ -42,11 +43,11 @@ class StudyStore:
     def __init__(self, study: optuna.Study, *, alone: bool) -> None:
         self._study = study
         self._alone = alone
-        self._metric_named = bool(study.metric_names)
+        with reading(f"study {study.study_name}"):
+            self._metric_named = bool(study.metric_names)
+            schema_version = study.user_attrs.get("schema_version")
         self._finished: dict[int, TrialRecord] = {}
-        if study.user_attrs.get("schema_version", SCHEMA_VERSION) != SCHEMA_VERSION or (
-            "schema_version" not in study.user_attrs and study.get_trials(deepcopy=False)
-        ):
+        if schema_version != SCHEMA_VERSION and (schema_version or stored_trials(study)):
             raise BadInputError(
                 f"study {study.study_name}: was not made by this version of autotune: start "
                 "another with --fresh"
@@ -137,8 +138,13 @@ class StudyStore:
         """The trials of the latest other study of the same command on a similar machine.
 
         It is in the same storage, keeps the same effective batch, its machine had as many usable
-        cores, and one of its trials succeeded. Empty where there is none.
+        cores, and one of its trials succeeded. Empty where there is none, or damaged ones.
         """
+        with contextlib.suppress(BadInputError), reading("an earlier study"):
+            return self._records_of_similar()
+        return ()
+
+    def _records_of_similar(self) -> tuple[TrialRecord, ...]:
         storage = self._study._storage
         for other in reversed(storage.get_all_studies()):
             facts = storage.get_study_user_attrs(other._study_id)
@@ -171,7 +177,9 @@ class StudyStore:
         On a database server other machines may be running trials of this study: only those of
         processes of this machine that are gone are marked.
         """
-        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        for trial in stored_trials(self._study):
+            if trial.state != TrialState.RUNNING:
+                continue
             host, pid = trial.user_attrs.get("coordinator", (platform.node(), 0))
             lives = host != platform.node() or (pid != os.getpid() and psutil.pid_exists(pid))
             if lives and not self._alone:
@@ -182,7 +190,7 @@ class StudyStore:
 
 def _workload(facts: Mapping[str, Any]) -> tuple[object, ...]:
     """What two studies must have in common to tell of each other."""
-    machine = facts.get("machine", {})
+    machine = dict(facts.get("machine", {}))
     return (
         facts.get("schema_version"),
         facts.get("command"),
@@ -235,24 +243,21 @@ def open_study(url: str, name: str, *, fresh: bool) -> StudyStore:
     A fresh study gets the next free name (`name.2`, `name.3`, …), so that nothing is deleted;
     without `fresh`, the latest of these is meant.
     """
-    with reading(f"storage {shown_url(url)}"):
-        return _open_study(url, name, fresh=fresh)
-
-
-def _open_study(url: str, name: str, *, fresh: bool) -> StudyStore:
     storage = open_storage(url, writable=True)
-    names = {summary.study_name for summary in storage.get_all_studies()}
+    with reading(f"storage {shown_url(url)}"):
+        names = {summary.study_name for summary in storage.get_all_studies()}
     number = 1
     while _numbered(name, number + 1) in names:
         number += 1
     if fresh and name in names:
         number += 1
-    study = optuna.create_study(
-        storage=storage,
-        study_name=_numbered(name, number),
-        direction="maximize",
-        load_if_exists=True,
-    )
+    with reading(f"storage {shown_url(url)}"):
+        study = optuna.create_study(
+            storage=storage,
+            study_name=_numbered(name, number),
+            direction="maximize",
+            load_if_exists=True,
+        )
     return StudyStore(study, alone=sqlite_path(url) is not None)
 
 
@@ -265,18 +270,15 @@ def find_study(url: str, name: str | None) -> optuna.Study:
     path = sqlite_path(url)
     if path is not None and not path.is_file():
         raise BadInputError(f"storage {path}: there is no such file: run `autotune run` first")
-    with reading(f"storage {shown_url(url)}"):
-        return _find_study(url, name)
-
-
-def _find_study(url: str, name: str | None) -> optuna.Study:
     storage = open_storage(url, writable=False)
-    names = [study.study_name for study in storage.get_all_studies()]
+    with reading(f"storage {shown_url(url)}"):
+        names = [study.study_name for study in storage.get_all_studies()]
     if not names:
         raise BadInputError(f"storage {shown_url(url)}: holds no study: run `autotune run` first")
     if name is not None and name not in names:
         raise BadInputError(f"study {name}: not in {shown_url(url)}; there are {', '.join(names)}")
-    return optuna.load_study(study_name=name or names[-1], storage=storage)
+    with reading(f"study {name or names[-1]}"):
+        return optuna.load_study(study_name=name or names[-1], storage=storage)
 
 
 def _numbered(name: str, number: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from importlib import metadata
 
 from autotune.best_config import MachineRecord
@@ -37,6 +37,7 @@ from autotune.search.progress import Observer
 from autotune.search.recorder import Recorder
 from autotune.search.records import Phase, TrialRecord
 from autotune.search.spread import BlockSpread
+from autotune.search.storage import reading
 from autotune.search.study import StudyStore
 from autotune.search.visits import run_through
 from autotune.space import Space
@@ -150,8 +151,10 @@ class Tuner:
             "effective_batch_size": introduction.effective_batch_size,
         }
         stored = self._store.facts
+        with reading(f"study {self._store.name}"):
+            earlier = dict(stored.get("workload", workload))
         for name, now in workload.items():
-            before = stored.get("workload", workload).get(name)
+            before = earlier.get(name)
             if before != now:
                 raise BadInputError(
                     f"study {self._store.name}: its {name} was {before}, and is {now} now: "
@@ -241,11 +244,17 @@ class Tuner:
         self._observer.note(f"expected to take {expected.low_s:.0f} to {expected.high_s:.0f} s")
 
     def _finalists(
-        self, plan: Plan, baseline: TrialRecord, guided: GuidedSearch
+        self,
+        plan: Plan,
+        baseline: TrialRecord,
+        guided: GuidedSearch,
+        without: Set[ThroughputConfig] = frozenset(),
     ) -> tuple[ThroughputConfig, ...]:
+        """What is to be confirmed beside the baseline; nothing of what is to be left out."""
+        excluded = {plan.baseline, *without}
         if self._definition.sampler is SamplerName.AUTO:
-            return guided.finalists(plan)
-        return self._finals.choose(self._recorder.knowledge(plan), plan.baseline, baseline)
+            return guided.finalists(plan, excluded)
+        return self._finals.choose(self._recorder.knowledge(plan), excluded, baseline)
 
     def _confirm(
         self,
@@ -279,7 +288,7 @@ class Tuner:
         confirmed = self._finals.confirm(
             [plan.baseline, *finalists],
             side_by_side=side_by_side,
-            substitutes=lambda: self._finalists(plan, baseline, guided),
+            substitutes=lambda failed: self._finalists(plan, baseline, guided, failed),
             show=lambda: show_visits(self._recorder, plan, baseline, knowledge, Phase.CONFIRM),
         )
         runs = complete_rounds(confirmed, plan.baseline)

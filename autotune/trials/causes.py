@@ -22,7 +22,7 @@ _CAUSES = {
     r"|Cannot allocate memory",
 }
 # A loader's worker that was killed is reported by its parent.
-_KILLED_WORKER = r"killed by signal: Killed|exited unexpectedly"
+_KILLED_WORKER = r"killed by signal: (Killed|Terminated)"
 # Signals that a process's own code causes. Source: signal(7).
 _OWN_SIGNALS = frozenset(
     {signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGSYS, signal.SIGTRAP}

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from autotune.blocks import Block, BlockMode, BlockRequest, Sample, Settling
 from autotune.channel import Channel, ChannelClosedError, Message
+from autotune.clock import unix_s
 from autotune.config import ThroughputConfig
 from autotune.errors import AutotuneError, BadInputError
 from autotune.machine import this_machine
@@ -153,7 +154,7 @@ class Trial:
         Raises:
             TrialFailedError: It failed, or did not answer within `deadline_s` seconds.
         """
-        active_before_s, asked_at_s, at_s = self.active_s, time.monotonic(), time.time()
+        active_before_s, asked_at_s, at_s = self.active_s, time.monotonic(), unix_s()
         answer = self._ask(request, deadline_s)
         sample = Sample(
             blocks=answer.blocks,

@@ -18,6 +18,8 @@ from autotune.best_config import read_best_config
 
 from .runs import begin_run, trials
 
+pytestmark = pytest.mark.alone
+
 LIBRARY = r"""
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -78,12 +80,13 @@ def clocks(tmp_path, monkeypatch):
     return move
 
 
-def test_blocks_in_which_the_machine_slept_are_measured_again(study, clocks):
-    run = begin_run(study(axes=AXES, block_s=0.2, max_blocks=3), 1)
+@pytest.mark.parametrize("sampler", ["auto", "grid"])
+def test_blocks_in_which_the_machine_slept_are_measured_again(study, clocks, sampler):
+    run = begin_run(study(axes=AXES, block_s=0.2, max_blocks=3, sampler=sampler), 1)
     # It sleeps for an hour again and again, and both clocks know of it.
-    for hours in range(1, 9):
+    for hours in range(1, 31):
         clocks("wall", "boot", by_s=3600 * hours)
-        time.sleep(0.25)
+        time.sleep(0.1)
     said, errors = run.communicate(timeout=90)
     assert run.returncode == 0, errors
     frame = trials()
@@ -96,12 +99,15 @@ def test_blocks_in_which_the_machine_slept_are_measured_again(study, clocks):
 
 @pytest.mark.parametrize("jump_s", [-86400, 86400])
 def test_a_wall_clock_that_is_set_changes_nothing(study, clocks, jump_s):
-    run = begin_run(study(axes=AXES), 2)
+    run = begin_run(study(axes=AXES, sampler="auto"), 2)
     clocks("wall", by_s=jump_s)
     said, errors = run.communicate(timeout=90)
     assert run.returncode == 0, errors
     frame = trials()
     assert (frame["state"] == "complete").all()
+    # The search was not cut short.
+    assert {2, 4, 6, 8} >= set(frame["batch_size"]) >= {4, 8}
+    assert "the budget" not in said
     assert frame["duration_s"].between(0, 60).all()
     assert frame["start_up_s"].between(0, 60).all()
     assert read_best_config(Path("best_config.yaml")).config.batch_size == 8

@@ -336,6 +336,34 @@ def test_settings_that_somebody_killed_once_can_still_win(study, sampler):
     assert read_best_config(Path("best_config.yaml")).config.batch_size == 8
 
 
+@pytest.mark.parametrize(
+    ("end", "cause", "message"),
+    [
+        ("os.kill(os.getpid(), 9)", FailureCause.KILLED, "Killed"),
+        ("os.kill(os.getpid(), 11)", FailureCause.CRASHED, "Segmentation fault"),
+        ("os.kill(os.getpid(), 7)", FailureCause.OUT_OF_SHARED_MEMORY, "Bus error"),
+        ("os._exit(3)", FailureCause.CRASHED, "exit code 3"),
+    ],
+)
+def test_how_a_worker_ended_is_told(script, start_runner, end, cause, message):
+    failure = fail(start_runner(script(item=end)), WORKER)
+    assert failure.cause is cause, failure
+    assert message in failure.message
+
+
+def test_where_the_best_fails_in_the_confirmation_the_next_best_is_confirmed(study):
+    script = {
+        "before": "parent = os.getpid()",
+        "step": "assert config.batch_size < 8 or os.getpid() != parent; time.sleep(0.01)",
+    }
+    axes = {"batch_size": [2, 4, 6, 8], "num_workers": [0]}
+    done = autotune_run(*study(script=script, axes=axes, sampler="auto"))
+    assert done.returncode == 0, done.stderr
+    confirmed = trials().query("phase == 'confirm'")
+    assert set(confirmed.query("batch_size == 8")["state"]) == {"failed"}
+    assert read_best_config(Path("best_config.yaml")).config.batch_size == 6
+
+
 def test_a_database_that_somebody_locks_ends_a_run_in_one_line(study):
     options = study(axes={"batch_size": [2, 4, 8, 16, 32], "num_workers": [0], "num_threads": [1]})
     run = begin_run(options, 4)

@@ -62,7 +62,10 @@ class FakeRecorder:
 
 def confirm(recorder, configs=(BASELINE, OTHER, THIRD), substitutes=()):
     return Finals(recorder).confirm(
-        configs, side_by_side=True, substitutes=lambda: substitutes, show=lambda: None
+        configs,
+        side_by_side=True,
+        substitutes=lambda failed: [config for config in substitutes if config not in failed],
+        show=lambda: None,
     )
 
 
@@ -111,6 +114,13 @@ def test_a_round_in_which_somebody_killed_one_is_repeated_and_nobody_is_out(fail
     assert {config: [run.round_number for run in found] for config, found in runs.items()} == {
         config: [2, 3, 4] for config in (BASELINE, OTHER, THIRD)
     }
+
+
+def test_where_there_was_time_for_one_round_and_somebody_cut_it_short_there_is_another():
+    recorder = FakeRecorder(left_s=12.0, fails=(OTHER,), cause=FailureCause.KILLED, times=1)
+    runs = finals.complete_rounds(confirm(recorder), BASELINE)
+    assert len(recorder.rounds) == 2
+    assert set(runs) == {BASELINE, OTHER, THIRD}
 
 
 def test_one_that_is_killed_again_is_out():

@@ -1,4 +1,7 @@
-"""What a run never does, by Python's own audit events in every process that it starts."""
+"""What a run never does, by Python's own audit events in coordinator, host and trials.
+
+The guard starts without the hook: it reads a pipe, and kills.
+"""
 
 import ast
 import json

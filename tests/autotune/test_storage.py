@@ -147,6 +147,10 @@ def test_what_is_no_study_is_refused(tmp_path, content):
         "UPDATE trial_user_attributes SET value_json = '[3]' WHERE key = 'config'",
         "UPDATE study_user_attributes SET value_json = NULL",
         "UPDATE trials SET state = 'LOST'",
+        "UPDATE trial_user_attributes SET value_json = '0.0' WHERE key = 'units_per_s'",
+        "UPDATE trial_user_attributes SET value_json = 'Infinity' WHERE key = 'measured_s'",
+        "UPDATE trial_user_attributes SET value_json = '1' || value_json || '000000000000000000000'"
+        " WHERE key = 'num_steps'",
     ],
 )
 def test_a_damaged_study_is_neither_read_nor_gone_on_with(store, url, damage):
