@@ -32,10 +32,12 @@ _SURE = 0.9
 # what is no matter, since means are uncertain.
 _TIE = INDIFFERENCE / 2
 # How far an earlier search of the same loop may be off, beyond its own doubts.
-_AFTER_ANOTHER = Spreads(step=0.05, workers=0.07)
-# Spreads are fitted anew whenever there are so many times as many observations.
+_AFTER_ANOTHER = Spreads(step=0.05, batch=0.03, workers=0.07)
+# Spreads are fitted anew whenever there are so many times as many observations, and when one lies
+# so many standard deviations from what was expected.
 _REFIT = 1.5
 _FIRST_FIT = 8
+_SURPRISE = 4.0
 # What starting a forked trial takes, and settling: first guesses, in seconds and in steps.
 _START_S, _SETTLE_STEPS = 0.4, 3.0
 
@@ -179,7 +181,7 @@ class AdaptiveSearch:
             self._first_spreads = _AFTER_ANOTHER
             self._similarity = dataclasses.replace(self._similarity, doubt=prior.covariance)
         self._spreads = self._first_spreads
-        self._fit_at = _FIRST_FIT
+        self._num_fitted = 0
         # Places of configurations, with what their runs showed.
         self._readings: list[tuple[int, Reading]] = []
         self._failed: dict[int, Failure] = {}
@@ -351,10 +353,14 @@ class AdaptiveSearch:
             similarity = dataclasses.replace(similarity, gain=law.gain(self.configs))
             if self._prior is None:
                 guess = -np.log(law.seconds_per_unit(self.configs))
-        if len(observations) >= self._fit_at:
+        belief = Belief(similarity, self._spreads, guess, observations)
+        is_due = len(observations) >= max(_FIRST_FIT, _REFIT * self._num_fitted)
+        is_surprised = belief.surprise > _SURPRISE and len(observations) > self._num_fitted
+        if is_due or is_surprised:
             self._spreads = fit_spreads(similarity, guess, observations, self._first_spreads)
-            self._fit_at = math.ceil(_REFIT * len(observations))
-        return Belief(similarity, self._spreads, guess, observations)
+            self._num_fitted = len(observations)
+            belief = Belief(similarity, self._spreads, guess, observations)
+        return belief
 
     def _law(self) -> BottleneckLaw | None:
         """What the runs without workers tell of all others; None where there are none."""

@@ -31,14 +31,24 @@ _BATCH, _THREADS, _WORKERS, _PREFETCH = 3.0, 0.7, 1.0, 4.0
 _LEVEL = 1.0
 # Workers cost something, too: how far the law may be off where they bring nothing.
 _LEAST_WORKERS = 0.03
+# Doublings of the batch over which a sudden change of its cost is forgotten: what no longer fits
+# into a cache, or into memory, makes larger batches slower at once.
+_CHANGE = 3.0
 # Seconds within which the machine's speed is about the same.
 _DRIFT_S = 20.0
 # How far off the spreads' first guesses may be, in natural logarithms. A loop that sleeps hardly
-# varies at all: what processes and noise do differs most from machine to machine.
-_DOUBT, _NOISE_DOUBT = 0.2, 0.5
+# varies at all: what processes and noise do differs from machine to machine. Sudden changes are
+# small in most loops, and a factor of ten in one that begins to swap.
+_DOUBT, _NOISE_DOUBT, _CHANGE_DOUBT = 0.2, 0.5, 1.0
 # Beyond so many times that, nothing is sought.
 _REACH = 4.0
-_NOISY = ("process", "drift", "noise", "workers_noise")
+_DOUBTS = {
+    "process": _NOISE_DOUBT,
+    "drift": _NOISE_DOUBT,
+    "noise": _NOISE_DOUBT,
+    "workers_noise": _NOISE_DOUBT,
+    "batch": _CHANGE_DOUBT,
+}
 _JITTER = 1e-9
 
 
@@ -67,6 +77,7 @@ class Spreads:
 
     Attributes:
         step: Of the law's error, shared by similar batch sizes and threads.
+        batch: Of what changes suddenly from one batch size to the next, whatever the rest.
         workers: Of its error about workers, shared by similar settings that have some.
         own: Of what is peculiar to one configuration.
         process: Of what is peculiar to one process.
@@ -76,6 +87,7 @@ class Spreads:
     """
 
     step: float = 0.15
+    batch: float = 0.1
     workers: float = 0.25
     own: float = 0.02
     process: float = 0.03
@@ -90,6 +102,7 @@ class Similarity:
 
     Attributes:
         step: By what the step depends on.
+        batch: By the batch size alone, and less smoothly.
         workers: By everything, among those that have workers; 0 for the others.
         same: 1 for a configuration with itself, else 0.
         has_workers: Which configurations have workers, [N].
@@ -98,6 +111,7 @@ class Similarity:
     """
 
     step: Array
+    batch: Array
     workers: Array
     same: Array
     has_workers: NDArray[np.bool_]
@@ -116,8 +130,10 @@ class Similarity:
         has_workers = np.array([config.num_workers > 0 for config in configs])
         workers = _logs([max(1, config.num_workers) for config in configs], _WORKERS)
         prefetch = _logs([config.prefetch_factor or 1 for config in configs], _PREFETCH)
+        doublings = np.log2([float(config.batch_size) for config in configs])
         return cls(
             step=_alike(of_step),
+            batch=np.exp(-np.abs(np.subtract.outer(doublings, doublings)) / _CHANGE),
             workers=np.outer(has_workers, has_workers) * _alike([*of_step, workers, prefetch]),
             same=np.eye(len(configs)),
             has_workers=has_workers,
@@ -129,6 +145,7 @@ class Similarity:
         pairs = np.ix_(index, index)
         return Similarity(
             step=self.step[pairs],
+            batch=self.batch[pairs],
             workers=self.workers[pairs],
             same=self.same[pairs],
             has_workers=self.has_workers[index],
@@ -142,6 +159,7 @@ class Similarity:
         return np.asarray(
             _LEVEL**2
             + spreads.step**2 * self.step
+            + spreads.batch**2 * self.batch
             + np.outer(workers, workers) * self.workers
             + spreads.own**2 * self.same
             + (0.0 if self.doubt is None else self.doubt)
@@ -154,6 +172,8 @@ class Belief:
     Attributes:
         mean: Expected logarithm of each configuration's rate, [N].
         covariance: Of these, [N, N].
+        surprise: How far the least expected observation lies from what those before it had led to
+            expect, in standard deviations.
 
     Args:
         similarity: Of the space's configurations.
@@ -177,6 +197,8 @@ class Belief:
         residuals = solve_triangular(
             factor, self._seen.log_rate - law[self._seen.index], lower=True
         )
+        # Each row of the factor takes out of an observation what those before it tell.
+        self.surprise = float(np.abs(residuals).max())
         self._factor = factor
         self._explained = solve_triangular(factor, self._prior[self._seen.index], lower=True)
         # What went wrong with earlier runs of a configuration is expected of later ones.
@@ -247,7 +269,7 @@ def fit_spreads(
     seen = _Columns.of(observations)
     names = [field.name for field in dataclasses.fields(Spreads)]
     guess = np.log([getattr(first, name) for name in names])
-    doubts = np.array([_NOISE_DOUBT if name in _NOISY else _DOUBT for name in names])
+    doubts = np.array([_DOUBTS.get(name, _DOUBT) for name in names])
     seen_alone = similarity.at(seen.index)
     residuals = seen.log_rate - law[seen.index]
 

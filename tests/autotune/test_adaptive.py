@@ -91,6 +91,48 @@ def test_it_finds_the_best_among_few_visits_and_is_rather_sure(seed):
     assert search.num_visited < len(CONFIGS) / 2
 
 
+def step_s(config):
+    return 0.01 + 0.001 * config.batch_size
+
+
+def falls_out_of_a_cache(config):
+    return 0.01 * max(1.0, config.batch_size / 50) ** 1.5
+
+
+def swaps(config):
+    return step_s(config) * (10 if config.batch_size > 32 else 1)
+
+
+def suits_one_batch_size(config):
+    return step_s(config) * (0.6 if config.batch_size == 32 else 1)
+
+
+def hates_two_threads(config):
+    return step_s(config) * (2.5 if config.num_threads == 2 else 1)
+
+
+def hates_workers(config):
+    return step_s(config) * (1.5 if config.num_workers > 1 else 1)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(
+    "of_step",
+    [falls_out_of_a_cache, swaps, suits_one_batch_size, hates_two_threads, hates_workers],
+)
+def test_a_loop_that_no_law_describes_has_its_best_found_too(of_step, seed):
+    def seconds(config):
+        load_s = 0.0005 * config.batch_size
+        if not config.num_workers:
+            return (of_step(config) + load_s) / config.batch_size
+        return max(of_step(config), load_s / config.num_workers) / config.batch_size
+
+    search = search_on(MadeUpBench(seconds=seconds, load_s=0.0005, seed=seed))
+    search.run(120.0)
+    best, *_ = search.standings()
+    assert seconds(best.config) <= 1.03 * min(map(seconds, CONFIGS))
+
+
 def test_where_nothing_changes_the_speed_it_stops_soon():
     bench = MadeUpBench(seconds=lambda config: 0.005, load_s=0.0)
     search = search_on(bench)

@@ -61,6 +61,25 @@ def test_a_measurement_tells_of_similar_configurations_and_less_of_others():
     assert belief.mean[place(8)] == pytest.approx(3.0, abs=0.1)
 
 
+def test_a_batch_size_at_which_a_loop_suddenly_slows_is_a_surprise_that_is_believed_in_the_end():
+    observations = [
+        seen(place(batch_size), log_rate, at_s=at_s)
+        for at_s, (batch_size, log_rate) in enumerate([(1, 1.0), (8, 1.0), (16, -1.0), (32, -1.0)])
+    ]
+    belief = believe(*observations)
+    assert belief.surprise > 4
+    assert believe(*observations[:2]).surprise < 1
+    spreads = fit_spreads(SIMILARITY, FLAT, observations, SPREADS)
+    believed = believe(*observations, spreads=spreads)
+    assert spreads.batch > 3 * SPREADS.batch
+    # It is no noise.
+    assert spreads.noise < 2 * SPREADS.noise
+    assert believed.surprise < 4
+    for before, after in ((1, 8), (16, 32)):
+        assert believed.mean[place(before)] == pytest.approx(believed.mean[place(after)], abs=0.1)
+    assert believed.mean[place(8)] - believed.mean[place(16)] == pytest.approx(2.0, abs=0.1)
+
+
 def test_drift_that_two_measurements_shared_says_nothing_of_their_ratio():
     drifting = Spreads(drift=0.6)
 

@@ -91,15 +91,16 @@ def test_the_adaptive_search_is_the_default_and_says_how_sure_it_is(study):
 
 
 def test_axes_are_widened_where_the_best_lies_at_their_end(study):
-    # Batches of up to 100 cost the same.
-    script = {"step": "time.sleep(max(0.01, 0.0001 * config.batch_size))"}
+    # Batches of up to 100 cost the same; in larger ones a sample costs ever more, so that 128 is
+    # faster than 64 by 1.4 and than 256 by 1.35, far more than noise can hide.
+    script = {"step": "time.sleep(0.01 * max(1.0, config.batch_size / 100) ** 1.5)"}
     changes = {"script": script, "axes": {"num_workers": [0]}}
     done = autotune_run(*study(sampler="auto", **changes))
     assert done.returncode == 0, done.stderr
     assert "lies at the end of an axis: batch_size 128 is tried, too" in done.stdout
-    assert read_best_config(Path("best_config.yaml")).config.batch_size in (128, 256, 512)
+    assert read_best_config(Path("best_config.yaml")).config.batch_size == 128
     # It does not go on for ever.
-    assert trials()["batch_size"].max() <= 1024
+    assert trials()["batch_size"].max() == 256
     again = autotune_run("--study", "quick.yaml")
     assert "nothing is measured again" in again.stdout
 
