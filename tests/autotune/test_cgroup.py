@@ -273,6 +273,7 @@ def one_core_group():
         directory.rmdir()
 
 
+@pytest.mark.alone
 def test_a_process_in_a_group_of_one_core_sees_one_core_and_uses_it_up(one_core_group, tmp_path):
     script = tmp_path / "burn.py"
     script.write_text(BURN)

@@ -14,6 +14,8 @@ from autotune.machine import affinity, machine_cpu_s
 
 from .conftest import stop
 
+pytestmark = pytest.mark.alone
+
 # The head of scripts that look at their own process tree.
 HEAD = """
 import json, multiprocessing, os, subprocess, sys, time

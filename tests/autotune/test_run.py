@@ -16,6 +16,7 @@ from .runs import autotune_run, trials
 SETTINGS = list(autotune.ThroughputConfig(batch_size=1).to_dict())
 
 
+@pytest.mark.alone
 def test_a_run_finds_the_fastest_settings_and_writes_them(study):
     done = autotune_run(*study(confirm_rounds=2))
     assert done.returncode == 0, done.stderr
@@ -66,6 +67,7 @@ def test_a_run_finds_the_fastest_settings_and_writes_them(study):
     assert f"note: the loop loads {Path('best_config.yaml').absolute()}" in elsewhere.stdout
 
 
+@pytest.mark.alone
 def test_the_adaptive_search_is_the_default_and_says_how_sure_it_is(study):
     options = study(sampler="auto", axes={"batch_size": [1, 2, 4, 8, 16], "num_workers": [0]})
     done = autotune_run(*options, "--json")
@@ -90,6 +92,7 @@ def test_the_adaptive_search_is_the_default_and_says_how_sure_it_is(study):
     assert len(trials()) == len(frame)
 
 
+@pytest.mark.alone
 def test_axes_are_widened_where_the_best_lies_at_their_end(study):
     # Batches of up to 100 cost the same; in larger ones a sample costs ever more, so that 128 is
     # faster than 64 by 1.4 and than 256 by 1.35, far more than noise can hide.
@@ -105,6 +108,7 @@ def test_axes_are_widened_where_the_best_lies_at_their_end(study):
     assert "nothing is measured again" in again.stdout
 
 
+@pytest.mark.alone
 def test_settings_that_change_nothing_are_no_gain_and_the_baseline_is_kept(study):
     # A batch costs next to nothing by itself: the gain is far below what counts as one.
     script = {"step": "time.sleep(0.003 * config.batch_size)", "item": "pass"}
