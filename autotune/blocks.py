@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
+from collections.abc import Mapping
 
 from autotune.errors import BadInputError
 
@@ -83,6 +84,7 @@ class Block:
         num_steps: Micro-steps, that is batches handed to the loop.
         num_samples: Samples in them.
         num_units: Units in them, as the script counts them (samples where it does not say).
+        num_updates: Optimizer steps in them, as they were seen; 0 where none was.
         duration_s: From the first request for a batch to the end of the last step.
         wait_s: The part of it that the loop waited for the loader.
         ready_change: Batches that the loader held ready at the end, less those at the start.
@@ -105,6 +107,7 @@ class Block:
     num_units: float
     duration_s: float
     wait_s: float
+    num_updates: int = 0
     ready_change: int = 0
     num_epoch_ends: int = 0
     epoch_end_s: float = 0.0
@@ -201,6 +204,30 @@ class Sample:
     def disturbed(self) -> bool:
         """Whether any of its blocks was disturbed."""
         return any(block.interference for block in self.blocks)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LoopFacts:
+    """What a trial says of the training loop that it found, before anything is timed.
+
+    Attributes:
+        unit: Name of the unit that the script counts; None for samples.
+        steps_per_epoch: Batches in an epoch, where the loader tells.
+        samples_per_epoch: Samples that the loader draws an epoch from, whatever the batch size;
+            None where it does not tell.
+        steps_per_update: Micro-steps up to the first optimizer step; None where no optimizer took
+            a step.
+        fixed: Settings that this loop does not take from its configuration, each with the reason:
+            `{"batch_size": "the loader has a batch_sampler of its own"}`.
+        notes: Sentences for the user.
+    """
+
+    unit: str | None = None
+    steps_per_epoch: int | None = None
+    samples_per_epoch: int | None = None
+    steps_per_update: int | None = None
+    fixed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -32,6 +32,12 @@ class FailureCause(enum.StrEnum):
     NOT_FINITE = "not finite"
     LOOP_ENDED = "loop ended early"
     NEVER_CALLED = "never called autotune"
+    # The script does not take a setting from its configuration.
+    SETTING_IGNORED = "setting ignored"
+    # With these settings an epoch holds some samples more than once, or others not at all.
+    REPEATED_DATA = "repeated data"
+    # Nobody can tell how many samples a batch holds.
+    NOT_COUNTABLE = "samples not countable"
     INTERRUPTED = "interrupted"
 
     @property
@@ -47,11 +53,19 @@ class FailureCause(enum.StrEnum):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """An expected failure of a trial: the cause, one line about it, and the end of its output."""
+    """An expected failure of a trial: the cause, one line about it, and the end of its output.
+
+    Attributes:
+        cause: Why there is no result.
+        message: One line about it, for people.
+        output: The end of what the trial printed.
+        setting: The setting whose value is to blame, where the trial itself could tell.
+    """
 
     cause: FailureCause
     message: str
     output: str = ""
+    setting: str | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
