@@ -66,6 +66,7 @@ class BlockRequest:
         cut_s: unless the block has lasted so long; None for never.
         settle_s: About the longest time spent on uncounted steps until the loop is in its steady
             state; 0 for a loop that is in it already.
+        settle_steps: About the most uncounted steps; None for no limit.
     """
 
     mode: BlockMode = BlockMode.TRAIN
@@ -74,6 +75,7 @@ class BlockRequest:
     multiple_of: int = 1
     cut_s: float | None = None
     settle_s: float = 0.0
+    settle_steps: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +172,7 @@ class Settling:
         step_s: Seconds per step in the last of them.
         settled: Whether the loop stopped getting faster within the time given.
         num_discarded: Batches thrown away because more were ready than would be in steady state.
+        steps_per_update: Micro-steps to an optimizer step; None where fewer than two were seen.
     """
 
     num_steps: int
@@ -178,6 +181,7 @@ class Settling:
     step_s: float
     settled: bool
     num_discarded: int = 0
+    steps_per_update: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +195,8 @@ class Sample:
         memory_bytes: Peak memory of the process tree so far (see `trials.memory`).
         shared_memory_bytes: Of `/dev/shm`, what is used beyond what was at the trial's start.
         device_memory_bytes: Peak memory reserved on the GPU; None where none is used.
+        life_steps: Where the loop ended meanwhile and gives no more blocks, the batches that it
+            was given from its start; else None.
     """
 
     blocks: tuple[Block, ...]
@@ -199,6 +205,7 @@ class Sample:
     memory_bytes: int = 0
     shared_memory_bytes: int = 0
     device_memory_bytes: int | None = None
+    life_steps: int | None = None
 
     @property
     def disturbed(self) -> bool:

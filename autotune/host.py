@@ -7,6 +7,8 @@ the script asked for its configuration: imports, dataset and model are paid for 
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -23,6 +25,7 @@ from typing import Any, NoReturn
 
 from autotune.channel import CHANNEL_VARIABLE, Channel, ChannelClosedError, Message
 from autotune.config import ThroughputConfig
+from autotune.instrument.optimizer_watch import optimizer_exists
 
 _TASKS = Path("/proc/self/task")
 
@@ -32,14 +35,25 @@ class TrialProcess:
 
     Attributes:
         config: What runs.
+        default: The script's own settings.
+        has_optimizer: Whether the process had one of torch's optimizers at `load_config`.
         rank: Of this process, where several train together.
         root_pid: What the coordinator started: this process, or a launcher above it.
     """
 
     def __init__(
-        self, channel: Channel, config: ThroughputConfig, *, rank: int, root_pid: int
+        self,
+        channel: Channel,
+        config: ThroughputConfig,
+        *,
+        default: ThroughputConfig,
+        has_optimizer: bool,
+        rank: int,
+        root_pid: int,
     ) -> None:
         self.config = config
+        self.default = default
+        self.has_optimizer = has_optimizer
         self.rank = rank
         self.root_pid = root_pid
         self._channel = channel
@@ -60,22 +74,36 @@ class TrialProcess:
         except ChannelClosedError:
             os._exit(0)
 
-    def end(self, cause: str, message: str) -> NoReturn:
+    def end(self, cause: str, message: str, *, setting: str | None = None) -> NoReturn:
         """Say that no more steps will come, and wait to be ended by the coordinator.
 
         The script must not go on: what follows its loop (a last checkpoint, an upload) belongs to
         training and not to a measurement.
+
+        Args:
+            cause: One of `measurement.FailureCause`.
+            message: For the user.
+            setting: The setting whose value is to blame.
         """
-        self.send(type="failed", cause=cause, message=message)
+        self.send(type="failed", cause=cause, message=message, setting=setting)
         while True:
             self.receive()
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """Report an exception, print it, and leave at once.
+
+        No exit handler runs: one that a forked trial inherits would remove what belongs to its
+        host, such as temporary directories.
+        """
+        text = "; ".join((str(error), *_ends_of_workers(error.__traceback__)))
+        self.send(type="failed", error=type(error).__name__, message=text[:2000])
+        self._previous_hook(type(error), error, error.__traceback__)
+        _leave(1)
 
     def _report_exception(
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
-        text = "; ".join((str(error), *_ends_of_workers(trace)))
-        self.send(type="failed", error=kind.__name__, message=text[:2000])
-        self._previous_hook(kind, error, trace)
+        self.fail(error.with_traceback(trace))
 
 
 def _ends_of_workers(trace: TracebackType | None) -> Iterator[str]:
@@ -112,6 +140,8 @@ def become_trial(
         # Removed, so that a process started by the trial is not taken for another trial.
         start, _, path = os.environ.pop(CHANNEL_VARIABLE).partition(":")
         rank = int(os.environ.get("RANK", "0"))
+        # Looked for before anything is forked, since it takes long.
+        has_optimizer = optimizer_exists()
         channel = Channel.connect(path)
         channel.send(
             type="hello",
@@ -132,7 +162,14 @@ def become_trial(
         process: Any = multiprocessing.current_process()
         process._config["tempdir"] = str(Path(path).parent)
         channel, config, root_pid = _serve(channel, path)
-        _trial = TrialProcess(channel, config, rank=rank, root_pid=root_pid)
+        _trial = TrialProcess(
+            channel,
+            config,
+            default=default,
+            has_optimizer=has_optimizer,
+            rank=rank,
+            root_pid=root_pid,
+        )
     return _trial
 
 
@@ -214,6 +251,8 @@ def _prepare_to_fork() -> None:
 def _become_fork(host_channel: Channel, path: str, request: Mapping[str, Any]) -> Channel:
     """In the forked child: a session, an output file and a connection of its own."""
     os.setsid()
+    # The host's exit handlers were inherited, and are not this process's to run.
+    atexit.register(_leave, 0)
     # The host's thread variables are its own affair: what is imported or started from here on
     # should find what the user set.
     for name, value in request["environment"].items():
@@ -232,6 +271,14 @@ def _become_fork(host_channel: Channel, path: str, request: Mapping[str, Any]) -
     except ChannelClosedError:
         os._exit(0)
     return channel
+
+
+def _leave(exit_code: int) -> NoReturn:
+    """End this process without running exit handlers."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(exit_code)
 
 
 def _uses_cuda() -> bool:

@@ -76,7 +76,9 @@ class Measurement:
         samples_per_s: Sustained throughput in samples.
         units_per_s: Sustained throughput in the script's own units (the objective).
         seconds_per_step: Wall seconds per micro-step.
-        seconds_per_optimizer_step: The same per optimizer step.
+        seconds_per_optimizer_step: The same per optimizer step, as these were seen; where none
+            was, as the configuration has it.
+        samples_per_update: Samples per optimizer step, as these were seen; None where none was.
         data_wait_share: Share of the time that the loop waited for the loader, 0 to 1.
         cpu_utilisation: CPU seconds of the process tree ÷ (wall seconds x cores it may use).
         cpu_s_per_sample: CPU seconds of the process tree per sample.
@@ -123,6 +125,7 @@ class Measurement:
     compute_units_per_s: float | None
     load_units_per_s: float | None
     joules_per_sample: float | None
+    samples_per_update: float | None = None
 
 
 def sustained_share(blocks: Sequence[Block]) -> float:
@@ -178,6 +181,10 @@ def summarise(
         duration_s += (num_steps / steps_per_epoch - num_seen) * epoch_end_s
     balance = sustained_share(blocks)
     seconds_per_step = duration_s / (num_steps * balance)
+    num_updates = sum(block.num_updates for block in blocks)
+    steps_per_update = (
+        num_steps / num_updates if num_updates else config.gradient_accumulation_steps
+    )
     cpu_s = sum(block.cpu_s for block in blocks)
     capacity_s = sum(block.duration_s * block.capacity_cores for block in blocks)
     settling = next((sample.settling for sample in samples if sample.settling), None)
@@ -187,7 +194,7 @@ def summarise(
         samples_per_s=num_samples * balance / duration_s,
         units_per_s=sum(block.num_units for block in blocks) * balance / duration_s,
         seconds_per_step=seconds_per_step,
-        seconds_per_optimizer_step=seconds_per_step * config.gradient_accumulation_steps,
+        seconds_per_optimizer_step=seconds_per_step * steps_per_update,
         data_wait_share=sum(block.wait_s for block in blocks) / elapsed_s,
         cpu_utilisation=cpu_s / capacity_s,
         cpu_s_per_sample=cpu_s / num_samples,
@@ -207,6 +214,7 @@ def summarise(
         compute_units_per_s=probes.compute_units_per_s if probes else None,
         load_units_per_s=probes.load_units_per_s if probes else None,
         joules_per_sample=_joules_per_sample(blocks),
+        samples_per_update=num_samples / num_updates if num_updates else None,
     )
 
 

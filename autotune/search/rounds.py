@@ -133,7 +133,8 @@ class _Round:
                 continue
             for config, sample in turn.items():
                 self._runs[config].samples.append(sample)
-            turns_left = 0 if late else turns_left - 1
+            spent = any(run.is_spent for run in self._runs.values())
+            turns_left = 0 if late or spent else turns_left - 1
 
     def _turn(self) -> dict[ThroughputConfig, Sample]:
         order = list(self._runs)

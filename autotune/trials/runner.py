@@ -233,7 +233,11 @@ class Runner:
             abort=lambda: self._groups.abort(host.process.pid),
             end=lambda grace_s: self._end_host(host, grace_s),
         )
-        return Trial(host.channel, chosen, origin, StartMode.FRESH)
+
+        def restart() -> Trial:
+            return self._when_ready(self._start_fresh(config))
+
+        return Trial(host.channel, chosen, origin, StartMode.FRESH, restart)
 
     def _bring_up_fork_host(self) -> bool:
         """Whether a host is there that can be forked; starts one where none is."""
@@ -287,7 +291,9 @@ class Runner:
             abort=lambda: self._groups.abort(pid),
             end=lambda grace_s: self._end_fork(host, pid, grace_s),
         )
-        return Trial(channel, config, origin, StartMode.FORK)
+        return Trial(
+            channel, config, origin, StartMode.FORK, lambda: self.start(config, StartMode.FORK)
+        )
 
     def _raise_host_gone(self, host: _Host, error: Exception) -> NoReturn:
         """The host died between two trials; the next start brings up another one."""

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, NoReturn, Self, TypeVar
 
 from pydantic import Field
 
-from autotune.blocks import Block, BlockMode, BlockRequest, Sample, Settling
+from autotune.blocks import Block, BlockMode, BlockRequest, LoopFacts, Sample, Settling
 from autotune.channel import Channel, ChannelClosedError, Message
 from autotune.clock import unix_s
 from autotune.config import ThroughputConfig
@@ -79,8 +79,7 @@ class _Ready:
     """The loop asks for its first batch."""
 
     type: Literal["ready"]
-    unit: str | None = None
-    steps_per_epoch: Annotated[int, Field(ge=0)] | None = None
+    facts: LoopFacts
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +92,7 @@ class _Blocks:
     device_memory_bytes: int | None = None
     epoch_start_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     finite: bool | None = None
+    life_steps: Annotated[int, Field(ge=0)] | None = None
 
 
 _Answer = TypeVar("_Answer", _Ready, _Blocks)
@@ -108,20 +108,25 @@ class Trial:
     Attributes:
         config: What runs.
         mode: How it was started.
-        unit: Name of the unit that the script counts; None for samples.
-        steps_per_epoch: Length of the script's loader, where it has one.
-        start_up_s: From the request for the trial to the first batch handed to its loop, less the
-            time in which it was stopped; None until it is known.
+        facts: What it says of its loop.
+        start_up_s: From the request for the trial to the first batch for its loop; None until that
+            is known.
         active_s: Seconds in which it was started or ran; it does not count while it is stopped.
+        restart: Starts another trial of the same kind.
     """
 
     def __init__(
-        self, channel: Channel, config: ThroughputConfig, origin: TrialOrigin, mode: StartMode
+        self,
+        channel: Channel,
+        config: ThroughputConfig,
+        origin: TrialOrigin,
+        mode: StartMode,
+        restart: Callable[[], Trial],
     ) -> None:
+        self.restart = restart
         self.config = config
         self.mode = mode
-        self.unit: str | None = None
-        self.steps_per_epoch: int | None = None
+        self.facts = LoopFacts()
         self.start_up_s: float | None = None
         self.active_s = 0.0
         self._channel = channel
@@ -145,8 +150,7 @@ class Trial:
         self._ready = True
         self._signal(signal.SIGSTOP)
         self.active_s = time.monotonic() - self._origin.requested_at_s
-        self.unit = message.unit
-        self.steps_per_epoch = message.steps_per_epoch
+        self.facts = message.facts
 
     def measure(self, request: BlockRequest, *, deadline_s: float) -> Sample:
         """The blocks asked for, and the memory that the trial held then.
@@ -154,7 +158,7 @@ class Trial:
         Raises:
             TrialFailedError: It failed, or did not answer within `deadline_s` seconds.
         """
-        active_before_s, asked_at_s, at_s = self.active_s, time.monotonic(), unix_s()
+        at_s = unix_s()
         answer = self._ask(request, deadline_s)
         sample = Sample(
             blocks=answer.blocks,
@@ -163,9 +167,10 @@ class Trial:
             memory_bytes=self._memory.peak_bytes(),
             shared_memory_bytes=self._memory.shared_bytes,
             device_memory_bytes=answer.device_memory_bytes,
+            life_steps=answer.life_steps,
         )
         if self.start_up_s is None and sample.settling is not None:
-            self.start_up_s = active_before_s + sample.settling.first_batch_at_s - asked_at_s
+            self.start_up_s = sample.settling.first_batch_at_s - self._origin.requested_at_s
         return sample
 
     def begin_epoch(self, *, limit_s: float, deadline_s: float) -> float | None:
@@ -203,6 +208,20 @@ class Trial:
         for group in self._origin.groups:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, number)
+
+    def renew(self) -> None:
+        """End the process, and go on with another one of the same kind.
+
+        A loop that ends by itself is measured in several processes.
+
+        Raises:
+            TrialFailedError: The new one ended or took too long before its loop.
+        """
+        self.close()
+        other = self.restart()
+        self._channel, self._origin, self._memory = other._channel, other._origin, other._memory
+        self.active_s += other.active_s
+        self._ended = False
 
     def close(self) -> None:
         """End the trial, its workers included."""
@@ -271,7 +290,7 @@ class Trial:
         """The trial said itself what went wrong."""
         cause, text = str(message.get("cause")), str(message.get("message", ""))
         if cause in set(FailureCause):
-            self._fail(FailureCause(cause), text)
+            self._fail(FailureCause(cause), text, setting=message.get("setting"))
         # The traceback is printed after the report; the connection ends when it is.
         self._channel.poll(_TRACEBACK_DEADLINE_S)
         _, output = self._end(0.0)
@@ -291,9 +310,11 @@ class Trial:
         oom_killed = self._origin.oom.struck()
         raise TrialFailedError(describe_exit(exit_code, output, oom_killed=oom_killed))
 
-    def _fail(self, cause: FailureCause, message: str) -> NoReturn:
+    def _fail(self, cause: FailureCause, message: str, *, setting: str | None = None) -> NoReturn:
         _, output = self._end(0.0)
-        raise TrialFailedError(Failure(cause=cause, message=message, output=output))
+        raise TrialFailedError(
+            Failure(cause=cause, message=message, output=output, setting=setting)
+        )
 
 
 def read_tail(path: Path) -> str:
