@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -39,6 +39,7 @@ class TrialProcess:
         has_optimizer: Whether the process had one of torch's optimizers at `load_config`.
         rank: Of this process, where several train together.
         root_pid: What the coordinator started: this process, or a launcher above it.
+        before_failing: Called with an exception that ends the script, before it is reported.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class TrialProcess:
         self.has_optimizer = has_optimizer
         self.rank = rank
         self.root_pid = root_pid
+        self.before_failing: Callable[[BaseException], None] = lambda _: None
         self._channel = channel
         self._previous_hook = sys.excepthook
         sys.excepthook = self._report_exception
@@ -95,6 +97,7 @@ class TrialProcess:
         No exit handler runs: one that a forked trial inherits would remove what belongs to its
         host, such as temporary directories.
         """
+        self.before_failing(error)
         text = "; ".join((str(error), *_ends_of_workers(error.__traceback__)))
         self.send(type="failed", error=type(error).__name__, message=text[:2000])
         self._previous_hook(type(error), error, error.__traceback__)

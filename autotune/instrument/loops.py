@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
 from autotune.host import TrialProcess
-from autotune.instrument import torch_loader
+from autotune.instrument import schedules, torch_loader
 from autotune.instrument.effect_guard import EffectGuard
 from autotune.instrument.loop_region import LoopRegion, is_unwinding
 from autotune.instrument.optimizer_watch import OptimizerWatch, optimizer_exists
@@ -46,11 +46,13 @@ class Loops:
         self._first_ask_s: float | None = None
         self._first_batch_at_s: float | None = None
         self._region: LoopRegion | None = None
+        trial.before_failing = self._end_if_overrun
         EffectGuard(self._stop_if_left, self._end_with).install()
 
     def loader(self, loader: Iterable[Any], units: UnitCounter | None) -> MeasuredLoader:
         """The stand-in for a loader of the script."""
         torch_loader.install()
+        schedules.outlast()
         stand_in = MeasuredIterator if isinstance(loader, Iterator) else MeasuredLoader
         return stand_in(loader, self, units)
 
@@ -118,6 +120,15 @@ class Loops:
             # What follows is the script's way of dealing with it, or of cleaning up.
             self._trial.fail(error)
         if self._training is not None:
+            self._end()
+
+    def _end_if_overrun(self, error: BaseException) -> None:
+        """Take an exception for the end of the loop where it comes of going on for too long.
+
+        A trial feeds its loop beyond the end of the data. A schedule may be made for as many steps
+        as the training has, and be used up: a list of rates, or one that checks its end.
+        """
+        if self._training is not None and self._training.is_overrun_by(error):
             self._end()
 
     def _end_with(self, exit_code: object) -> NoReturn:

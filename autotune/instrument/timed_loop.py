@@ -41,6 +41,7 @@ class _Tally:
     num_steps: int = 0
     num_samples: int = 0
     num_units: float = 0.0
+    num_updates: int = 0
     wait_s: float = 0.0
     wait_cpu_s: float = 0.0
 
@@ -292,7 +293,7 @@ class TimedLoop:
         _synchronise()
         num_ready = self.source.num_ready()
         source, num_ends, ends_s = self.source, self.source.num_epoch_ends, self.source.epoch_end_s
-        updates = self._watch.counts()
+        updates, num_lost = self._watch.counts(), 0
         self._paused_s = self._follower_wait_s = 0.0
         start_s = asked_s = time.monotonic()
 
@@ -301,7 +302,6 @@ class TimedLoop:
             return self._finish(
                 tally,
                 duration_s=time.monotonic() - start_s - self._paused_s,
-                num_updates=self._watch.updates_since(updates),
                 ready_change=self.source.num_ready() - num_ready,
                 num_epoch_ends=self.source.num_epoch_ends - (num_ends if same() else 0),
                 epoch_end_s=self.source.epoch_end_s - (ends_s if same() else 0.0),
@@ -317,10 +317,15 @@ class TimedLoop:
                 got_s = time.monotonic()
                 wait_s, wait_cpu_s = got_s - asked_s, time.process_time() - asked_cpu_s
                 num_samples, num_units = self._count(batch)
+                num_before = self._watch.updates_since(updates)
                 self._has_lost_step = False
                 yield batch
                 asked_s = time.monotonic()
-                if not self._has_lost_step:
+                num_updates = self._watch.updates_since(updates)
+                if self._has_lost_step:
+                    num_lost += num_updates - num_before
+                else:
+                    tally.num_updates = num_updates - num_lost
                     tally.num_steps += 1
                     tally.num_samples += num_samples
                     tally.num_units += num_units
@@ -353,6 +358,7 @@ class TimedLoop:
             num_steps=tally.num_steps,
             num_samples=max(1, tally.num_samples),
             num_units=float(tally.num_units),
+            num_updates=tally.num_updates,
             duration_s=duration_s,
             wait_s=min(duration_s, tally.wait_s + self._follower_wait_s),
             wait_cpu_s=tally.wait_cpu_s,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
+import traceback
 import weakref
 from typing import Any, NoReturn
 
 from autotune.blocks import LoopFacts
 from autotune.host import TrialProcess
+from autotune.instrument import stand_in
 from autotune.instrument.loader_facts import describe_loader
 from autotune.instrument.loop_region import LoopRegion
 from autotune.instrument.optimizer_watch import OptimizerWatch
@@ -99,6 +101,20 @@ class TrainingLoop:
             return False
         self._left_at_s = time.monotonic()
         return True
+
+    def is_overrun_by(self, error: BaseException) -> bool:
+        """Whether an exception of the step may come of more steps than the training has."""
+        steps_per_epoch = self._facts.steps_per_epoch
+        from_loader = any(
+            frame.f_code.co_filename == stand_in.__file__
+            for frame, _ in traceback.walk_tb(error.__traceback__)
+        )
+        return (
+            isinstance(error, (IndexError, KeyError, StopIteration, ValueError))
+            and steps_per_epoch is not None
+            and self._num_fed > steps_per_epoch
+            and not from_loader
+        )
 
     def end(self) -> NoReturn:
         """Answer with what there is, and wait to be ended."""

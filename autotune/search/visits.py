@@ -220,36 +220,35 @@ class Run:
         )
 
     def _settle(self) -> None:
-        life_steps = self._life_steps
-        request = dataclasses.replace(
-            self._request,
-            num_blocks=0,
-            settle_s=SETTLE_S,
-            settle_steps=None if life_steps is None else max(1, life_steps // _SETTLED_PART),
-        )
+        request = dataclasses.replace(self._request, num_blocks=0, settle_s=SETTLE_S)
         limits = self._limits
         patience_s = limits.first_step_deadline_s
         if limits.step_s is not None:
             patience_s = limits.patience_s(settling_s(limits.step_s))
-        sample = self._measure(request, patience_s)
-        settling = sample.settling
-        assert settling is not None
-        self.samples.append(sample)
-        self._step_s = max(settling.step_s, 1e-6)
-        if settling.steps_per_update is not None:
-            self._request = dataclasses.replace(
-                self._request, multiple_of=math.lcm(settling.steps_per_update, self._period)
-            )
+        self.samples.append(self._measure(request, patience_s))
 
     def _ask(self, request: BlockRequest, expected_s: float) -> Sample:
         if self._has_ended:
             self._begin_again()
-        return self._measure(request, self._limits.patience_s(expected_s))
+            # In one go: what is left of the loop is short, and a pause would cost some of it.
+            request = dataclasses.replace(
+                request,
+                settle_s=SETTLE_S,
+                settle_steps=max(1, (self._life_steps or 0) // _SETTLED_PART),
+            )
+        return self._measure(request, self._limits.patience_s(expected_s + SETTLE_S))
 
     def _measure(self, request: BlockRequest, deadline_s: float) -> Sample:
         sample = self.trial.measure(request, deadline_s=deadline_s)
-        if sample.life_steps is not None:
-            self._has_ended, self._life_steps = True, sample.life_steps
+        self._has_ended = sample.life_steps is not None
+        self._life_steps = sample.life_steps or self._life_steps
+        settling = sample.settling
+        if settling is not None:
+            self._step_s = max(settling.step_s, 1e-6)
+            if settling.steps_per_update is not None:
+                self._request = dataclasses.replace(
+                    self._request, multiple_of=math.lcm(settling.steps_per_update, self._period)
+                )
         return sample
 
     def _begin_again(self) -> None:
@@ -268,10 +267,6 @@ class Run:
             )
         self._num_renewals += 1
         self.trial.renew()
-        self._has_ended = False
-        self._settle()
-        if self._has_ended:
-            self._begin_again()
 
 
 def visit(

@@ -166,7 +166,6 @@ def test_a_loop_that_is_left_is_measured_and_nothing_after_it_runs(start, kind):
     # 2 ms a step at least.
     assert 200 < found.samples_per_s < 2000
     assert found.samples_per_update == 4
-    assert found.num_blocks >= 3
     assert not Path("afterwards").exists()
     assert not Path("model.pt").exists()
 
