@@ -49,6 +49,7 @@ class BlockMode(enum.StrEnum):
     LOAD = "load"
     EPOCH = "epoch"
     CHECK = "check"
+    REVISIT = "revisit"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,8 @@ class BlockRequest:
     Attributes:
         mode: TRAIN feeds the loop from its loader; COMPUTE feeds it the same few batches again
             and again; LOAD takes batches and gives the loop none; EPOCH times one restart of the
-            loader, and no block; CHECK times nothing and looks at the parameters.
+            loader, and no block; CHECK times nothing and looks at the parameters; REVISIT loads
+            some samples twice.
         num_blocks: How many blocks; may be 0, for settling alone.
         min_s: Shortest duration of a block; for EPOCH, the longest that workers are given to come
             to rest before.
@@ -211,6 +213,47 @@ class Sample:
     def disturbed(self) -> bool:
         """Whether any of its blocks was disturbed."""
         return any(block.interference for block in self.blocks)
+
+
+# Loading counts as faster the second time from this factor on: what lies in a processor's cache by
+# then does not reach it.
+_FASTER_AGAIN = 3.0
+# What is read from files for each sample by the way, in bytes.
+_READ_BY_THE_WAY = 4096
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Revisit:
+    """What it took to load samples for the first time, and again.
+
+    Attributes:
+        num_samples: How many.
+        first_s: Seconds for one, the first time; the median.
+        again_s: The same when each was loaded again.
+        first_read_bytes: Read from files meanwhile, all samples together.
+        again_read_bytes: The same the second time.
+    """
+
+    num_samples: int
+    first_s: float
+    again_s: float
+    first_read_bytes: int
+    again_read_bytes: int
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether loading is much faster the second time."""
+        return self.first_s > _FASTER_AGAIN * self.again_s
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether that is since the dataset keeps what it has loaded.
+
+        Otherwise it reads the same files again, and finds them in the system's cache.
+        """
+        by_the_way = _READ_BY_THE_WAY * self.num_samples
+        reads_again = self.again_read_bytes > max(by_the_way, 0.5 * self.first_read_bytes)
+        return self.is_faster and not reads_again
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,6 +39,8 @@ class TrialProcess:
         has_optimizer: Whether the process had one of torch's optimizers at `load_config`.
         rank: Of this process, where several train together.
         root_pid: What the coordinator started: this process, or a launcher above it.
+        num_repeated: Samples that all batches are to be drawn from, again and again; 0 for all
+            that there are.
         before_failing: Called with an exception that ends the script, before it is reported.
     """
 
@@ -51,12 +53,14 @@ class TrialProcess:
         has_optimizer: bool,
         rank: int,
         root_pid: int,
+        num_repeated: int,
     ) -> None:
         self.config = config
         self.default = default
         self.has_optimizer = has_optimizer
         self.rank = rank
         self.root_pid = root_pid
+        self.num_repeated = num_repeated
         self.before_failing: Callable[[BaseException], None] = lambda _: None
         self._channel = channel
         self._previous_hook = sys.excepthook
@@ -164,14 +168,15 @@ def become_trial(
         # removes it when they are killed. The coordinator's own goes with the coordinator.
         process: Any = multiprocessing.current_process()
         process._config["tempdir"] = str(Path(path).parent)
-        channel, config, root_pid = _serve(channel, path)
+        channel, order, root_pid = _serve(channel, path)
         _trial = TrialProcess(
             channel,
-            config,
+            ThroughputConfig(**order["config"]),
             default=default,
             has_optimizer=has_optimizer,
             rank=rank,
             root_pid=root_pid,
+            num_repeated=order["num_repeated"],
         )
     return _trial
 
@@ -197,10 +202,10 @@ def fork_obstacle() -> str | None:
 _trial: TrialProcess | None = None
 
 
-def _serve(channel: Channel, path: str) -> tuple[Channel, ThroughputConfig, int]:
+def _serve(channel: Channel, path: str) -> tuple[Channel, Message, int]:
     """Do what the coordinator says; returns in each trial, and in a host that is told to run.
 
-    Gives the line to the coordinator, what is to run, and the root of the trial's process tree.
+    Gives the line to the coordinator, the order to run, and the root of the trial's process tree.
     """
     while True:
         try:
@@ -208,7 +213,7 @@ def _serve(channel: Channel, path: str) -> tuple[Channel, ThroughputConfig, int]
         except ChannelClosedError:
             os._exit(0)
         if message["type"] == "run":
-            return channel, ThroughputConfig(**message["config"]), message["root_pid"]
+            return channel, message, message["root_pid"]
         if message["type"] == "reap":
             channel.send(type="reaped", exit_code=_reap(message["pid"], message["limit_s"]))
             continue
@@ -220,8 +225,7 @@ def _serve(channel: Channel, path: str) -> tuple[Channel, ThroughputConfig, int]
         sys.stderr.flush()
         pid = os.fork()
         if pid == 0:
-            config = ThroughputConfig(**message["config"])
-            return _become_fork(channel, path, message), config, os.getpid()
+            return _become_fork(channel, path, message), message, os.getpid()
         channel.send(type="forked", pid=pid)
 
 

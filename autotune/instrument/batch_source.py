@@ -29,6 +29,7 @@ class BatchSource:
     """The batches that one `iter` of a loader starts, and those of later epochs.
 
     Attributes:
+        loader: What the loop iterates over.
         num_taken: Batches so far.
         num_epoch_ends: Times that the data ended and was begun again.
         epoch_end_s: Seconds that these took, up to the first batch after each.
@@ -36,9 +37,6 @@ class BatchSource:
 
         continues: Whether the pass goes on where an earlier one was left: to begin it is then the
             end of an epoch.
-
-    Args:
-        loader: What the loop iterates over.
     """
 
     def __init__(self, loader: Iterable[Any]) -> None:
@@ -47,7 +45,7 @@ class BatchSource:
         self.epoch_end_s = 0.0
         self.num_samples: int | None = None
         self.continues = False
-        self._loader = loader
+        self.loader = loader
         self._iterator: Iterator[Any] | None = None
         self._begun_at, self._begun_until = 0, -1
         self._held: list[tuple[Any, int | None]] = []
@@ -151,7 +149,7 @@ class BatchSource:
             time.sleep(0.001)
         start_s = time.monotonic()
         self._begin()
-        if self._iterator is self._loader:
+        if self._iterator is self.loader:
             return None
         if self.take_once() is END:
             return None
@@ -159,7 +157,7 @@ class BatchSource:
 
     def _begin(self) -> None:
         self._begun_at = torch_loader.mark()
-        self._iterator = iter(self._loader)
+        self._iterator = iter(self.loader)
 
     def _count_drawn(self) -> int | None:
         for iterator in self._torch_iterators():

@@ -17,8 +17,10 @@ from typing import Any, NoReturn
 from autotune.host import TrialProcess
 from autotune.instrument import schedules, torch_loader
 from autotune.instrument.effect_guard import EffectGuard
+from autotune.instrument.loader_facts import is_iterable_dataset
 from autotune.instrument.loop_region import LoopRegion, is_unwinding
 from autotune.instrument.optimizer_watch import OptimizerWatch, optimizer_exists
+from autotune.instrument.revisit import preload
 from autotune.instrument.stand_in import MeasuredIterator, MeasuredLoader, Pass, UnitCounter
 from autotune.instrument.training_loop import TrainingLoop
 from autotune.measurement import FailureCause
@@ -53,8 +55,16 @@ class Loops:
         """The stand-in for a loader of the script."""
         torch_loader.install()
         schedules.outlast()
+        self._repeat_samples(loader)
         stand_in = MeasuredIterator if isinstance(loader, Iterator) else MeasuredLoader
         return stand_in(loader, self, units)
+
+    def _repeat_samples(self, loader: Any) -> None:  # noqa: ANN401
+        """Have a loader draw from samples that its dataset has loaded, where that is asked for."""
+        number = self._trial.num_repeated
+        dataset = getattr(loader, "dataset", None)
+        if number and dataset is not None and not is_iterable_dataset(dataset):
+            torch_loader.repeat_samples(dataset, preload(dataset, number))
 
     def next_batch(self, asking: Pass) -> Any:  # noqa: ANN401
         """The next batch of a pass, or END."""

@@ -15,6 +15,7 @@ from autotune.counters import CounterReader
 from autotune.host import TrialProcess
 from autotune.instrument.batch_source import END, BatchSource
 from autotune.instrument.optimizer_watch import OptimizerWatch
+from autotune.instrument.revisit import revisit
 from autotune.measurement import FailureCause
 
 # Warm-up only ever makes a loop faster. It is over with the first window of steps, at least so
@@ -153,6 +154,9 @@ class TimedLoop:
         self._counters.find_processes()
         if request.mode is BlockMode.CHECK:
             answer["finite"] = self._watch.all_finite()
+        elif request.mode is BlockMode.REVISIT:
+            found = revisit(self.source.loader)
+            answer["revisit"] = None if found is None else dataclasses.asdict(found)
         elif request.mode is BlockMode.EPOCH:
             capacity = self._trial.config.num_prefetched
             answer["epoch_start_s"] = self.source.begin_epoch(capacity, request.min_s)

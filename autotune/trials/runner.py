@@ -128,6 +128,8 @@ class Runner:
         self.start_deadline_s = start_deadline_s
         self.fresh_reason = "asked for" if start_mode is StartMode.FRESH else None
         self.introduction: Introduction | None = None
+        # Samples that trials draw all batches from; 0 for all that there are.
+        self.num_repeated = 0
         self._command = command
         self._groups = groups
         self._listener = listener
@@ -220,7 +222,12 @@ class Runner:
         chosen = config or host.introduction.default
         try:
             for channel in (host.channel, *host.followers):
-                channel.send(type="run", config=chosen.to_dict(), root_pid=host.process.pid)
+                channel.send(
+                    type="run",
+                    config=chosen.to_dict(),
+                    root_pid=host.process.pid,
+                    num_repeated=self.num_repeated,
+                )
         except ChannelClosedError as error:
             exit_code = self._end_host(host, _REAP_DEADLINE_S)
             raise TrialFailedError(_describe_end(host, exit_code)) from error
@@ -269,6 +276,7 @@ class Runner:
                 type="fork",
                 start=start,
                 config=config.to_dict(),
+                num_repeated=self.num_repeated,
                 output=str(output),
                 environment=environment,
             )

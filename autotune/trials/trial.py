@@ -14,7 +14,7 @@ from typing import Annotated, Literal, NoReturn, Self, TypeVar
 
 from pydantic import Field
 
-from autotune.blocks import Block, BlockMode, BlockRequest, LoopFacts, Sample, Settling
+from autotune.blocks import Block, BlockMode, BlockRequest, LoopFacts, Revisit, Sample, Settling
 from autotune.channel import Channel, ChannelClosedError, Message
 from autotune.clock import unix_s
 from autotune.config import ThroughputConfig
@@ -92,6 +92,7 @@ class _Blocks:
     device_memory_bytes: int | None = None
     epoch_start_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     finite: bool | None = None
+    revisit: Revisit | None = None
     life_steps: Annotated[int, Field(ge=0)] | None = None
 
 
@@ -190,6 +191,14 @@ class Trial:
             deadline_s: As for `measure`.
         """
         return self._ask(BlockRequest(mode=BlockMode.CHECK), deadline_s).finite
+
+    def revisit(self, *, deadline_s: float) -> Revisit | None:
+        """How samples load for the first time and again; None where that cannot be told.
+
+        Args:
+            deadline_s: As for `measure`.
+        """
+        return self._ask(BlockRequest(mode=BlockMode.REVISIT), deadline_s).revisit
 
     def _ask(self, request: BlockRequest, deadline_s: float) -> _Blocks:
         start_s = time.monotonic()
