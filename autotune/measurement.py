@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import statistics
 from collections.abc import Sequence
 
 from autotune.blocks import Block, Probes, Sample
 from autotune.config import ThroughputConfig
+
+# From this factor on, the rates of two epochs differ for another reason than noise.
+_EPOCHS_ALIKE = 1.4
 
 
 class StartMode(enum.StrEnum):
@@ -79,6 +83,8 @@ class Measurement:
         seconds_per_optimizer_step: The same per optimizer step, as these were seen; where none
             was, as the configuration has it.
         samples_per_update: Samples per optimizer step, as these were seen; None where none was.
+        later_epochs_ratio: Throughput after the first epoch's end ÷ that before it; None where no
+            end was seen. Where the two differ, the figures are those of later epochs.
         data_wait_share: Share of the time that the loop waited for the loader, 0 to 1.
         cpu_utilisation: CPU seconds of the process tree ÷ (wall seconds x cores it may use).
         cpu_s_per_sample: CPU seconds of the process tree per sample.
@@ -126,6 +132,7 @@ class Measurement:
     load_units_per_s: float | None
     joules_per_sample: float | None
     samples_per_update: float | None = None
+    later_epochs_ratio: float | None = None
 
 
 def sustained_share(blocks: Sequence[Block]) -> float:
@@ -148,9 +155,47 @@ def sustained_share(blocks: Sequence[Block]) -> float:
 
 
 def counted_blocks(samples: Sequence[Sample]) -> list[Block]:
-    """The undisturbed blocks; all of them where every one was disturbed."""
+    """The blocks that count: undisturbed ones, or all where every one was disturbed.
+
+    Where later epochs run at another rate than the first one, only their blocks count.
+    """
+    first, later = _by_epoch(samples)
+    if epochs_differ(_ratio(first, later)):
+        return later
     blocks = [block for sample in samples for block in sample.blocks]
     return [block for block in blocks if not block.interference] or blocks
+
+
+def epochs_differ(later_epochs_ratio: float | None) -> bool:
+    """Whether later epochs run at quite another rate than the first one."""
+    ratio = later_epochs_ratio
+    return ratio is not None and not 1 / _EPOCHS_ALIKE < ratio < _EPOCHS_ALIKE
+
+
+def _by_epoch(samples: Sequence[Sample]) -> tuple[list[Block], list[Block]]:
+    """The undisturbed blocks before the first epoch's end, and those after it.
+
+    The block in which it ends belongs to neither, nor does what comes after a loop has begun anew.
+    """
+    first: list[Block] = []
+    later: list[Block] = []
+    has_ended = False
+    for sample in samples:
+        for block in sample.blocks:
+            if not block.interference and not (block.num_epoch_ends and not has_ended):
+                (later if has_ended else first).append(block)
+            has_ended |= block.num_epoch_ends > 0
+        if sample.life_steps is not None:
+            break
+    return first, later
+
+
+def _ratio(first: Sequence[Block], later: Sequence[Block]) -> float | None:
+    if not first or not later:
+        return None
+    return statistics.median(block.units_per_s for block in later) / statistics.median(
+        block.units_per_s for block in first
+    )
 
 
 def summarise(
@@ -215,6 +260,7 @@ def summarise(
         load_units_per_s=probes.load_units_per_s if probes else None,
         joules_per_sample=_joules_per_sample(blocks),
         samples_per_update=num_samples / num_updates if num_updates else None,
+        later_epochs_ratio=_ratio(*_by_epoch(samples)),
     )
 
 

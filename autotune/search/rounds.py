@@ -108,7 +108,9 @@ class _Round:
 
     def _settle(self, config: ThroughputConfig, trial: Trial) -> None:
         plan = self._plan
-        self._runs[config] = Run(trial, plan.definition, plan.limits_of(config), whole=True)
+        run = Run(trial, plan.definition, plan.limits_of(config), whole=True)
+        run.pass_first_epoch()
+        self._runs[config] = run
 
     def _take_turns(self) -> None:
         """Turns of a block each; one that was disturbed is repeated by all, within a bound.

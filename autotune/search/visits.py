@@ -52,12 +52,15 @@ class Limits:
         first_step_deadline_s: Patience with the first steps where nothing is known.
         end_s: Monotonic time after which nothing is measured again.
         expects_finite: Whether parameters that become NaN or infinite are a failure.
+        first_epoch_s: Seconds that may be spent on getting past the first epoch, where later ones
+            may differ; 0 where they do not.
     """
 
     step_s: float | None
     first_step_deadline_s: float
     end_s: float
     expects_finite: bool = False
+    first_epoch_s: float = 0.0
 
     @property
     def are_reached(self) -> bool:
@@ -166,6 +169,16 @@ class Run:
             if self.units_per_s < least_units_per_s:
                 return
             wanted = num_blocks
+
+    def pass_first_epoch(self) -> bool:
+        """Measure until the first epoch has ended; says whether it has within the time given."""
+        end_s = time.monotonic() + self._limits.first_epoch_s
+        while time.monotonic() < end_s and not self.is_spent:
+            sample = self.measure()
+            self.samples.append(sample)
+            if any(block.num_epoch_ends for block in sample.blocks):
+                return True
+        return False
 
     def check_finite(self) -> None:
         """Make sure that nothing diverged: what is NaN is fast for nothing.
@@ -289,6 +302,7 @@ def visit(
         keeper: Waits for a quiet machine.
     """
     run = Run(trial, definition, limits, whole=False)
+    run.pass_first_epoch()
     run.measure_until(num_blocks, keeper, least_units_per_s=_KEEPS_UP * incumbent)
     run.check_finite()
     return run.outcome()
@@ -310,7 +324,10 @@ def run_through(
         keeper: Waits for a quiet machine.
     """
     run = Run(trial, definition, limits, whole=True)
-    run.measure_until(math.ceil(definition.confirm_s / run.block_s), keeper)
+    num_blocks = math.ceil(definition.confirm_s / run.block_s)
+    run.measure_until(num_blocks, keeper)
+    if run.pass_first_epoch():
+        run.measure_until(math.ceil(num_blocks / 2), keeper)
     return run.outcome()
 
 
