@@ -28,6 +28,8 @@ from autotune.config import ThroughputConfig
 from autotune.instrument.optimizer_watch import optimizer_exists
 
 _TASKS = Path("/proc/self/task")
+# What a trial notes of the files that it leaves is in a file of this name and the start's number.
+NOTES_PREFIX = "left-"
 
 
 class TrialProcess:
@@ -39,6 +41,7 @@ class TrialProcess:
         has_optimizer: Whether the process had one of torch's optimizers at `load_config`.
         rank: Of this process, where several train together.
         root_pid: What the coordinator started: this process, or a launcher above it.
+        notes: File in which it notes what its steps leave in the file system.
         num_repeated: Samples that all batches are to be drawn from, again and again; 0 for all
             that there are.
         before_failing: Called with an exception that ends the script, before it is reported.
@@ -53,6 +56,7 @@ class TrialProcess:
         has_optimizer: bool,
         rank: int,
         root_pid: int,
+        notes: Path,
         num_repeated: int,
     ) -> None:
         self.config = config
@@ -60,6 +64,7 @@ class TrialProcess:
         self.has_optimizer = has_optimizer
         self.rank = rank
         self.root_pid = root_pid
+        self.notes = notes
         self.num_repeated = num_repeated
         self.before_failing: Callable[[BaseException], None] = lambda _: None
         self._channel = channel
@@ -176,6 +181,7 @@ def become_trial(
             has_optimizer=has_optimizer,
             rank=rank,
             root_pid=root_pid,
+            notes=Path(path).parent / f"{NOTES_PREFIX}{order.get('start', start)}",
             num_repeated=order["num_repeated"],
         )
     return _trial

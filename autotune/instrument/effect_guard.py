@@ -26,10 +26,9 @@ _EVENTS = frozenset(
         *("smtplib.send", "ftplib.sendcmd", "autotune.save"),
     }
 )
-# What writes files without Python's knowledge, by module and function.
+# What writes files without Python's knowledge, by module and function; `torch.save` announces
+# itself (see `left_files`).
 _SAVING = (
-    ("torch", "save"),
-    ("torch.serialization", "save"),
     ("torch.jit", "save"),
     ("safetensors.torch", "save_file"),
     ("cv2", "imwrite"),
@@ -43,12 +42,14 @@ class EffectGuard:
     """Watches what this process is about to do to files, processes and the network.
 
     Args:
-        check: Called before each such operation. It returns where the operation belongs to the
-            training, and never returns otherwise.
+        check: Called before each such operation, with its audit event. It returns where the
+            operation belongs to the training, and never returns otherwise.
         end: Called at the end of the interpreter, with the code given to `sys.exit`.
     """
 
-    def __init__(self, check: Callable[[], None], end: Callable[[object], None]) -> None:
+    def __init__(
+        self, check: Callable[[str, tuple[Any, ...]], None], end: Callable[[object], None]
+    ) -> None:
         self._check = check
         self._end = end
         self._exit_code: object = None
@@ -75,7 +76,7 @@ class EffectGuard:
             return
         self._is_checking = True
         try:
-            self._check()
+            self._check(event, args)
         finally:
             self._is_checking = False
 
@@ -105,7 +106,7 @@ def _writes(path: Any, mode: str | None, flags: int) -> bool:  # noqa: ANN401
 def _announced(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def save(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        sys.audit("autotune.save")
+        sys.audit("autotune.save", args[-1])
         return original(*args, **kwargs)
 
     return save

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from autotune.host import TrialProcess
 from autotune.instrument import schedules, torch_loader
 from autotune.instrument.effect_guard import EffectGuard
+from autotune.instrument.left_files import LeftFiles
 from autotune.instrument.loader_facts import is_iterable_dataset
 from autotune.instrument.loop_region import LoopRegion, is_unwinding
 from autotune.instrument.optimizer_watch import OptimizerWatch, optimizer_exists
@@ -48,8 +49,11 @@ class Loops:
         self._first_ask_s: float | None = None
         self._first_batch_at_s: float | None = None
         self._region: LoopRegion | None = None
+        self._is_feeding = False
+        self._left_files = LeftFiles(trial.notes, self._is_in_step)
+        self._left_files.install()
         trial.before_failing = self._end_if_overrun
-        EffectGuard(self._stop_if_left, self._end_with).install()
+        EffectGuard(self._before, self._end_with).install()
 
     def loader(self, loader: Iterable[Any], units: UnitCounter | None) -> MeasuredLoader:
         """The stand-in for a loader of the script."""
@@ -68,6 +72,16 @@ class Loops:
 
     def next_batch(self, asking: Pass) -> Any:  # noqa: ANN401
         """The next batch of a pass, or END."""
+        self._is_feeding = True
+        try:
+            return self._next_batch(asking)
+        finally:
+            self._is_feeding = False
+
+    def _is_in_step(self) -> bool:
+        return self._first_ask_s is not None and not self._is_feeding
+
+    def _next_batch(self, asking: Pass) -> Any:  # noqa: ANN401
         self._watch.hook()
         if self._training is None:
             self._region = asking.region
@@ -119,6 +133,11 @@ class Loops:
             first_batch_at_s=self._first_batch_at_s,
             notes=notes,
         )
+
+    def _before(self, event: str, args: tuple[Any, ...]) -> None:
+        """Something is about to happen that reaches beyond this process."""
+        self._stop_if_left()
+        self._left_files.note(event, args)
 
     def _stop_if_left(self) -> None:
         """Return if the process is inside the training, or not there yet; else stop for good."""

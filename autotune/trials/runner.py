@@ -16,6 +16,7 @@ from typing import ClassVar, NoReturn, Self
 from autotune.channel import CHANNEL_VARIABLE, Channel, ChannelClosedError, Listener, Message
 from autotune.config import THREAD_VARIABLES, ThroughputConfig
 from autotune.errors import BadInputError
+from autotune.host import NOTES_PREFIX
 from autotune.measurement import Failure, FailureCause, StartMode
 from autotune.trials.causes import describe_exit, describe_hang
 from autotune.trials.groups import ProcessGroups
@@ -36,6 +37,7 @@ SINGLE_THREADED = dict.fromkeys(THREAD_VARIABLES, "1")
 _REAP_DEADLINE_S = 5.0
 # How long a fork may take to connect; it takes milliseconds.
 _FORK_DEADLINE_S = 30.0
+_OUTPUT_PREFIX = "output-"
 # Whoever connects introduces itself at once.
 _FIRST_MESSAGE_DEADLINE_S = 5.0
 
@@ -236,6 +238,7 @@ class Runner:
             groups=host.groups,
             requested_at_s=host.requested_at_s,
             output=host.output,
+            notes=_notes_beside(host.output),
             oom=host.oom,
             abort=lambda: self._groups.abort(host.process.pid),
             end=lambda grace_s: self._end_host(host, grace_s),
@@ -295,6 +298,7 @@ class Runner:
             groups=frozenset({pid}),
             requested_at_s=requested_at_s,
             output=output,
+            notes=_notes_beside(output),
             oom=OomWatch(),
             abort=lambda: self._groups.abort(pid),
             end=lambda grace_s: self._end_fork(host, pid, grace_s),
@@ -461,7 +465,7 @@ class Runner:
         """What tells the next start from all others, and where its output goes."""
         self._num_starts += 1
         start = str(self._num_starts)
-        return start, self._listener.directory / f"output-{start}.txt"
+        return start, self._listener.directory / f"{_OUTPUT_PREFIX}{start}.txt"
 
 
 @contextlib.contextmanager
@@ -493,6 +497,11 @@ def open_runner(
 
 def _describe_end(started: _Launch | _Host, exit_code: int | None) -> Failure:
     return describe_exit(exit_code, read_tail(started.output), oom_killed=started.oom.struck())
+
+
+def _notes_beside(output: Path) -> Path:
+    """Where a trial notes what it leaves, from where its output goes."""
+    return output.with_name(NOTES_PREFIX + output.stem.removeprefix(_OUTPUT_PREFIX))
 
 
 def _wait(process: subprocess.Popen[bytes], limit_s: float) -> int | None:

@@ -19,6 +19,7 @@ from autotune.channel import Channel, ChannelClosedError, Message
 from autotune.clock import unix_s
 from autotune.config import ThroughputConfig
 from autotune.errors import AutotuneError, BadInputError
+from autotune.instrument.left_files import remove
 from autotune.machine import this_machine
 from autotune.measurement import Failure, FailureCause, StartMode
 from autotune.trials.causes import describe_exception, describe_exit, describe_hang
@@ -59,6 +60,7 @@ class TrialOrigin:
         groups: Process groups of that tree.
         requested_at_s: Monotonic time at which the start was asked for.
         output: File that holds what the trial prints.
+        notes: File in which it notes what its steps leave in the file system.
         oom: Began when the start was asked for.
         abort: Has the processes of the trial print where they stand, and end.
         end: Ends the trial's group, after so many seconds in which it may still end by itself;
@@ -69,6 +71,7 @@ class TrialOrigin:
     groups: frozenset[int]
     requested_at_s: float
     output: Path
+    notes: Path
     oom: OomWatch
     abort: Callable[[], None]
     end: Callable[[float], int | None]
@@ -113,6 +116,7 @@ class Trial:
         start_up_s: From the request for the trial to the first batch for its loop; None until that
             is known.
         active_s: Seconds in which it was started or ran; it does not count while it is stopped.
+        removed_files: Paths of files that its steps created, and that were removed with it.
         restart: Starts another trial of the same kind.
     """
 
@@ -125,6 +129,7 @@ class Trial:
         restart: Callable[[], Trial],
     ) -> None:
         self.restart = restart
+        self.removed_files: list[str] = []
         self.config = config
         self.mode = mode
         self.facts = LoopFacts()
@@ -254,6 +259,7 @@ class Trial:
         self._ended = True
         self._channel.close()
         exit_code = self._origin.end(grace_s)
+        self.removed_files += remove(self._origin.notes)
         output = read_tail(self._origin.output)
         self._origin.output.unlink(missing_ok=True)
         return exit_code, output

@@ -495,3 +495,43 @@ def test_a_batch_whose_samples_cannot_be_counted_asks_for_units(start):
     with pytest.raises(TrialFailedError, match="units") as caught:
         start(lines)
     assert caught.value.failure.cause is FailureCause.NOT_COUNTABLE
+
+
+def test_what_steps_write_is_removed_and_replaces_nothing(start):
+    Path("best.pt").write_text("of an earlier training")
+    Path("last.pt").write_text("of an earlier training")
+    lines = """
+        for i, x in enumerate(autotune.steps(loader)):
+            train_step(x)
+            os.makedirs("checkpoints", exist_ok=True)
+            torch.save(model.state_dict(), f"checkpoints/{i % 3}.pt")
+            torch.load(f"checkpoints/{i % 3}.pt")
+            torch.save(model.state_dict(), "best.pt")
+            torch.save(model.state_dict(), "new.pt")
+            os.replace("new.pt", "last.pt")
+            with open("log.txt", "a") as log:
+                log.write("step")
+        """
+    trial = start(lines)
+    assert trial.measure(BLOCK, deadline_s=30).blocks
+    assert Path("log.txt").exists()
+    trial.close()
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["best.pt", "last.pt", "train.py"]
+    assert Path("best.pt").read_text() == Path("last.pt").read_text() == "of an earlier training"
+    assert str(Path("log.txt").absolute()) in trial.removed_files
+
+
+def test_what_a_loader_or_the_preparation_writes_stays(start):
+    head = HEAD.replace(
+        "    def __getitem__(self, index):\n",
+        "    def __getitem__(self, index):\n        open(f'cache-{index}', 'w').close()\n",
+    )
+    lines = """
+        open("prepared", "w").close()
+        for x in autotune.steps(loader):
+            train_step(x)
+        """
+    with start(lines, head=head) as trial:
+        assert trial.measure(BLOCK, deadline_s=30).blocks
+    assert Path("prepared").exists()
+    assert list(Path.cwd().glob("cache-*"))
