@@ -362,6 +362,13 @@ def test_an_outcome_that_the_record_does_not_allow_is_wrong(case, fault):
     assert faults(case=changed(**case), tuning=tuned(output="It is done\n")) == (fault,)
 
 
+def test_the_name_of_the_script_is_not_what_the_output_says():
+    output = "command: python disk_cache.py\nstudy: disk_cache-1 in x\n  at /tmp/disk_cache.py:9\n"
+    case = changed(says=("cache",))
+    assert faults(case=case, tuning=tuned(output=output)) == ("does not say 'cache'",)
+    assert faults(case=case, tuning=tuned(output=f"{output}the dataset has a cache\n")) == ()
+
+
 @pytest.mark.parametrize(
     ("run", "fault"),
     [
