@@ -75,6 +75,7 @@ EXPECTED: dict[str, Case] = {
         samples_per_update=16,
         rules_out=("num_workers",),
         says=("get_worker_info",),
+        fast=True,
     ),
     "token_batch_sampler": Case(
         kind=1,
@@ -107,7 +108,7 @@ EXPECTED: dict[str, Case] = {
     "scaler_skips_steps": Case(kind=1, samples_per_epoch=3200, samples_per_update=128 / 3),
     "lbfgs_closure": Case(kind=1, samples_per_epoch=3200, samples_per_update=64),
     "accumulation_at_zero": Case(kind=1, samples_per_epoch=3200, samples_per_update=64),
-    "last_partial_batch": Case(kind=1, samples_per_epoch=150, samples_per_update=50, fast=True),
+    "last_partial_batch": Case(kind=1, samples_per_epoch=150, samples_per_update=50),
     "weighted_sampler": Case(kind=1, samples_per_epoch=1000, samples_per_update=10),
     "sampler_set_epoch": Case(kind=1, samples_per_epoch=2000, samples_per_update=16),
     "sharded_by_worker_info": Case(
@@ -187,7 +188,6 @@ EXPECTED: dict[str, Case] = {
         samples_per_epoch=3200,
         samples_per_update=32,
         must_not_exist=("checkpoint.pt", "interrupted.pt"),
-        fast=True,
     ),
     "averaged_weights": Case(kind=2, samples_per_epoch=3200, samples_per_update=32),
     "no_optimizer": Case(kind=2, samples_per_epoch=3200, says=("no optimizer",)),
