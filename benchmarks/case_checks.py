@@ -111,7 +111,8 @@ def has_own_traceback(output: str) -> bool:
 
 
 def _leftovers(case: Case, tuning: Tuning) -> Iterator[str]:
-    for name in tuning.left:
+    # A run that was ended from outside had no chance to tidy up.
+    for name in tuning.left if tuning.exit_code is not None else ():
         yield f"left {name}"
     for name in tuning.files:
         if any(fnmatch.fnmatch(name, pattern) for pattern in case.must_not_exist):
