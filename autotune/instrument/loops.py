@@ -42,6 +42,7 @@ class Loops:
     def __init__(self, trial: TrialProcess) -> None:
         self._trial = trial
         self._watch = OptimizerWatch()
+        self._has_optimizer = trial.has_optimizer
         self._training: TrainingLoop | None = None
         # Passes asked since the last optimizer step, the first one first.
         self._turn: list[weakref.ref[Pass]] = []
@@ -115,8 +116,8 @@ class Loops:
                     self._train(found, steps_per_update=found.num_asked)
                     return
         elif _gradients_are_on():
-            exists = self._trial.has_optimizer or optimizer_exists()
-            if not exists or now_s - self._first_ask_s > _PATIENCE_S:
+            self._has_optimizer = self._has_optimizer or optimizer_exists()
+            if not self._has_optimizer or now_s - self._first_ask_s > _PATIENCE_S:
                 self._train(asking, notes=(_NO_OPTIMIZER,))
                 return
         if all(reference() is not asking for reference in self._turn):

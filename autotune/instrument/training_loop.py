@@ -55,7 +55,7 @@ class TrainingLoop:
         self._watch = watch
         self._leader = weakref.ref(leader)
         # A pass that is given up can no longer be asked for by the reference.
-        self._leader_id = id(leader)
+        self._leader_id: int | None = id(leader)
         self._loader = leader.loader
         self._units = leader.units
         self._steps_per_update = steps_per_update
@@ -99,6 +99,7 @@ class TrainingLoop:
             self._nested_s = (self._nested_s[0], time.monotonic())
         if id(gone) != self._leader_id:
             return False
+        self._leader_id = None
         self._left_at_s = time.monotonic()
         return True
 
