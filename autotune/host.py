@@ -25,6 +25,8 @@ from autotune.channel import CHANNEL_VARIABLE, Channel, ChannelClosedError, Mess
 from autotune.config import ThroughputConfig
 
 _TASKS = Path("/proc/self/task")
+# Of an exception's text, so many characters of each end are reported.
+_LONGEST_TEXT = 8000
 
 
 class TrialProcess:
@@ -74,8 +76,15 @@ class TrialProcess:
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
         text = "; ".join((str(error), *_ends_of_workers(trace)))
-        self.send(type="failed", error=kind.__name__, message=text[:2000])
+        self.send(type="failed", error=kind.__name__, message=_shortened(text))
         self._previous_hook(kind, error, trace)
+
+
+def _shortened(text: str) -> str:
+    """Both ends of a long text: what a loader's worker raised stands at its end."""
+    if len(text) <= 2 * _LONGEST_TEXT:
+        return text
+    return f"{text[:_LONGEST_TEXT]}\n...\n{text[-_LONGEST_TEXT:]}"
 
 
 def _ends_of_workers(trace: TracebackType | None) -> Iterator[str]:
