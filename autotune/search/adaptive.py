@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from autotune.config import ThroughputConfig
 from autotune.measurement import Failure
 from autotune.search.belief import Belief, Observation, Similarity, Spreads, fit_spreads
-from autotune.search.confirmation import INDIFFERENCE, cost_key
+from autotune.search.confirmation import INDIFFERENCE, preference
 from autotune.search.knowledge import is_heavier
 from autotune.search.law import BottleneckLaw, Costs
 from autotune.search.policy import Proposal, probabilities_near_best, propose
@@ -28,8 +28,8 @@ from autotune.search.policy import Proposal, probabilities_near_best, propose
 HORIZON_S = 3 * 3600.0
 # The search ends sooner where it is so sure that the choice is within 2 % of the fastest.
 _SURE = 0.9
-# Configurations whose means are so close are taken for equal, and the cheapest is chosen: half of
-# what is no matter, since means are uncertain.
+# Configurations whose means are so close are taken for equal (see `confirmation.preference`): half
+# of what is no matter, since means are uncertain.
 _TIE = INDIFFERENCE / 2
 # How far an earlier search of the same loop may be off, beyond its own doubts.
 _AFTER_ANOTHER = Spreads(step=0.05, batch=0.03, workers=0.07)
@@ -258,7 +258,7 @@ class AdaptiveSearch:
     def standings(self) -> list[Standing]:
         """Configurations, the one to choose first; those that cannot run are left out.
 
-        It is the fastest, or the cheapest of those that are equally fast.
+        It is the fastest, or the preferred one of those that are equally fast.
         """
         return self._rank(self._belief())
 
@@ -274,7 +274,7 @@ class AdaptiveSearch:
         order = sorted(np.flatnonzero(may_run).tolist(), key=lambda place: -belief.mean[place])
         top = belief.mean[order[0]]
         equals = [place for place in order if belief.mean[place] >= top - _TIE]
-        chosen = min(equals, key=lambda place: cost_key(self.configs[place]))
+        chosen = min(equals, key=lambda place: preference(self.configs[place], self.configs[0]))
         order.remove(chosen)
         return [
             Standing(

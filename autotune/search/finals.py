@@ -50,7 +50,7 @@ class Finals:
         """
         num_runs = self._recorder.left_s / (self._definition.confirm_rounds * _run_s(baseline))
         number = max(1, min(self._definition.num_finalists, int(num_runs) - 1))
-        return knowledge.finalists(excluded, number)
+        return knowledge.finalists(baseline.config, excluded, number)
 
     def fit_together(self, configs: Sequence[ThroughputConfig]) -> bool:
         """Whether all of these may be in memory at once, by what their trials so far held.

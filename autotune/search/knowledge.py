@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Set
 from types import MappingProxyType
 
 from autotune.config import ThroughputConfig
-from autotune.search.confirmation import INDIFFERENCE, cost_key
+from autotune.search.confirmation import INDIFFERENCE, preference
 from autotune.search.records import TrialRecord, telling_failures
 
 # A bound comes from one short trial, and the incumbent from the luckiest one: two passes over the
@@ -100,9 +100,9 @@ class Knowledge:
         return gain < 1 + INDIFFERENCE or bound * _BOUND_SLACK < self.incumbent
 
     def finalists(
-        self, excluded: Set[ThroughputConfig], number: int
+        self, baseline: ThroughputConfig, excluded: Set[ThroughputConfig], number: int
     ) -> tuple[ThroughputConfig, ...]:
-        """The fastest configurations beside those excluded, cheapest first among equals.
+        """The fastest configurations beside those excluded, the preferred one first among equals.
 
         Those far behind the fastest are left out.
         """
@@ -113,7 +113,8 @@ class Knowledge:
         }
         top = max(others.values(), default=0.0)
         close = [config for config, rate in others.items() if rate >= _FINALIST_SHARE * top]
-        return tuple(sorted(close, key=lambda config: (-others[config], cost_key(config)))[:number])
+        close.sort(key=lambda config: (-others[config], preference(config, baseline)))
+        return tuple(close[:number])
 
 
 def _without_workers(config: ThroughputConfig) -> ThroughputConfig:

@@ -119,9 +119,9 @@ def test_finalists_are_the_fastest_beside_the_baseline():
             record(workers(2, batch_size=4), cause=FailureCause.CRASHED),
         ]
     )
-    assert knowledge.finalists({BASELINE}, 2) == (workers(1), workers(2))
-    assert knowledge.finalists({BASELINE}, 9) == (workers(1), workers(2), workers(4))
-    assert Knowledge.of([record(BASELINE, 1.0)]).finalists({BASELINE}, 3) == ()
+    assert knowledge.finalists(BASELINE, {BASELINE}, 2) == (workers(1), workers(2))
+    assert knowledge.finalists(BASELINE, {BASELINE}, 9) == (workers(1), workers(2), workers(4))
+    assert Knowledge.of([record(BASELINE, 1.0)]).finalists(BASELINE, {BASELINE}, 3) == ()
 
 
 def visited(*blocks, config=BASELINE):
