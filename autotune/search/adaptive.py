@@ -152,6 +152,8 @@ class AdaptiveSearch:
         horizon_s: How long training will go on.
         prior: What an earlier search of the same loop believed of all configurations (see
             `belief`), in place of the law; None where there was none.
+        rules_out: Whether a configuration that never ran is not to be tried, by what failures of
+            others teach (see `lessons`).
         seed: For the probabilities, which are reckoned by drawing.
     """
 
@@ -165,6 +167,7 @@ class AdaptiveSearch:
         block_s: float,
         horizon_s: float = HORIZON_S,
         prior: Belief | None = None,
+        rules_out: Callable[[ThroughputConfig], bool] = lambda _: False,
         seed: int = 0,
     ) -> None:
         self.configs = tuple(dict.fromkeys((baseline, *configs)))
@@ -174,6 +177,7 @@ class AdaptiveSearch:
         self._cores = usable_cores
         self._block_s = block_s
         self._horizon_s = horizon_s
+        self._rules_out = rules_out
         self._seed = seed
         self._similarity = Similarity.of(self.configs)
         self._first_spreads = Spreads()
@@ -320,7 +324,7 @@ class AdaptiveSearch:
         return {index for index, _ in self._readings}
 
     def _may_run(self) -> NDArray[np.bool_]:
-        """Which configurations have not failed, nor need more memory than one that ran out, [N]."""
+        """Which configurations have not failed, and need not fail by what failed so far, [N]."""
         exhausted = [
             self.configs[index]
             for index, failure in self._failed.items()
@@ -330,7 +334,13 @@ class AdaptiveSearch:
         return np.array(
             [
                 index not in self._failed
-                and (index in measured or not any(is_heavier(config, other) for other in exhausted))
+                and (
+                    index in measured
+                    or not (
+                        self._rules_out(config)
+                        or any(is_heavier(config, other) for other in exhausted)
+                    )
+                )
                 for index, config in enumerate(self.configs)
             ]
         )

@@ -128,6 +128,7 @@ class GuidedSearch:
             usable_cores=this_machine().usable_cores,
             block_s=self._recorder.definition.block_s,
             horizon_s=self._horizon_s(measurement),
+            rules_out=self._recorder.rules_out,
             seed=self._recorder.definition.seed,
         )
         prior = None

@@ -108,6 +108,7 @@ class Tuner:
             f"{figure(baseline.units_per_s, relative_error)} {baseline.unit or 'samples'}/s with "
             f"{plan.baseline.summary}"
         )
+        self._recorder.learn()
         self._probe_forking(plan, baseline)
         self._tell_estimate(plan, baseline)
         guided = GuidedSearch(self._recorder, baseline)
