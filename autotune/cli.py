@@ -376,6 +376,8 @@ def _dry_run(
     say(console, f"baseline: {plan.baseline.summary}")
     for name, values in plan.space.axes.items():
         say(console, f"axis {name}: {', '.join(map(str, values))}")
+    for note in plan.notes:
+        say(console, note)
     say(console, f"space: {len(plan.configurations)} configurations")
     say(
         console,

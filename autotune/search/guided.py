@@ -78,7 +78,7 @@ class GuidedSearch:
             standings = search.standings()
             best = standings[0].config
             rates = {found.config: found.units_per_s for found in standings}
-            wider = widen(plan, definition, best, rates)
+            wider = widen(plan, definition, best, rates, recorder.rules_out)
             if wider is None or not complete or not self._has_memory_for_more(best):
                 return plan, complete
             added = [

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence, Set
 from importlib import metadata
 
 from autotune.best_config import MachineRecord
+from autotune.blocks import LoopFacts
 from autotune.config import ThroughputConfig
 from autotune.errors import BadInputError, CommandError, NothingWorkedError
 from autotune.machine import this_machine
@@ -77,6 +78,7 @@ class Tuner:
         self._started_s = time.monotonic()
         self._recorder = Recorder(definition, store=store, runner=runner, observer=observer)
         self._finals = Finals(self._recorder)
+        self._first_axes: Mapping[str, tuple[int | bool, ...]] = {}
 
     def run(self) -> Result:
         """Measure until the space is settled or the budget is spent, and choose.
@@ -92,7 +94,7 @@ class Tuner:
         except TrialFailedError as error:
             raise CommandError(error.explain("the command")) from error
         with trial:
-            plan = self._plan()
+            plan = self._plan(trial.facts)
             earlier = stored_result(self._store)
             if earlier is not None:
                 self._observer.note("this study is complete: nothing is measured again")
@@ -101,6 +103,8 @@ class Tuner:
             note = check_before_start(self._recorder.keeper, allow_busy=self._definition.allow_busy)
             if note:
                 self._observer.note(note)
+            for line in (*trial.facts.notes, *plan.notes):
+                self._observer.note(line)
             baseline = self._measure_baseline(trial, plan)
         relative_error = BlockSpread.of([baseline]).relative_error(baseline)
         self._observer.note(
@@ -136,14 +140,15 @@ class Tuner:
         self._store.set_facts(result=dataclasses.asdict(result))
         return result
 
-    def _plan(self) -> Plan:
+    def _plan(self, facts: LoopFacts) -> Plan:
         """What is to be searched; a study holds runs of one workload on one machine only.
 
         What an earlier result depended on is compared, and the result forgotten where it changed.
         """
         introduction = self._runner.introduction
         assert introduction is not None
-        plan = make_plan(self._definition, introduction)
+        plan = make_plan(self._definition, introduction, facts)
+        self._first_axes = plan.space.axes
         machine = MachineRecord.of(this_machine())
         workload = {
             "command": list(self._definition.command),
@@ -361,10 +366,8 @@ class Tuner:
         )
 
     def _widened(self, plan: Plan) -> tuple[str, ...]:
-        assert self._runner.introduction is not None
-        first = make_plan(self._definition, self._runner.introduction)
         return tuple(
-            name for name, values in plan.space.axes.items() if values != first.space.axes[name]
+            name for name, values in plan.space.axes.items() if values != self._first_axes[name]
         )
 
 

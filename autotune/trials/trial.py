@@ -14,7 +14,7 @@ from typing import Annotated, Literal, NoReturn, Self, TypeVar
 
 from pydantic import Field
 
-from autotune.blocks import Block, BlockMode, BlockRequest, Sample, Settling
+from autotune.blocks import Block, BlockMode, BlockRequest, LoopFacts, Sample, Settling
 from autotune.channel import Channel, ChannelClosedError, Message
 from autotune.clock import unix_s
 from autotune.config import ThroughputConfig
@@ -81,6 +81,7 @@ class _Ready:
     type: Literal["ready"]
     unit: str | None = None
     steps_per_epoch: Annotated[int, Field(ge=0)] | None = None
+    facts: LoopFacts = dataclasses.field(default_factory=LoopFacts)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +111,7 @@ class Trial:
         mode: How it was started.
         unit: Name of the unit that the script counts; None for samples.
         steps_per_epoch: Length of the script's loader, where it has one.
+        facts: What else the loop told before its first batch.
         start_up_s: From the request for the trial to the first batch handed to its loop, less the
             time in which it was stopped; None until it is known.
         active_s: Seconds in which it was started or ran; it does not count while it is stopped.
@@ -122,6 +124,7 @@ class Trial:
         self.mode = mode
         self.unit: str | None = None
         self.steps_per_epoch: int | None = None
+        self.facts = LoopFacts()
         self.start_up_s: float | None = None
         self.active_s = 0.0
         self._channel = channel
@@ -147,6 +150,7 @@ class Trial:
         self.active_s = time.monotonic() - self._origin.requested_at_s
         self.unit = message.unit
         self.steps_per_epoch = message.steps_per_epoch
+        self.facts = message.facts
 
     def measure(self, request: BlockRequest, *, deadline_s: float) -> Sample:
         """The blocks asked for, and the memory that the trial held then.
