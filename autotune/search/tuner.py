@@ -19,6 +19,7 @@ from autotune.search.answer import (
     fork_differences,
     make_best_config,
     stored_result,
+    unconfirmed_gain,
 )
 from autotune.search.bottleneck import diagnose
 from autotune.search.confirmation import choose
@@ -259,7 +260,7 @@ class Tuner:
         """What is to be confirmed beside the baseline; nothing of what is to be left out."""
         excluded = {plan.baseline, *without}
         if self._definition.sampler is SamplerName.AUTO:
-            return guided.finalists(plan, excluded)
+            return guided.finalists(plan, excluded, after_failure=bool(without))
         return self._finals.choose(self._recorder.knowledge(plan), excluded, baseline)
 
     def _confirm(
@@ -363,6 +364,9 @@ class Tuner:
             start_mode=self._runner.mode,
             fresh_reason=self._runner.fresh_reason,
             complete=complete,
+            unconfirmed=None
+            if len(runs) > 1
+            else unconfirmed_gain(self._store.records(), plan.baseline),
         )
 
     def _widened(self, plan: Plan) -> tuple[str, ...]:
