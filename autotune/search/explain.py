@@ -46,7 +46,7 @@ def explain(
         spent_s: What the run has taken so far.
         reserved_s: What must be left of the budget.
     """
-    records = recorder.store.records()
+    records = recorder.store.trusted_records()
     configs = around(plan.space, plan.baseline, best)
     estimates = Estimates.of(
         (plan.baseline, *plan.configurations, *configs),

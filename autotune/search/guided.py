@@ -22,6 +22,7 @@ from autotune.search.plan import Plan, widen
 from autotune.search.progress import Progress
 from autotune.search.recorder import Recorder
 from autotune.search.records import Phase, TrialRecord
+from autotune.search.study import trusted
 from autotune.trials.memory import memory_left_bytes
 
 # Training goes on for at least so many optimizer steps.
@@ -53,7 +54,7 @@ class GuidedSearch:
         self._recorder = recorder
         self._baseline = baseline
         self._bench = LiveBench(recorder)
-        self._earlier = tuple(recall(recorder.store.records_of_similar()))
+        self._earlier = recorder.store.records_of_similar()
         self._shown_at_s = -math.inf
 
     def search(self, plan: Plan) -> tuple[Plan, bool]:
@@ -140,10 +141,11 @@ class GuidedSearch:
         prior = None
         if self._earlier:
             before = make()
-            before.learn(self._earlier)
+            # What is wrong with forked trials of this study is wrong with those of the other.
+            before.learn(recall(trusted(self._earlier, self._recorder.store.facts)))
             prior = before.belief()
         search = make(prior=prior)
-        search.learn(recall(self._recorder.store.records()))
+        search.learn(recall(self._recorder.store.trusted_records()))
         return search
 
     def _horizon_s(self, baseline: Measurement) -> float:

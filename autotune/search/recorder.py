@@ -109,7 +109,8 @@ class Recorder:
     def knowledge(self, plan: Plan) -> Knowledge:
         """What is known of a plan's configurations; a study may hold others as well."""
         searched = {*plan.configurations, plan.baseline}
-        return Knowledge.of(record for record in self.store.records() if record.config in searched)
+        records = self.store.trusted_records()
+        return Knowledge.of(record for record in records if record.config in searched)
 
     def visit(
         self,

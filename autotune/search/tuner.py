@@ -32,6 +32,7 @@ from autotune.search.disturbance import (
 )
 from autotune.search.explain import explain
 from autotune.search.finals import Finals, complete_rounds, confirmation_s
+from autotune.search.fork_check import finds_forks_wrong
 from autotune.search.guided import GuidedSearch
 from autotune.search.in_order import num_measured, num_ruled_out, search_in_order, show_visits
 from autotune.search.plan import Plan, estimate, make_plan
@@ -49,6 +50,15 @@ from autotune.trials.trial import Trial, TrialFailedError
 # A start that takes so many times as long as the baseline's is given up.
 _START_PATIENCE = 10.0
 _LEAST_START_DEADLINE_S = 30.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Confirmed:
+    """What was searched, whether nothing was left to search, and the confirming runs."""
+
+    plan: Plan
+    complete: bool
+    runs: Mapping[ThroughputConfig, Sequence[TrialRecord]]
 
 
 class Tuner:
@@ -80,6 +90,7 @@ class Tuner:
         self._recorder = Recorder(definition, store=store, runner=runner, observer=observer)
         self._finals = Finals(self._recorder)
         self._first_axes: Mapping[str, tuple[int | bool, ...]] = {}
+        self._searches_again = False
 
     def run(self) -> Result:
         """Measure until the space is settled or the budget is spent, and choose.
@@ -117,6 +128,20 @@ class Tuner:
         self._probe_forking(plan, baseline)
         self._tell_estimate(plan, baseline)
         guided = GuidedSearch(self._recorder, baseline)
+        confirmed = self._search_and_confirm(plan, baseline, guided)
+        if self._searches_again:
+            again = self._search_and_confirm(confirmed.plan, baseline, guided)
+            # What was run beside the baseline is worth more than nothing.
+            confirmed = again if len(again.runs) > 1 else confirmed
+        result = self._answer(confirmed, guided)
+        self._store.set_facts(result=dataclasses.asdict(result))
+        return result
+
+    def _search_and_confirm(
+        self, plan: Plan, baseline: TrialRecord, guided: GuidedSearch
+    ) -> _Confirmed:
+        """Search, look at what each setting does, and run the best again beside the baseline."""
+        self._searches_again = False
         if self._definition.sampler is SamplerName.AUTO:
             plan, complete = guided.search(plan)
             self._store.set_facts(
@@ -137,9 +162,7 @@ class Tuner:
             # What was seen meanwhile counts, too.
             finalists = self._finalists(plan, baseline, guided)
         runs = self._confirm(plan, baseline, finalists, guided, complete)
-        result = self._answer(plan, runs, complete, guided)
-        self._store.set_facts(result=dataclasses.asdict(result))
-        return result
+        return _Confirmed(plan=plan, complete=complete, runs=runs)
 
     def _plan(self, facts: LoopFacts) -> Plan:
         """What is to be searched; a study holds runs of one workload on one machine only.
@@ -297,6 +320,7 @@ class Tuner:
             side_by_side=side_by_side,
             substitutes=lambda failed: self._finalists(plan, baseline, guided, failed),
             show=lambda: show_visits(self._recorder, plan, baseline, knowledge, Phase.CONFIRM),
+            stop=lambda confirmed: self._must_search_again(confirmed, baseline),
         )
         runs = complete_rounds(confirmed, plan.baseline)
         if not runs:
@@ -310,14 +334,13 @@ class Tuner:
             )
         return runs
 
-    def _answer(
-        self,
-        plan: Plan,
-        runs: Mapping[ThroughputConfig, Sequence[TrialRecord]],
-        complete: bool,
-        guided: GuidedSearch,
-    ) -> Result:
+    def _must_search_again(self, runs: Sequence[TrialRecord], baseline: TrialRecord) -> bool:
+        self._searches_again = finds_forks_wrong(self._recorder, runs, baseline)
+        return self._searches_again
+
+    def _answer(self, confirmed: _Confirmed, guided: GuidedSearch) -> Result:
         """Choose by the confirming runs, and gather what is to be told."""
+        plan, runs, complete = confirmed.plan, confirmed.runs, confirmed.complete
         rates = {config: [record.units_per_s for record in found] for config, found in runs.items()}
         choice = choose(rates, plan.baseline)
         best = make_best_config(
@@ -366,7 +389,7 @@ class Tuner:
             complete=complete,
             unconfirmed=None
             if len(runs) > 1
-            else unconfirmed_gain(self._store.records(), plan.baseline),
+            else unconfirmed_gain(self._store.trusted_records(), plan.baseline),
         )
 
     def _widened(self, plan: Plan) -> tuple[str, ...]:

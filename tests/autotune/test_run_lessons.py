@@ -1,4 +1,4 @@
-"""Whole runs of loops that fail with some settings."""
+"""Whole runs of loops that fail with some settings, or run otherwise when they are forked."""
 
 from pathlib import Path
 
@@ -39,3 +39,25 @@ def test_a_gain_that_was_measured_and_cannot_be_confirmed_is_told(study):
         assert "in the search with batch 8, workers 0, which could not be confirmed" in line
         assert "in a fresh process it failed: crashed: AssertionError: only forked" in line
     assert read_best_config(Path("best_config.yaml")).config.batch_size == 4
+
+
+def test_where_forked_trials_mislead_the_search_goes_on_in_fresh_processes(study):
+    # Forked, the largest batch is the fastest; in fresh processes, the smallest.
+    script = {
+        "before": PARENT,
+        "step": f"""
+            fresh = {{2: 0.004, 4: 0.02, 8: 0.04}}[config.batch_size]
+            time.sleep(0.02 if {FORKED} else fresh)
+        """,
+    }
+    options = study(script=script, sampler="auto")
+    done = autotune_run(*options)
+    assert done.returncode == 0, done.stderr
+    assert "forked trials mislead: batch 8, workers 0 ran at" in done.stdout
+    assert "they count no longer, and the search goes on in fresh processes" in done.stdout
+    assert "with 0 % probability" not in done.stdout
+    assert read_best_config(Path("best_config.yaml")).config.batch_size == 2
+    searched = trials().query("phase == 'search'")
+    assert set(searched["start_mode"]) == {"fork", "fresh"}
+    # Whoever asks the storage is told the same.
+    assert "batch 2, workers 0" in autotune_run(command="show").stdout
