@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import time
 from collections.abc import Sequence
@@ -110,7 +111,9 @@ class Recorder:
         """What is known of a plan's configurations; a study may hold others as well."""
         searched = {*plan.configurations, plan.baseline}
         records = self.store.trusted_records()
-        return Knowledge.of(record for record in records if record.config in searched)
+        known = Knowledge.of(record for record in records if record.config in searched)
+        # What ran can run, even where its figures are not believed or it is not in the plan.
+        return dataclasses.replace(known, lessons=self.lessons)
 
     def visit(
         self,
