@@ -329,7 +329,7 @@ def _run(
         return StudyView.of(store.name, shown_url(url), store.facts, store.records())
     except KeyboardInterrupt:
         store.repair()
-        best = best_so_far(store.records())
+        best = best_so_far(store.trusted_records())
         kept = f"; best so far: {best}" if best else ""
         raise InterruptedRunError(
             f"interrupted{kept}. Everything measured is kept: the same command goes on"
@@ -376,6 +376,8 @@ def _dry_run(
     say(console, f"baseline: {plan.baseline.summary}")
     for name, values in plan.space.axes.items():
         say(console, f"axis {name}: {', '.join(map(str, values))}")
+    for note in plan.notes:
+        say(console, note)
     say(console, f"space: {len(plan.configurations)} configurations")
     say(
         console,

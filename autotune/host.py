@@ -30,6 +30,8 @@ from autotune.instrument.optimizer_watch import optimizer_exists
 _TASKS = Path("/proc/self/task")
 # What a trial notes of the files that it leaves is in a file of this name and the start's number.
 NOTES_PREFIX = "left-"
+# Of an exception's text, so many characters of each end are reported.
+_LONGEST_TEXT = 8000
 
 
 class TrialProcess:
@@ -108,7 +110,7 @@ class TrialProcess:
         """
         self.before_failing(error)
         text = "; ".join((str(error), *_ends_of_workers(error.__traceback__)))
-        self.send(type="failed", error=type(error).__name__, message=text[:2000])
+        self.send(type="failed", error=type(error).__name__, message=_shortened(text))
         self._previous_hook(type(error), error, error.__traceback__)
         _leave(1)
 
@@ -116,6 +118,13 @@ class TrialProcess:
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
         self.fail(error.with_traceback(trace))
+
+
+def _shortened(text: str) -> str:
+    """Both ends of a long text: what a loader's worker raised stands at its end."""
+    if len(text) <= 2 * _LONGEST_TEXT:
+        return text
+    return f"{text[:_LONGEST_TEXT]}\n...\n{text[-_LONGEST_TEXT:]}"
 
 
 def _ends_of_workers(trace: TracebackType | None) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import warnings
 from collections.abc import Callable, Iterable
@@ -79,8 +80,16 @@ def steps(loader: Iterable[Batch], *, units: UnitCounter | None = None) -> Itera
             maximises these per second.
 
     Raises:
-        AutotuneError: Under `autotune run`, when `load_config` was not called before.
+        AutotuneError: Under `autotune run`, when `load_config` was not called before. In any
+            case, when a loader's worker comes here while it imports the script.
     """
+    # As multiprocessing does where a process is started in that phase. Without workers of its own,
+    # each worker would train all the epochs instead, and its loader would wait for it.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise AutotuneError(
+            "autotune.steps was called while a new process imports the script: put the training "
+            'below `if __name__ == "__main__":`'
+        )
     trial = current_trial()
     if trial is not None:
         # Imported here: ordinary training needs none of it.

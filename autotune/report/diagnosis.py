@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator, Sequence
 
+from autotune.config import ThroughputConfig
 from autotune.report.view import StudyView
 from autotune.search.bottleneck import Bottleneck, Bound
 from autotune.search.confirmation import INDIFFERENCE, Ratio
 from autotune.search.effects import Effect, Severity, Value
+from autotune.search.lessons import Lesson, learn
 
 # A setting that does so much more or less beside the others than alone is worth a word.
 _INTERACTION = 0.05
@@ -48,15 +51,16 @@ class Finding:
 def findings(view: StudyView) -> list[Finding]:
     """A line for each setting, the one that held training back most first."""
     assert view.best is not None
+    lessons = learn(view.records)
     return [
         Finding(
             setting=effect.change.setting,
             severity=effect.severity,
             before=f"{shown(effect.change.before)} ({_origin(view, effect.change.setting)})",
             after=shown(_kept(effect)),
-            alone=_ratio(effect.alone),
-            with_others=_ratio(effect.with_others),
-            remark=_remark(effect),
+            alone=_ratio(effect.alone, effect.change.alone),
+            with_others=_ratio(effect.with_others, effect.change.without),
+            remark="; ".join(filter(None, (_remark(effect), *_ruled_out(effect, lessons)))),
         )
         for effect in view.effects
     ]
@@ -90,8 +94,18 @@ def _origin(view: StudyView, setting: str) -> str:
     return "the loader's default" if setting == "prefetch_factor" else "torch's default"
 
 
-def _ratio(ratio: Ratio | None) -> str:
-    return "" if ratio is None else f"{ratio.ratio:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"
+def _ratio(ratio: Ratio | None, compared: ThroughputConfig | None) -> str:
+    """A ratio for people; empty where there is nothing to compare."""
+    if ratio is None:
+        return "" if compared is None else Severity.NOT_MEASURED.value
+    return f"{ratio.ratio:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"
+
+
+def _ruled_out(effect: Effect, lessons: Sequence[Lesson]) -> Iterator[str]:
+    """Which values of a setting failures have ruled out."""
+    for lesson in lessons:
+        if any(condition.setting == effect.change.setting for condition in lesson.conditions):
+            yield f"{lesson.subject} is ruled out, since trials failed"
 
 
 def _remark(effect: Effect) -> str:

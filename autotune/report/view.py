@@ -11,6 +11,7 @@ from autotune.machine import Machine
 from autotune.search.answer import Result
 from autotune.search.effects import Effect, around, effects, find_changes
 from autotune.search.estimates import Estimates
+from autotune.search.forks import without_forked
 from autotune.search.records import TrialRecord, read_records
 from autotune.search.storage import shown_url, storage_url
 from autotune.search.study import find_study
@@ -35,6 +36,7 @@ class Facts:
         effective_batch_size: Samples per optimizer step that the script asks for.
         versions: Of the packages that matter.
         training: How long the whole training is, where its user said so.
+        forks_mislead: Whether forked trials were found not to be like training.
         result: The answer; None where the run did not come to one.
     """
 
@@ -48,6 +50,7 @@ class Facts:
     effective_batch_size: int | None = None
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     training: TrainingLength | None = None
+    forks_mislead: bool = False
     result: Result | None = None
 
 
@@ -99,7 +102,7 @@ class StudyView:
             return view
         estimates = Estimates.of(
             (baseline, *space.configurations(baseline), *around(space, baseline, best)),
-            records,
+            view.trusted_records,
             usable_cores=usable_cores,
         )
         assert estimates is not None
@@ -119,6 +122,11 @@ class StudyView:
     def result(self) -> Result | None:
         """The answer; None where the run did not come to one."""
         return self.facts.result
+
+    @property
+    def trusted_records(self) -> tuple[TrialRecord, ...]:
+        """The trials that tell how fast training is."""
+        return without_forked(self.records) if self.facts.forks_mislead else self.records
 
     @property
     def machine(self) -> Machine | None:
@@ -157,7 +165,7 @@ def _best(view: StudyView) -> ThroughputConfig | None:
         return view.result.best.config
     assert view.space is not None and view.baseline is not None and view.machine is not None
     configs = (view.baseline, *view.space.configurations(view.baseline))
-    estimates = Estimates.of(configs, view.records, usable_cores=view.machine.usable_cores)
+    estimates = Estimates.of(configs, view.trusted_records, usable_cores=view.machine.usable_cores)
     if estimates is None:
         return None
     others = estimates.measured.intersection(configs) - {view.baseline}

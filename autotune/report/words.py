@@ -11,10 +11,14 @@ from autotune.best_config import Performance
 from autotune.measurement import figure
 from autotune.report.diagnosis import outlook
 from autotune.report.view import StudyView
-from autotune.search.answer import Result
+from autotune.search.answer import Result, UnconfirmedGain
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+# A probability below it says no more than that the search had too little time.
+_LEAST_PROBABILITY = 0.01
 
 
 def so_far(view: StudyView) -> str:
@@ -34,6 +38,8 @@ def headline(view: StudyView) -> str:
     if result is None:
         return _capital(so_far(view))
     speedup, best = result.best.speedup, result.best
+    if result.unconfirmed is not None:
+        return f"No gain is confirmed: {_unconfirmed(result.unconfirmed)}"
     if not speedup.significant:
         return f"No setting makes this loop significantly faster than {best.config.summary}"
     return (
@@ -44,6 +50,8 @@ def headline(view: StudyView) -> str:
 
 def verdict(result: Result) -> str:
     """The speed-up with its interval, or that there is none."""
+    if result.unconfirmed is not None:
+        return f"no gain is confirmed: {_unconfirmed(result.unconfirmed)}"
     speedup = result.best.speedup
     rounds = f"{result.num_rounds} round{'s' if result.num_rounds > 1 else ''}"
     interval = (
@@ -56,6 +64,13 @@ def verdict(result: Result) -> str:
     return (
         f"no significant gain: the best other configuration reached {interval} of the baseline's "
         "throughput; the baseline's settings are kept"
+    )
+
+
+def _unconfirmed(gain: UnconfirmedGain) -> str:
+    return (
+        f"measured {gain.ratio:.2f}x in the search with {gain.config.summary}, which could not be "
+        f"confirmed: {gain.reason}; the baseline's settings are kept"
     )
 
 
@@ -144,10 +159,16 @@ def _duration(seconds: float) -> str:
 
 def certainty(result: Result) -> list[str]:
     """How sure it is that nothing better was missed, and when the tuning has paid."""
-    lines = [
-        f"with {100 * result.probability:.0f} % probability these settings are within 2 % of the "
-        f"fastest of the {result.num_configurations} configurations"
-    ]
+    if result.probability < _LEAST_PROBABILITY:
+        lines = [
+            f"some of the {result.num_configurations} configurations are probably faster than "
+            "these settings: give the search more time with --budget"
+        ]
+    else:
+        lines = [
+            f"with {100 * result.probability:.0f} % probability these settings are within 2 % of "
+            f"the fastest of the {result.num_configurations} configurations"
+        ]
     steps = result.pays_after_steps
     if steps is not None:
         seconds = steps * result.best.expected.seconds_per_optimizer_step

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from autotune.config import ThroughputConfig
 from autotune.measurement import Failure
 from autotune.search.belief import Belief, Observation, Similarity, Spreads, fit_spreads
-from autotune.search.confirmation import INDIFFERENCE, cost_key
+from autotune.search.confirmation import INDIFFERENCE, preference
 from autotune.search.knowledge import is_heavier
 from autotune.search.law import BottleneckLaw, Costs
 from autotune.search.policy import Proposal, probabilities_near_best, propose
@@ -28,8 +28,8 @@ from autotune.search.policy import Proposal, probabilities_near_best, propose
 HORIZON_S = 3 * 3600.0
 # The search ends sooner where it is so sure that the choice is within 2 % of the fastest.
 _SURE = 0.9
-# Configurations whose means are so close are taken for equal, and the cheapest is chosen: half of
-# what is no matter, since means are uncertain.
+# Configurations whose means are so close are taken for equal (see `confirmation.preference`): half
+# of what is no matter, since means are uncertain.
 _TIE = INDIFFERENCE / 2
 # How far an earlier search of the same loop may be off, beyond its own doubts.
 _AFTER_ANOTHER = Spreads(step=0.05, batch=0.03, workers=0.07)
@@ -152,6 +152,8 @@ class AdaptiveSearch:
         horizon_s: How long training will go on.
         prior: What an earlier search of the same loop believed of all configurations (see
             `belief`), in place of the law; None where there was none.
+        rules_out: Whether a configuration that never ran is not to be tried, by what failures of
+            others teach (see `lessons`).
         seed: For the probabilities, which are reckoned by drawing.
     """
 
@@ -165,6 +167,7 @@ class AdaptiveSearch:
         block_s: float,
         horizon_s: float = HORIZON_S,
         prior: Belief | None = None,
+        rules_out: Callable[[ThroughputConfig], bool] = lambda _: False,
         seed: int = 0,
     ) -> None:
         self.configs = tuple(dict.fromkeys((baseline, *configs)))
@@ -174,6 +177,7 @@ class AdaptiveSearch:
         self._cores = usable_cores
         self._block_s = block_s
         self._horizon_s = horizon_s
+        self._rules_out = rules_out
         self._seed = seed
         self._similarity = Similarity.of(self.configs)
         self._first_spreads = Spreads()
@@ -258,7 +262,7 @@ class AdaptiveSearch:
     def standings(self) -> list[Standing]:
         """Configurations, the one to choose first; those that cannot run are left out.
 
-        It is the fastest, or the cheapest of those that are equally fast.
+        It is the fastest, or the preferred one of those that are equally fast.
         """
         return self._rank(self._belief())
 
@@ -274,7 +278,7 @@ class AdaptiveSearch:
         order = sorted(np.flatnonzero(may_run).tolist(), key=lambda place: -belief.mean[place])
         top = belief.mean[order[0]]
         equals = [place for place in order if belief.mean[place] >= top - _TIE]
-        chosen = min(equals, key=lambda place: cost_key(self.configs[place]))
+        chosen = min(equals, key=lambda place: preference(self.configs[place], self.configs[0]))
         order.remove(chosen)
         return [
             Standing(
@@ -320,7 +324,7 @@ class AdaptiveSearch:
         return {index for index, _ in self._readings}
 
     def _may_run(self) -> NDArray[np.bool_]:
-        """Which configurations have not failed, nor need more memory than one that ran out, [N]."""
+        """Which configurations have not failed, and need not fail by what failed so far, [N]."""
         exhausted = [
             self.configs[index]
             for index, failure in self._failed.items()
@@ -330,7 +334,13 @@ class AdaptiveSearch:
         return np.array(
             [
                 index not in self._failed
-                and (index in measured or not any(is_heavier(config, other) for other in exhausted))
+                and (
+                    index in measured
+                    or not (
+                        self._rules_out(config)
+                        or any(is_heavier(config, other) for other in exhausted)
+                    )
+                )
                 for index, config in enumerate(self.configs)
             ]
         )

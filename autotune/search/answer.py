@@ -18,10 +18,10 @@ from autotune.config import ThroughputConfig
 from autotune.machine import this_machine
 from autotune.measurement import StartMode, figure
 from autotune.search.bottleneck import Bottleneck
-from autotune.search.confirmation import Choice, Interval
+from autotune.search.confirmation import INDIFFERENCE, Choice, Interval
 from autotune.search.definition import StudyDefinition
 from autotune.search.knowledge import Knowledge
-from autotune.search.records import TrialRecord
+from autotune.search.records import Phase, TrialRecord
 from autotune.search.study import StudyStore
 from autotune.validation import validate
 
@@ -54,6 +54,21 @@ class RunnerUp:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class UnconfirmedGain:
+    """A gain that the search measured, and that no fresh process showed.
+
+    Attributes:
+        config: The fastest configuration of the search.
+        ratio: Its throughput ÷ the baseline's, both in short trials.
+        reason: Why it was not confirmed.
+    """
+
+    config: ThroughputConfig
+    ratio: float
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """The outcome of a run.
 
@@ -80,6 +95,7 @@ class Result:
         start_mode: How searching trials were started.
         fresh_reason: Why not by forking, None if they were.
         complete: Whether nothing was left to search.
+        unconfirmed: What the search measured, where nothing could be confirmed beside the baseline.
     """
 
     best: BestConfig
@@ -104,6 +120,7 @@ class Result:
     start_mode: StartMode
     fresh_reason: str | None
     complete: bool
+    unconfirmed: UnconfirmedGain | None = None
 
     @property
     def pays_after_steps(self) -> float | None:
@@ -189,6 +206,32 @@ def fork_differences(
                 )
             )
     return tuple(found)
+
+
+def unconfirmed_gain(
+    records: Sequence[TrialRecord], baseline: ThroughputConfig
+) -> UnconfirmedGain | None:
+    """The largest gain that the search measured; None where it measured none worth having.
+
+    Args:
+        records: Of a study in which nothing was confirmed beside the baseline.
+        baseline: Which configuration is the baseline.
+    """
+    measured = Knowledge.of(records).measured
+    config = max(measured, key=lambda config: measured[config], default=baseline)
+    if not measured.get(baseline) or measured[config] <= (1 + INDIFFERENCE) * measured[baseline]:
+        return None
+    failures = [
+        record.failure
+        for record in records
+        if record.config == config and record.phase is Phase.CONFIRM and record.failure is not None
+    ]
+    reason = "there was no time to run it in a fresh process"
+    if failures:
+        reason = f"in a fresh process it failed: {failures[-1].cause}: {failures[-1].message}"
+    return UnconfirmedGain(
+        config=config, ratio=measured[config] / measured[baseline], reason=reason
+    )
 
 
 def stored_result(store: StudyStore) -> Result | None:

@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.special import stdtrit
 
-from autotune.config import ThroughputConfig
+from autotune.config import DEFAULT_PREFETCH_FACTOR, ThroughputConfig
+from autotune.space import AXIS_NAMES
 
-# Two configurations within this of each other are equally fast; the cheaper one is preferred, and
-# a gain below it is none.
+# Two configurations within this of each other are equally fast; which one is preferred then, see
+# `preference`. A gain below it is none.
 INDIFFERENCE = 0.02
 _CONFIDENCE = 0.95
 # Priors on the spread of runs, on the log scale: standard deviation, and the runs that it is worth.
@@ -57,7 +58,7 @@ class Choice:
     """The outcome of confirmation.
 
     Attributes:
-        best: The fastest candidate, or the cheapest of those equally fast.
+        best: The fastest candidate, or the preferred one of those equally fast.
         speedup: Its throughput ÷ the baseline's.
         rates: For every configuration, what one more run of it will reach.
     """
@@ -85,7 +86,7 @@ def choose(
         return Choice(best=baseline, speedup=same, rates=_predict(logs, means))
     top = max(means[config] for config in candidates)
     equals = [config for config in candidates if means[config] >= top - math.log1p(INDIFFERENCE)]
-    best = min(equals, key=cost_key)
+    best = min(equals, key=lambda config: preference(config, baseline))
     return Choice(
         best=best,
         speedup=_compare(logs, means, best, baseline),
@@ -93,9 +94,22 @@ def choose(
     )
 
 
-def cost_key(config: ThroughputConfig) -> tuple[int, ...]:
-    """Orders configurations by what they take of the machine, cheapest first."""
+def preference(config: ThroughputConfig, baseline: ThroughputConfig) -> tuple[int, ...]:
+    """Orders configurations that are equally fast, the one to choose first.
+
+    A setting that brings nothing stays as it is: fewer settings changed from the baseline's come
+    first. Then counts what they take of the machine, the cheapest first.
+    """
+    num_changed = sum(
+        getattr(config, name) != getattr(baseline, name)
+        for name in AXIS_NAMES
+        if name != "prefetch_factor"
+    )
+    # Workers are enough to have something prefetched; another depth is one more change.
+    usual = baseline.prefetch_factor or DEFAULT_PREFETCH_FACTOR
+    num_changed += config.num_workers > 0 and config.prefetch_factor != usual
     return (
+        num_changed,
         config.num_workers,
         config.num_threads or 0,
         config.num_prefetched,

@@ -22,13 +22,12 @@ class Severity(enum.StrEnum):
     MEDIUM = "medium"
     LOW = "low"
     NONE = "none"
-    OPEN = "open"
+    NOT_MEASURED = "not measured"
 
 
 SEVERITY_RULE = (
     f"critical: brings {100 * _CRITICAL:.0f} % or more, alone or beside the others; medium: "
-    f"{100 * _MEDIUM:.0f} %; low: {100 * _LOW:.0f} %; none where that may be nothing at all; open: "
-    "not measured"
+    f"{100 * _MEDIUM:.0f} %; low: {100 * _LOW:.0f} %; none where that may be nothing at all"
 )
 
 
@@ -77,15 +76,18 @@ class Effect:
         """How much the baseline's value held training back."""
         found = self._larger
         if found is None:
-            return Severity.OPEN
-        if self.change.without is None or found.low <= 1.0:
+            return Severity.NOT_MEASURED
+        if self.change.without is None:
             return Severity.NONE
+        if found.low <= 1.0 or found.ratio < 1.0 + _LOW:
+            # What the best gains by it may be much more than what it does alone.
+            return Severity.NOT_MEASURED if self.with_others is None else Severity.NONE
         gain = found.ratio - 1.0
         if gain >= _CRITICAL:
             return Severity.CRITICAL
         if gain >= _MEDIUM:
             return Severity.MEDIUM
-        return Severity.LOW if gain >= _LOW else Severity.NONE
+        return Severity.LOW
 
     @property
     def _larger(self) -> Ratio | None:
@@ -130,13 +132,12 @@ def find_changes(
                 for value in space.axes[setting]
                 if value != before
             }
-            known = {
-                value: config
-                for value, config in others.items()
-                if config in estimates.configs and config not in estimates.failed
-            }
-            if not known:
+            others = {v: config for v, config in others.items() if config in estimates.configs}
+            if not others:
                 continue
+            # Where all others fail, there is nothing to measure, and that is told, too.
+            able = {v: config for v, config in others.items() if config not in estimates.failed}
+            known = able or others
             # One that was run tells more than one that is only believed to be a little better.
             run = {value: c for value, c in known.items() if c in estimates.measured}
             after = max(run or known, key=lambda value: estimates.units_per_s(known[value]))

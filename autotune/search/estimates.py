@@ -10,6 +10,7 @@ from autotune.config import ThroughputConfig
 from autotune.search.adaptive import AdaptiveSearch, Elsewhere
 from autotune.search.belief import Belief
 from autotune.search.confirmation import Ratio
+from autotune.search.lessons import learn
 from autotune.search.live import recall
 from autotune.search.records import TrialRecord, telling_failures
 
@@ -25,7 +26,8 @@ class Estimates:
         belief: What is believed of `configs`.
         configs: In the belief's order.
         measured: Those of which a run showed something.
-        failed: Those of which every run failed, and not by chance (see `telling_failures`).
+        failed: Those of which every run failed, and not by chance (see `telling_failures`), and
+            those that are ruled out by what failures of others teach.
     """
 
     belief: Belief
@@ -58,6 +60,8 @@ class Estimates:
         measured = {record.config for record in records if record.measurement}
         telling = telling_failures(records)
         failed = {record.config for record in records if record.number in telling} - measured
+        lessons = learn(records)
+        failed |= {c for c in search.configs if any(lesson.covers(c) for lesson in lessons)}
         return cls(
             belief=belief,
             configs=search.configs,

@@ -46,7 +46,7 @@ def explain(
         spent_s: What the run has taken so far.
         reserved_s: What must be left of the budget.
     """
-    records = recorder.store.records()
+    records = recorder.store.trusted_records()
     configs = around(plan.space, plan.baseline, best)
     estimates = Estimates.of(
         (plan.baseline, *plan.configurations, *configs),
@@ -68,5 +68,8 @@ def explain(
     for config in dict.fromkeys(config for config in wanted if config and config not in settled):
         step_s = recorder.limits(config).step_s or 0.0
         visit_s = start_s + settling_s(step_s) + _NUM_BLOCKS * max(block_s, step_s)
+        if recorder.rules_out(config):
+            # A failure meanwhile may have taught so.
+            continue
         if recorder.left_s - visit_s >= max(end_s, reserved_s):
             recorder.visit(config, Phase.EXPLAIN, num_blocks=_NUM_BLOCKS)

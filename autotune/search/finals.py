@@ -50,7 +50,7 @@ class Finals:
         """
         num_runs = self._recorder.left_s / (self._definition.confirm_rounds * _run_s(baseline))
         number = max(1, min(self._definition.num_finalists, int(num_runs) - 1))
-        return knowledge.finalists(excluded, number)
+        return knowledge.finalists(baseline.config, excluded, number)
 
     def fit_together(self, configs: Sequence[ThroughputConfig]) -> bool:
         """Whether all of these may be in memory at once, by what their trials so far held.
@@ -82,23 +82,28 @@ class Finals:
         side_by_side: bool,
         substitutes: Callable[[Set[ThroughputConfig]], Sequence[ThroughputConfig]],
         show: Callable[[], None],
+        stop: Callable[[Sequence[TrialRecord]], bool] = lambda _: False,
     ) -> list[TrialRecord]:
         """Run all in fresh processes, round by round while there is time; at least one round.
 
-        Rounds that do not tell whether there is a gain are followed by as many again.
+        Rounds that do not tell whether there is a gain are followed by as many again. Where all
+        candidates failed and the time is up, there is one more round for what takes their place.
 
         Args:
-            configs: The baseline first; the others leave when they fail.
+            configs: The baseline first; the others leave when they fail, or are ruled out by what
+                others taught.
             substitutes: What to go on with when all of them have, given those.
             side_by_side: Whether all are open at once; where one then does not answer, the round
                 does not count, and those that follow are run one after another.
             show: Called after each round.
+            stop: Whether to go no further, by the runs so far; asked after each round.
         """
         shuffle = random.Random(self._definition.seed)
         baseline, *finalists = configs
         confirmed: list[TrialRecord] = []
         rounds_left = self._definition.confirm_rounds
         most = _MOST_ROUNDS * rounds_left
+        may_overrun = True
         for number in itertools.count(1):
             cut_short = False
             left_s = self._recorder.left_s
@@ -119,17 +124,25 @@ class Finals:
                 cut_short = any(record.number not in telling for record in failures)
                 rounds_left -= not cut_short
                 failed = {record.config for record in confirmed if record.number in telling}
-                remaining = [config for config in finalists if config not in failed]
+                remaining = [
+                    config
+                    for config in finalists
+                    if config not in failed and not self._recorder.rules_out(config)
+                ]
                 if finalists and not remaining:
                     remaining = list(substitutes(failed))
                     if remaining:
                         rounds_left = self._definition.confirm_rounds
                 finalists = remaining
             show()
+            if stop(confirmed):
+                break
             if rounds_left <= 0 and (number >= most or not _is_undecided(confirmed, baseline)):
                 break
             if self._recorder.left_s < round_s and not cut_short:
-                break
+                if not may_overrun or not finalists or _has_candidate(confirmed, baseline):
+                    break
+                may_overrun = False
         return confirmed
 
 
@@ -155,6 +168,11 @@ def complete_rounds(
     return {
         config: [found[number] for number in counted] for config, found in runs.items() if counted
     }
+
+
+def _has_candidate(confirmed: Sequence[TrialRecord], baseline: ThroughputConfig) -> bool:
+    """Whether there is a whole round of the baseline and something beside it."""
+    return len(complete_rounds(confirmed, baseline)) > 1
 
 
 def _is_undecided(confirmed: Sequence[TrialRecord], baseline: ThroughputConfig) -> bool:

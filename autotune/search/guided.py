@@ -14,6 +14,7 @@ from autotune.machine import this_machine
 from autotune.measurement import Measurement
 from autotune.search.adaptive import HORIZON_S, AdaptiveSearch, Standing, finalists
 from autotune.search.answer import RunnerUp
+from autotune.search.confirmation import INDIFFERENCE
 from autotune.search.explain import explanation_s
 from autotune.search.finals import confirmation_s
 from autotune.search.live import LiveBench, recall
@@ -21,6 +22,7 @@ from autotune.search.plan import Plan, widen
 from autotune.search.progress import Progress
 from autotune.search.recorder import Recorder
 from autotune.search.records import Phase, TrialRecord
+from autotune.search.study import trusted
 from autotune.trials.memory import memory_left_bytes
 
 # Training goes on for at least so many optimizer steps.
@@ -28,6 +30,8 @@ _HORIZON_STEPS = 1000
 # Of the memory that is left, what a configuration beyond the first space may take.
 _MEMORY_SHARE = 0.5
 _NUM_RUNNERS_UP = 3
+# For a candidate that was never measured there must be time for so many rounds.
+_ROUNDS_OF_UNMEASURED = 2
 # The 97.5 % quantile of the normal distribution.
 _TWO_SIDED_95 = 1.96
 # Progress takes a moment to reckon, and is shown this often at most.
@@ -50,7 +54,7 @@ class GuidedSearch:
         self._recorder = recorder
         self._baseline = baseline
         self._bench = LiveBench(recorder)
-        self._earlier = tuple(recall(recorder.store.records_of_similar()))
+        self._earlier = recorder.store.records_of_similar()
         self._shown_at_s = -math.inf
 
     def search(self, plan: Plan) -> tuple[Plan, bool]:
@@ -78,7 +82,7 @@ class GuidedSearch:
             standings = search.standings()
             best = standings[0].config
             rates = {found.config: found.units_per_s for found in standings}
-            wider = widen(plan, definition, best, rates)
+            wider = widen(plan, definition, best, rates, recorder.rules_out)
             if wider is None or not complete or not self._has_memory_for_more(best):
                 return plan, complete
             added = [
@@ -93,19 +97,22 @@ class GuidedSearch:
             plan = wider
 
     def finalists(
-        self, plan: Plan, excluded: Set[ThroughputConfig]
+        self, plan: Plan, excluded: Set[ThroughputConfig], *, after_failure: bool = False
     ) -> tuple[ThroughputConfig, ...]:
         """The best configuration beside those excluded, if there is one.
 
-        One that was never measured only if there is time for a round of the confirmation.
+        One that was never measured only if there is time for a round of the confirmation, and for
+        another one with one that was, should the first fail. Once a candidate has failed, what was
+        measured as a gain comes first.
         """
+        standings = self._prepare(plan, plan.baseline).standings()
+        gains = [s for s in standings if s.was_measured and s.log_ratio > math.log1p(INDIFFERENCE)]
+        if after_failure and (found := finalists(gains, excluded)):
+            return found
         definition = self._recorder.definition
-        round_s = confirmation_s(definition, self._baseline, num_finalists=1)
-        return finalists(
-            self._prepare(plan, plan.baseline).standings(),
-            excluded,
-            measured_only=self._recorder.left_s * definition.confirm_rounds < round_s,
-        )
+        rounds_s = confirmation_s(definition, self._baseline, num_finalists=1)
+        num_rounds = definition.confirm_rounds * self._recorder.left_s / rounds_s
+        return finalists(standings, excluded, measured_only=num_rounds < _ROUNDS_OF_UNMEASURED)
 
     def rank(self, plan: Plan, chosen: ThroughputConfig) -> tuple[float, tuple[RunnerUp, ...]]:
         """How probably a configuration is within 2 % of the fastest; and the next best ones."""
@@ -128,15 +135,17 @@ class GuidedSearch:
             usable_cores=this_machine().usable_cores,
             block_s=self._recorder.definition.block_s,
             horizon_s=self._horizon_s(measurement),
+            rules_out=self._recorder.rules_out,
             seed=self._recorder.definition.seed,
         )
         prior = None
         if self._earlier:
             before = make()
-            before.learn(self._earlier)
+            # What is wrong with forked trials of this study is wrong with those of the other.
+            before.learn(recall(trusted(self._earlier, self._recorder.store.facts)))
             prior = before.belief()
         search = make(prior=prior)
-        search.learn(recall(self._recorder.store.records()))
+        search.learn(recall(self._recorder.store.trusted_records()))
         return search
 
     def _horizon_s(self, baseline: Measurement) -> float:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Set
 from types import MappingProxyType
 
 from autotune.config import ThroughputConfig
-from autotune.search.confirmation import INDIFFERENCE, cost_key
+from autotune.search.confirmation import INDIFFERENCE, preference
+from autotune.search.lessons import Lesson, learn
 from autotune.search.records import TrialRecord, telling_failures
 
 # A bound comes from one short trial, and the incumbent from the luckiest one: two passes over the
@@ -29,12 +30,14 @@ class Knowledge:
             time at all; not of those that were disturbed throughout.
         exhausted: Configurations that ran out of memory, or of files.
         in_doubt: Configurations that were visited once, and disturbed throughout.
+        lessons: What failures teach.
     """
 
     measured: Mapping[ThroughputConfig, float]
     without_workers: Mapping[ThroughputConfig, float]
     exhausted: tuple[ThroughputConfig, ...]
     in_doubt: tuple[ThroughputConfig, ...]
+    lessons: tuple[Lesson, ...] = ()
 
     @classmethod
     def of(cls, records: Iterable[TrialRecord]) -> Knowledge:
@@ -68,6 +71,7 @@ class Knowledge:
             without_workers=MappingProxyType(without_workers),
             exhausted=tuple(exhausted),
             in_doubt=tuple(config for config in disturbed if visits.count(config) == 1),
+            lessons=learn(records),
         )
 
     @property
@@ -86,8 +90,11 @@ class Knowledge:
     def rules_out(self, config: ThroughputConfig) -> bool:
         """Whether `config` needs no visit.
 
-        It cannot beat the best by enough to matter, or needs more than one that ran out of it.
+        It cannot beat the best by enough to matter, or needs more than one that ran out of it, or
+        fails by what others taught.
         """
+        if any(lesson.covers(config) for lesson in self.lessons):
+            return True
         if any(is_heavier(config, failed) for failed in self.exhausted):
             return True
         if config.num_workers == 0:
@@ -100,9 +107,9 @@ class Knowledge:
         return gain < 1 + INDIFFERENCE or bound * _BOUND_SLACK < self.incumbent
 
     def finalists(
-        self, excluded: Set[ThroughputConfig], number: int
+        self, baseline: ThroughputConfig, excluded: Set[ThroughputConfig], number: int
     ) -> tuple[ThroughputConfig, ...]:
-        """The fastest configurations beside those excluded, cheapest first among equals.
+        """The fastest configurations beside those excluded, the preferred one first among equals.
 
         Those far behind the fastest are left out.
         """
@@ -113,7 +120,8 @@ class Knowledge:
         }
         top = max(others.values(), default=0.0)
         close = [config for config, rate in others.items() if rate >= _FINALIST_SHARE * top]
-        return tuple(sorted(close, key=lambda config: (-others[config], cost_key(config)))[:number])
+        close.sort(key=lambda config: (-others[config], preference(config, baseline)))
+        return tuple(close[:number])
 
 
 def _without_workers(config: ThroughputConfig) -> ThroughputConfig:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 
+from autotune.blocks import LoopFacts
 from autotune.config import ThroughputConfig
 from autotune.machine import this_machine
 from autotune.measurement import Measurement, StartMode
@@ -27,11 +28,21 @@ _FEWEST_VISITS, _MOST_VISITS = 2, 40
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is going to be searched, known once the command has introduced itself."""
+    """What is going to be searched, known once the baseline has reached its loop.
+
+    Attributes:
+        baseline: The settings without tuning.
+        space: The axes that are searched.
+        configurations: The combinations of their values.
+        num_samples: Samples that an epoch is drawn from; no batch is larger. None if unknown.
+        notes: What this loop does not let one search, a sentence each.
+    """
 
     baseline: ThroughputConfig
     space: Space
     configurations: tuple[ThroughputConfig, ...]
+    num_samples: int | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +53,15 @@ class Estimate:
     high_s: float
 
 
-def make_plan(definition: StudyDefinition, introduction: Introduction) -> Plan:
+def make_plan(
+    definition: StudyDefinition, introduction: Introduction, facts: LoopFacts | None = None
+) -> Plan:
     """The baseline and the space for a command on this machine.
+
+    Args:
+        definition: What is asked for.
+        introduction: What the command says of itself.
+        facts: What its loop says of itself; None where it was not reached.
 
     Raises:
         BadInputError: An axis does not fit what the script asks for.
@@ -59,8 +77,53 @@ def make_plan(definition: StudyDefinition, introduction: Introduction) -> Plan:
         effective_batch_size=effective,
         uses_cuda=introduction.uses_cuda,
     )
-    space = Space(axes={**axes, **definition.axes}, effective_batch_size=effective)
-    return Plan(baseline=baseline, space=space, configurations=space.configurations(baseline))
+    facts = facts or LoopFacts()
+    axes, notes = _within(facts, {**axes, **definition.axes}, baseline, named=definition.axes)
+    space = Space(axes=axes, effective_batch_size=effective)
+    return Plan(
+        baseline=baseline,
+        space=space,
+        configurations=space.configurations(baseline),
+        num_samples=facts.samples_per_epoch,
+        notes=notes,
+    )
+
+
+def _within(
+    facts: LoopFacts,
+    axes: Mapping[str, tuple[int | bool, ...]],
+    baseline: ThroughputConfig,
+    *,
+    named: Collection[str],
+) -> tuple[dict[str, tuple[int | bool, ...]], tuple[str, ...]]:
+    """The axes as far as a loop allows them, and what it does not allow, a sentence each.
+
+    Args:
+        facts: What the loop said of itself.
+        axes: All that would be searched otherwise.
+        baseline: Its values are always allowed.
+        named: Axes that the user asked for.
+    """
+    allowed, notes = dict(axes), []
+    for name, reason in facts.fixed.items():
+        if name not in axes:
+            continue
+        value = getattr(baseline, name)
+        allowed[name] = () if value is None else (value,)
+        asked = ", although the study names other values" if name in named else ""
+        notes.append(
+            f"{name} stays at {'its default' if value is None else value}{asked}: {reason}"
+        )
+    limit = facts.samples_per_epoch
+    if limit is not None and "batch_size" in axes and "batch_size" not in facts.fixed:
+        sizes = [n for n in axes["batch_size"] if n <= limit or n == baseline.batch_size]
+        left_out = sorted(set(axes["batch_size"]) - set(sizes))
+        # Without any of those that were asked for, there is still the baseline's.
+        allowed["batch_size"] = tuple(sizes) or (baseline.batch_size,)
+        if left_out:
+            sizes_text = ", ".join(map(str, left_out))
+            notes.append(f"batch_size {sizes_text} is left out: an epoch has {limit} samples")
+    return {name: values for name, values in allowed.items() if values}, tuple(notes)
 
 
 def widen(
@@ -68,18 +131,21 @@ def widen(
     definition: StudyDefinition,
     config: ThroughputConfig,
     units_per_s: Mapping[ThroughputConfig, float],
+    rules_out: Callable[[ThroughputConfig], bool] = lambda _: False,
 ) -> Plan | None:
     """The plan with one more value on each axis of which a larger one may be better than `config`.
 
     That is where `config` lies at the upper end, and the value before it is worse by enough to
     matter. Axes that the user named stay as they are, threads end at the cores, and batch sizes
-    that must divide the effective batch size end there. None where nothing is widened.
+    end at the samples of an epoch, and at the effective batch size where they must divide that.
+    None where nothing is widened.
 
     Args:
         plan: What was searched.
         definition: What was asked for.
         config: The best so far.
         units_per_s: What is believed of all configurations of the plan.
+        rules_out: Whether a configuration is not to be tried, by what failures teach.
     """
     settings = config.to_dict()
     axes = dict(plan.space.axes)
@@ -90,14 +156,21 @@ def widen(
         )
         if fixed or len(values) < 2 or settings[name] != values[-1]:
             continue
-        before = plan.space.changed(config, **{name: values[-2]})
+        added = 2 * values[-1]
+        if name == "batch_size" and plan.num_samples is not None and added > plan.num_samples:
+            continue
+        before, after = (
+            plan.space.changed(config, **{name: value}) for value in (values[-2], added)
+        )
+        if rules_out(after):
+            continue
         if units_per_s[config] > (1 + _WORTH_WIDENING) * units_per_s.get(before, 0.0):
-            axes[name] = (*values, 2 * values[-1])
+            axes[name] = (*values, added)
     if axes == plan.space.axes:
         return None
     space = dataclasses.replace(plan.space, axes=axes)
-    return Plan(
-        baseline=plan.baseline, space=space, configurations=space.configurations(plan.baseline)
+    return dataclasses.replace(
+        plan, space=space, configurations=space.configurations(plan.baseline)
     )
 
 
@@ -109,7 +182,7 @@ def try_out(definition: StudyDefinition, runner: Runner) -> tuple[Plan, Estimate
     """
     with runner.start_default() as trial:
         assert runner.introduction is not None
-        plan = make_plan(definition, runner.introduction)
+        plan = make_plan(definition, runner.introduction, trial.facts)
         limits = Limits(
             step_s=None,
             first_step_deadline_s=definition.start_deadline_s,

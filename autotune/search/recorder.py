@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import time
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from autotune.measurement import Failure, FailureCause, StartMode
 from autotune.search.definition import StudyDefinition
 from autotune.search.disturbance import check_cores
 from autotune.search.knowledge import Knowledge
+from autotune.search.lessons import Lesson, kind_of, learn
 from autotune.search.memory_forecast import foresee_exhaustion
 from autotune.search.plan import Plan
 from autotune.search.progress import Observer
@@ -42,6 +44,7 @@ class Recorder:
         keeper: Waits for a quiet machine.
         sample_s: Seconds that a sample takes with the baseline; None until that is known.
         expects_finite: Whether the baseline's parameters stayed finite.
+        lessons: What the failures so far teach.
 
     Args:
         definition: The attribute, as the next three.
@@ -62,6 +65,7 @@ class Recorder:
         self.keeper = QuietKeeper(0.0 if definition.allow_busy else waiting_s)
         self.sample_s: float | None = None
         self.expects_finite = False
+        self.lessons: tuple[Lesson, ...] = ()
         self._something_worked = False
         self._failures: list[TrialRecord] = []
         self.definition = definition
@@ -84,10 +88,32 @@ class Recorder:
             expects_finite=self.expects_finite,
         )
 
+    def rules_out(self, config: ThroughputConfig) -> bool:
+        """Whether a configuration is not to be tried, by what failures teach."""
+        return any(lesson.covers(config) for lesson in self.lessons)
+
+    def learn(self) -> None:
+        """Look at what the trials teach now, and tell what is new."""
+        earlier, self.lessons = self.lessons, learn(self.store.records())
+        subjects = {lesson.subject for lesson in earlier}
+        kinds = {kind_of(lesson.failure) for lesson in self.lessons}
+        for lesson in self.lessons:
+            if lesson.subject not in subjects:
+                self.observer.note(lesson.sentence)
+        for lesson in earlier:
+            if kind_of(lesson.failure) not in kinds:
+                self.observer.note(
+                    f"{lesson.subject} is not ruled out any more: other configurations failed so, "
+                    "too, or one that has it ran"
+                )
+
     def knowledge(self, plan: Plan) -> Knowledge:
         """What is known of a plan's configurations; a study may hold others as well."""
         searched = {*plan.configurations, plan.baseline}
-        return Knowledge.of(record for record in self.store.records() if record.config in searched)
+        records = self.store.trusted_records()
+        known = Knowledge.of(record for record in records if record.config in searched)
+        # What ran can run, even where its figures are not believed or it is not in the plan.
+        return dataclasses.replace(known, lessons=self.lessons)
 
     def visit(
         self,
@@ -199,6 +225,7 @@ class Recorder:
             record = self.store.records()[number]
             if record.phase is not Phase.PROBE:
                 self._something_worked = True
+        self.learn()
         return record
 
     def _check_failures(self, record: TrialRecord) -> None:
@@ -214,7 +241,7 @@ class Recorder:
         if record.number not in telling_failures(self.store.records()):
             return
         self._failures.append(record)
-        kinds = {(r.failure.cause, r.failure.message) for r in self._failures if r.failure}
+        kinds = {kind_of(r.failure) for r in self._failures if r.failure}
         if len(self._failures) >= _MOST_ALIKE and len(kinds) == 1 and self._explain_nothing():
             raise NothingWorkedError(
                 f"{len(self._failures)} configurations in a row failed alike, and none worked "

@@ -160,6 +160,7 @@ def _read_trial(trial: FrozenTrial) -> TrialRecord:
             cause=FailureCause(attributes.get("cause", FailureCause.INTERRUPTED)),
             message=attributes.get("message", ""),
             output=attributes.get("output", ""),
+            setting=attributes.get("setting"),
         )
     mode = attributes.get("start_mode")
     samples = tuple(

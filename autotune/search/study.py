@@ -7,7 +7,7 @@ import dataclasses
 import os
 import platform
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import optuna
@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autotune.config import ThroughputConfig
 from autotune.errors import BadInputError
 from autotune.measurement import Failure, FailureCause, StartMode
+from autotune.search.forks import without_forked
 from autotune.search.records import Outcome, Phase, TrialRecord, read_trial, stored_trials
 from autotune.search.storage import open_storage, reading, shown_url, sqlite_path
 from autotune.space import AXIS_NAMES
@@ -134,6 +135,10 @@ class StudyStore:
             found.append(record)
         return tuple(found)
 
+    def trusted_records(self) -> tuple[TrialRecord, ...]:
+        """The trials to learn from: all, less the forked ones where these were found wrong."""
+        return trusted(self.records(), self.facts)
+
     def records_of_similar(self) -> tuple[TrialRecord, ...]:
         """The trials of the latest other study of the same command on a similar machine.
 
@@ -153,7 +158,7 @@ class StudyStore:
             ):
                 trials = storage.get_all_trials(other._study_id, deepcopy=False)
                 if any(trial.state == TrialState.COMPLETE for trial in trials):
-                    return tuple(read_trial(trial) for trial in trials)
+                    return trusted(map(read_trial, trials), facts)
         return ()
 
     def _set_attributes(self, number: int, attributes: Mapping[str, Any]) -> None:
@@ -186,6 +191,17 @@ class StudyStore:
                 continue
             failure = Failure(cause=FailureCause.INTERRUPTED, message="the run was ended")
             self.fail(trial.number, failure)
+
+
+def trusted(records: Iterable[TrialRecord], facts: Mapping[str, Any]) -> tuple[TrialRecord, ...]:
+    """Of a study's trials, those to learn from.
+
+    Args:
+        records: The trials.
+        facts: What is stored of the study as a whole; `forks_mislead` says that forked trials are
+            not like training.
+    """
+    return without_forked(records) if facts.get("forks_mislead") else tuple(records)
 
 
 def _workload(facts: Mapping[str, Any]) -> tuple[object, ...]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence, Set
 from importlib import metadata
 
 from autotune.best_config import MachineRecord
+from autotune.blocks import LoopFacts
 from autotune.config import ThroughputConfig
 from autotune.errors import BadInputError, CommandError, NothingWorkedError
 from autotune.machine import this_machine
@@ -18,6 +19,7 @@ from autotune.search.answer import (
     fork_differences,
     make_best_config,
     stored_result,
+    unconfirmed_gain,
 )
 from autotune.search.bottleneck import diagnose
 from autotune.search.confirmation import choose
@@ -30,6 +32,7 @@ from autotune.search.disturbance import (
 )
 from autotune.search.explain import explain
 from autotune.search.finals import Finals, complete_rounds, confirmation_s
+from autotune.search.fork_check import finds_forks_wrong
 from autotune.search.guided import GuidedSearch
 from autotune.search.in_order import num_measured, num_ruled_out, search_in_order, show_visits
 from autotune.search.plan import Plan, estimate, make_plan
@@ -47,6 +50,15 @@ from autotune.trials.trial import Trial, TrialFailedError
 # A start that takes so many times as long as the baseline's is given up.
 _START_PATIENCE = 10.0
 _LEAST_START_DEADLINE_S = 30.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Confirmed:
+    """What was searched, whether nothing was left to search, and the confirming runs."""
+
+    plan: Plan
+    complete: bool
+    runs: Mapping[ThroughputConfig, Sequence[TrialRecord]]
 
 
 class Tuner:
@@ -77,6 +89,8 @@ class Tuner:
         self._started_s = time.monotonic()
         self._recorder = Recorder(definition, store=store, runner=runner, observer=observer)
         self._finals = Finals(self._recorder)
+        self._first_axes: Mapping[str, tuple[int | bool, ...]] = {}
+        self._searches_again = False
 
     def run(self) -> Result:
         """Measure until the space is settled or the budget is spent, and choose.
@@ -92,7 +106,7 @@ class Tuner:
         except TrialFailedError as error:
             raise CommandError(error.explain("the command")) from error
         with trial:
-            plan = self._plan()
+            plan = self._plan(trial.facts)
             earlier = stored_result(self._store)
             if earlier is not None:
                 self._observer.note("this study is complete: nothing is measured again")
@@ -101,6 +115,8 @@ class Tuner:
             note = check_before_start(self._recorder.keeper, allow_busy=self._definition.allow_busy)
             if note:
                 self._observer.note(note)
+            for line in (*trial.facts.notes, *plan.notes):
+                self._observer.note(line)
             baseline = self._measure_baseline(trial, plan)
         relative_error = BlockSpread.of([baseline]).relative_error(baseline)
         self._observer.note(
@@ -108,9 +124,24 @@ class Tuner:
             f"{figure(baseline.units_per_s, relative_error)} {baseline.unit or 'samples'}/s with "
             f"{plan.baseline.summary}"
         )
+        self._recorder.learn()
         self._probe_forking(plan, baseline)
         self._tell_estimate(plan, baseline)
         guided = GuidedSearch(self._recorder, baseline)
+        confirmed = self._search_and_confirm(plan, baseline, guided)
+        if self._searches_again:
+            again = self._search_and_confirm(confirmed.plan, baseline, guided)
+            # What was run beside the baseline is worth more than nothing.
+            confirmed = again if len(again.runs) > 1 else confirmed
+        result = self._answer(confirmed, guided)
+        self._store.set_facts(result=dataclasses.asdict(result))
+        return result
+
+    def _search_and_confirm(
+        self, plan: Plan, baseline: TrialRecord, guided: GuidedSearch
+    ) -> _Confirmed:
+        """Search, look at what each setting does, and run the best again beside the baseline."""
+        self._searches_again = False
         if self._definition.sampler is SamplerName.AUTO:
             plan, complete = guided.search(plan)
             self._store.set_facts(
@@ -131,18 +162,17 @@ class Tuner:
             # What was seen meanwhile counts, too.
             finalists = self._finalists(plan, baseline, guided)
         runs = self._confirm(plan, baseline, finalists, guided, complete)
-        result = self._answer(plan, runs, complete, guided)
-        self._store.set_facts(result=dataclasses.asdict(result))
-        return result
+        return _Confirmed(plan=plan, complete=complete, runs=runs)
 
-    def _plan(self) -> Plan:
+    def _plan(self, facts: LoopFacts) -> Plan:
         """What is to be searched; a study holds runs of one workload on one machine only.
 
         What an earlier result depended on is compared, and the result forgotten where it changed.
         """
         introduction = self._runner.introduction
         assert introduction is not None
-        plan = make_plan(self._definition, introduction)
+        plan = make_plan(self._definition, introduction, facts)
+        self._first_axes = plan.space.axes
         machine = MachineRecord.of(this_machine())
         workload = {
             "command": list(self._definition.command),
@@ -253,7 +283,7 @@ class Tuner:
         """What is to be confirmed beside the baseline; nothing of what is to be left out."""
         excluded = {plan.baseline, *without}
         if self._definition.sampler is SamplerName.AUTO:
-            return guided.finalists(plan, excluded)
+            return guided.finalists(plan, excluded, after_failure=bool(without))
         return self._finals.choose(self._recorder.knowledge(plan), excluded, baseline)
 
     def _confirm(
@@ -290,6 +320,7 @@ class Tuner:
             side_by_side=side_by_side,
             substitutes=lambda failed: self._finalists(plan, baseline, guided, failed),
             show=lambda: show_visits(self._recorder, plan, baseline, knowledge, Phase.CONFIRM),
+            stop=lambda confirmed: self._must_search_again(confirmed, baseline),
         )
         runs = complete_rounds(confirmed, plan.baseline)
         if not runs:
@@ -303,14 +334,13 @@ class Tuner:
             )
         return runs
 
-    def _answer(
-        self,
-        plan: Plan,
-        runs: Mapping[ThroughputConfig, Sequence[TrialRecord]],
-        complete: bool,
-        guided: GuidedSearch,
-    ) -> Result:
+    def _must_search_again(self, runs: Sequence[TrialRecord], baseline: TrialRecord) -> bool:
+        self._searches_again = finds_forks_wrong(self._recorder, runs, baseline)
+        return self._searches_again
+
+    def _answer(self, confirmed: _Confirmed, guided: GuidedSearch) -> Result:
         """Choose by the confirming runs, and gather what is to be told."""
+        plan, runs, complete = confirmed.plan, confirmed.runs, confirmed.complete
         rates = {config: [record.units_per_s for record in found] for config, found in runs.items()}
         choice = choose(rates, plan.baseline)
         best = make_best_config(
@@ -357,13 +387,14 @@ class Tuner:
             start_mode=self._runner.mode,
             fresh_reason=self._runner.fresh_reason,
             complete=complete,
+            unconfirmed=None
+            if len(runs) > 1
+            else unconfirmed_gain(self._store.trusted_records(), plan.baseline),
         )
 
     def _widened(self, plan: Plan) -> tuple[str, ...]:
-        assert self._runner.introduction is not None
-        first = make_plan(self._definition, self._runner.introduction)
         return tuple(
-            name for name, values in plan.space.axes.items() if values != first.space.axes[name]
+            name for name, values in plan.space.axes.items() if values != self._first_axes[name]
         )
 
 

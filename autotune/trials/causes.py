@@ -23,6 +23,23 @@ _CAUSES = {
 }
 # A loader's worker that was killed is reported by its parent.
 _KILLED_WORKER = r"killed by signal: (Killed|Terminated)"
+# How torch passes on what a worker raised: the worker's traceback is part of the text.
+# Source: torch/_utils.py, ExceptionWrapper.
+_CAUGHT = re.compile(r"Caught \w+ in DataLoader worker process \d+\.")
+_TRACEBACK = re.compile(r"^.*Traceback \(most recent call last\):$", re.MULTILINE)
+# Source: the pickle module of Python 3.11 to 3.14, in Python and in C.
+_CANNOT_PICKLE = re.compile(r"[Cc]an(?:no|')t pickle|Can't get local object")
+# The modules of multiprocessing that pickle what a new process needs.
+_PICKLING_START = re.compile(r"popen_(spawn|forkserver)")
+# Sources: multiprocessing/spawn.py, _check_not_importing_main; autotune.steps.
+_NO_MAIN_GUARD = re.compile(
+    r"start a new process before the\s+current process has finished its bootstrapping phase"
+    r"|autotune\.steps was called while a new process imports the script"
+)
+_GUARD_REMEDY = (
+    'the script has no `if __name__ == "__main__":` guard: a new process that is not forked runs '
+    "the whole script again, so that num_workers > 0 fails"
+)
 # Signals that a process's own code causes. Source: signal(7).
 _OWN_SIGNALS = frozenset(
     {signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGSYS, signal.SIGTRAP}
@@ -50,9 +67,10 @@ def describe_exception(name: str, detail: str, output: str, *, oom_killed: bool)
     for candidate, pattern in _CAUSES.items():
         if cause is FailureCause.CRASHED and re.search(pattern, detail):
             cause = candidate
-    first_line = detail.strip().split("\n")[0]
-    text = f"{name}: {first_line}" if first_line else name
-    return Failure(cause=cause, message=text + _remedy(cause), output=output)
+    if _NO_MAIN_GUARD.search(detail) or _NO_MAIN_GUARD.search(output):
+        return Failure(cause=cause, message=_GUARD_REMEDY, output=output)
+    text = _in_worker(detail) or _with_name(name, _headline(detail))
+    return Failure(cause=cause, message=text + _remedy(cause, text, output), output=output)
 
 
 def describe_exit(exit_code: int | None, output: str, *, oom_killed: bool) -> Failure:
@@ -63,6 +81,8 @@ def describe_exit(exit_code: int | None, output: str, *, oom_killed: bool) -> Fa
         output: The end of what it printed.
         oom_killed: As for `describe_exception`.
     """
+    if _NO_MAIN_GUARD.search(output):
+        return Failure(cause=FailureCause.CRASHED, message=_GUARD_REMEDY, output=output)
     number = -exit_code if exit_code is not None and exit_code < 0 else None
     if exit_code is not None and exit_code > _SHELL_SIGNAL:
         number = exit_code - _SHELL_SIGNAL
@@ -85,7 +105,7 @@ def describe_exit(exit_code: int | None, output: str, *, oom_killed: bool) -> Fa
             cause = FailureCause.OUT_OF_SHARED_MEMORY
         elif place := where_it_stood(output):
             message += f" at {place}"
-    return Failure(cause=cause, message=message + _remedy(cause), output=output)
+    return Failure(cause=cause, message=message + _remedy(cause, message, output), output=output)
 
 
 def describe_hang(message: str, output: str) -> Failure:
@@ -95,7 +115,41 @@ def describe_hang(message: str, output: str) -> Failure:
     return Failure(cause=FailureCause.TIMED_OUT, message=message + where, output=output)
 
 
-def _remedy(cause: FailureCause) -> str:
+def _in_worker(detail: str) -> str | None:
+    """What a loader's worker raised, on one line; None where the text is not about that.
+
+    It is the last exception of the innermost traceback: the first line after it that is not
+    indented.
+    """
+    if not _CAUGHT.search(detail):
+        return None
+    *_, last = _TRACEBACK.split(detail)
+    lines = last.splitlines()
+    raised = next((n for n, line in enumerate(lines) if line[:1].strip()), None)
+    if raised is None:
+        return None
+    return _headline("\n".join(lines[raised:])) + " (in a loader worker)"
+
+
+def _with_name(name: str, headline: str) -> str:
+    return f"{name}: {headline}" if headline else name
+
+
+def _headline(text: str) -> str:
+    """The first line of a text, with the next one where it only announces that."""
+    lines = [line.strip() for line in text.strip().splitlines() if line.strip()]
+    announces = len(lines) > 1 and lines[0].endswith(":")
+    return " ".join(lines[: 1 + announces])
+
+
+def _remedy(cause: FailureCause, message: str, output: str) -> str:
+    """What to do about a failure, in parentheses; empty where that is not known."""
+    method = _PICKLING_START.search(output)
+    if method is not None and _CANNOT_PICKLE.search(message):
+        return (
+            f" (the start method {method[1]} pickles the dataset for each worker, so that "
+            "num_workers > 0 needs one without lambdas, local functions and locks)"
+        )
     if cause is FailureCause.TOO_MANY_FILES:
         limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return (

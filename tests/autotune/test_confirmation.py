@@ -1,10 +1,11 @@
+import dataclasses
 import math
 import random
 
 import pytest
 
 from autotune.config import ThroughputConfig
-from autotune.search.confirmation import choose
+from autotune.search.confirmation import choose, preference
 
 BASELINE = ThroughputConfig(batch_size=2, num_threads=2)
 CHEAP = ThroughputConfig(batch_size=8, num_threads=1)
@@ -19,10 +20,28 @@ def test_a_clear_gain_is_significant_and_inside_its_interval():
     assert choice.rates[CHEAP].low < 20 < choice.rates[CHEAP].high
 
 
-def test_the_cheaper_of_two_equally_fast_is_chosen():
+def test_of_equally_fast_ones_the_one_with_fewer_changed_settings_is_chosen():
+    # Fewer threads would be cheaper, and are one more change.
+    one_change = ThroughputConfig(batch_size=8, num_threads=2)
+    rates = {BASELINE: [10, 10], CHEAP: [20.1, 20.1], one_change: [20, 20]}
+    assert choose(rates, BASELINE).best == one_change
+    assert choose({**rates, CHEAP: [21, 21]}, BASELINE).best == CHEAP
+
+
+def test_of_as_many_changes_the_cheapest_is_chosen():
     choice = choose({BASELINE: [10, 10], DEAR: [20.1, 20.1], CHEAP: [20, 20]}, BASELINE)
     assert choice.best == CHEAP
-    assert choose({BASELINE: [10, 10], DEAR: [21, 21], CHEAP: [20, 20]}, BASELINE).best == DEAR
+    larger = dataclasses.replace(CHEAP, batch_size=64)
+    assert choose({BASELINE: [1], larger: [2.01], CHEAP: [2]}, BASELINE).best == CHEAP
+
+
+def test_what_follows_from_another_setting_is_no_change_of_its_own():
+    workers = ThroughputConfig(batch_size=2, num_threads=2, num_workers=2)
+    deeper = dataclasses.replace(workers, prefetch_factor=4)
+    small = ThroughputConfig(batch_size=1, gradient_accumulation_steps=2, num_threads=2)
+    counts = [preference(config, BASELINE)[0] for config in (BASELINE, workers, deeper, small)]
+    assert counts == [0, 1, 2, 1]
+    assert [preference(config, deeper)[0] for config in (deeper, workers, BASELINE)] == [0, 1, 1]
 
 
 def test_a_gain_that_is_too_small_to_matter_is_none():

@@ -113,7 +113,7 @@ def test_what_did_not_run_is_not_told():
     estimates = estimates_of([BASELINE, BEST])
     changes = find_changes(SPACE, BASELINE, BEST, estimates)
     found = effects(changes, BASELINE, BEST, estimates)
-    assert {effect.severity for effect in found} == {Severity.OPEN}
+    assert {effect.severity for effect in found} == {Severity.NOT_MEASURED}
     assert all(effect.alone is effect.with_others is None for effect in found)
 
 
@@ -131,7 +131,9 @@ def ratio(value, half_width=0.01):
         (ratio(1.0), ratio(1.015), Severity.NONE),
         (ratio(1.3, 0.4), ratio(1.0), Severity.NONE),
         (None, ratio(1.3), Severity.CRITICAL),
-        (None, None, Severity.OPEN),
+        (None, ratio(1.01), Severity.NONE),
+        (ratio(1.0), None, Severity.NOT_MEASURED),
+        (None, None, Severity.NOT_MEASURED),
     ],
 )
 def test_severity_follows_the_rule(alone, with_others, severity):
@@ -140,11 +142,11 @@ def test_severity_follows_the_rule(alone, with_others, severity):
     assert effect.severity is severity
 
 
-def test_a_setting_that_stays_is_no_problem_if_the_other_value_ran_and_open_if_not():
+def test_a_setting_that_stays_is_no_problem_if_the_other_value_ran_and_not_measured_otherwise():
     change = Change(setting="num_threads", before=2, after=1, alone=BASELINE, without=None)
     measured = Effect(change=change, alone=ratio(1.3), with_others=None)
     assert measured.severity is Severity.NONE
-    assert Effect(change=change, alone=None, with_others=None).severity is Severity.OPEN
+    assert Effect(change=change, alone=None, with_others=None).severity is Severity.NOT_MEASURED
 
 
 def test_what_failed_has_no_ratio():
@@ -153,6 +155,23 @@ def test_what_failed_has_no_ratio():
     assert estimates.measured_ratio(BEST, BASELINE) is None
     assert estimates.measured_ratio(None, BASELINE) is None
     assert estimates.measured_ratio(BASELINE, BASELINE).ratio == 1.0
+
+
+def test_a_setting_of_which_all_other_values_fail_is_told_and_is_not_measured():
+    space = Space(axes={"batch_size": (2, 4), "num_workers": (0, 2)})
+    with_workers = [space.changed(BASELINE, num_workers=2, batch_size=size) for size in (2, 4)]
+    failed = [
+        made_up.record(
+            made_up.block(), config=c, number=n, measurement=None, failure=made_up.FAILURE
+        )
+        for n, c in enumerate(with_workers)
+    ]
+    estimates = Estimates.of(
+        (BASELINE, *space.configurations(BASELINE)), [run_of(BASELINE, 9), *failed], usable_cores=2
+    )
+    changes = find_changes(space, BASELINE, BASELINE, estimates)
+    found = {e.change.setting: e for e in effects(changes, BASELINE, BASELINE, estimates)}
+    assert found["num_workers"].severity is Severity.NOT_MEASURED
 
 
 def test_without_any_run_there_are_no_estimates():

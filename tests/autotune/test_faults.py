@@ -351,6 +351,29 @@ def test_how_a_worker_ended_is_told(script, start_runner, end, cause, message):
     assert message in failure.message
 
 
+SPAWN = "torch.multiprocessing.set_start_method('spawn', force=True)"
+
+
+def test_a_missing_main_guard_is_named_where_workers_are_spawned(script, start_runner):
+    command = script(before=SPAWN)
+    path = Path(command[1])
+    path.write_text(path.read_text().replace('if __name__ == "__main__":\n    main()', "main()"))
+    failure = fail(start_runner(command), WORKER)
+    assert failure.cause is FailureCause.CRASHED
+    assert 'no `if __name__ == "__main__":` guard' in failure.message
+
+
+def test_a_dataset_that_cannot_be_pickled_for_workers_is_told_with_the_remedy(script, start_runner):
+    command = script(before=f"{SPAWN}; data.transform = lambda item: item")
+    failure = fail(start_runner(command), WORKER)
+    assert "main.<locals>.<lambda>' (the start method spawn pickles the dataset" in failure.message
+
+
+def test_what_a_loader_worker_raised_is_the_message(script, start_runner):
+    failure = fail(start_runner(script(item="raise ValueError('no such image')")), WORKER)
+    assert failure.message == "ValueError: no such image (in a loader worker)"
+
+
 def test_where_the_best_fails_in_the_confirmation_the_next_best_is_confirmed(study):
     script = {
         "before": "parent = os.getpid()",

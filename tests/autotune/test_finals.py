@@ -32,6 +32,7 @@ class FakeRecorder:
         self.definition = DEFINITION
         self.left_s = left_s
         self.rounds = []
+        self.ruled_out = ()
         self.notes = []
         self.observer = types.SimpleNamespace(note=self.notes.append)
         self._fails = fails
@@ -59,12 +60,16 @@ class FakeRecorder:
             )
         return found
 
+    def rules_out(self, config):
+        """What failed so often that it is ruled out, too."""
+        return config in self.ruled_out
+
 
 def confirm(recorder, configs=(BASELINE, OTHER, THIRD), substitutes=()):
     return Finals(recorder).confirm(
         configs,
         side_by_side=True,
-        substitutes=lambda failed: [config for config in substitutes if config not in failed],
+        substitutes=lambda failed: [config for config in substitutes if config not in failed][:1],
         show=lambda: None,
     )
 
@@ -103,6 +108,42 @@ def test_where_all_finalists_fail_the_next_best_is_confirmed_for_as_many_rounds(
     runs = finals.complete_rounds(confirmed, BASELINE)
     assert [run.round_number for run in runs[BASELINE]] == [2, 3, 4]
     assert [run.round_number for run in runs[THIRD]] == [2, 3, 4]
+
+
+def test_a_candidate_that_is_ruled_out_meanwhile_is_not_run_again():
+    recorder = FakeRecorder()
+    recorder.ruled_out = (OTHER,)
+    confirm(recorder)
+    assert recorder.rounds[1:] == [((BASELINE, THIRD), True)] * 2
+
+
+def test_where_the_time_is_up_what_takes_the_place_of_a_failed_candidate_has_its_round():
+    recorder = FakeRecorder(left_s=12.0, fails=(OTHER,), cause=FailureCause.CRASHED)
+    runs = finals.complete_rounds(confirm(recorder, (BASELINE, OTHER), (OTHER, THIRD)), BASELINE)
+    assert recorder.rounds == [((BASELINE, OTHER), True), ((BASELINE, THIRD), True)]
+    assert set(runs) == {BASELINE, THIRD}
+
+
+def test_there_is_one_such_round_and_no_more():
+    recorder = FakeRecorder(left_s=12.0, fails=(OTHER, THIRD), cause=FailureCause.CRASHED)
+    last = ThroughputConfig(batch_size=4)
+    runs = finals.complete_rounds(
+        confirm(recorder, (BASELINE, OTHER), (OTHER, THIRD, last)), BASELINE
+    )
+    assert len(recorder.rounds) == 2
+    assert set(runs) == {BASELINE}
+
+
+def test_rounds_end_when_the_caller_has_seen_enough():
+    recorder = FakeRecorder()
+    Finals(recorder).confirm(
+        (BASELINE, OTHER),
+        side_by_side=True,
+        substitutes=lambda failed: [],
+        show=lambda: None,
+        stop=lambda confirmed: len(confirmed) == 4,
+    )
+    assert len(recorder.rounds) == 2
 
 
 @pytest.mark.parametrize("fails", [(OTHER,), (BASELINE,), (BASELINE, THIRD)])

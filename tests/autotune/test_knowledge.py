@@ -119,9 +119,16 @@ def test_finalists_are_the_fastest_beside_the_baseline():
             record(workers(2, batch_size=4), cause=FailureCause.CRASHED),
         ]
     )
-    assert knowledge.finalists({BASELINE}, 2) == (workers(1), workers(2))
-    assert knowledge.finalists({BASELINE}, 9) == (workers(1), workers(2), workers(4))
-    assert Knowledge.of([record(BASELINE, 1.0)]).finalists({BASELINE}, 3) == ()
+    assert knowledge.finalists(BASELINE, {BASELINE}, 2) == (workers(1), workers(2))
+    assert knowledge.finalists(BASELINE, {BASELINE}, 9) == (workers(1), workers(2), workers(4))
+    assert Knowledge.of([record(BASELINE, 1.0)]).finalists(BASELINE, {BASELINE}, 3) == ()
+
+
+def test_a_value_with_which_trials_failed_alike_is_ruled_out():
+    failed = [record(workers(n), cause=FailureCause.CRASHED) for n in (1, 2, 4)]
+    knowledge = Knowledge.of([record(BASELINE, 100.0, wait=0.9), *failed])
+    assert knowledge.rules_out(workers(1, batch_size=4))
+    assert not knowledge.rules_out(dataclasses.replace(BASELINE, batch_size=4))
 
 
 def visited(*blocks, config=BASELINE):

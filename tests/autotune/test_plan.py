@@ -4,25 +4,28 @@ import dataclasses
 
 import pytest
 
+from autotune.blocks import LoopFacts
 from autotune.config import ThroughputConfig
 from autotune.search.definition import StudyDefinition
-from autotune.search.plan import Plan, widen
+from autotune.search.plan import Plan, make_plan, widen
 from autotune.space import Space
+from autotune.trials.runner import Introduction
 
 BASELINE = ThroughputConfig(batch_size=4)
 AXES = {"batch_size": (4, 8), "num_workers": (0, 2), "prefetch_factor": (2, 4)}
 
 
-def make_plan(*, axes=AXES, effective_batch_size=None):
+def plan_of(*, axes=AXES, effective_batch_size=None):
     space = Space(axes=axes, effective_batch_size=effective_batch_size)
     return Plan(baseline=BASELINE, space=space, configurations=space.configurations(BASELINE))
 
 
-def widened(config, rate, *, plan=None, axes=None):
+def widened(config, rate, *, plan=None, axes=None, rules_out=lambda _: False):
     """The axes after widening, where `rate` gives the throughput of each configuration."""
-    plan = plan or make_plan()
+    plan = plan or plan_of()
     definition = StudyDefinition(name="x", command=("x",), axes=axes or {})
-    found = widen(plan, definition, config, {c: rate(c) for c in plan.configurations})
+    rates = {c: rate(c) for c in plan.configurations}
+    found = widen(plan, definition, config, rates, rules_out)
     return None if found is None else dict(found.space.axes)
 
 
@@ -55,12 +58,84 @@ def test_several_axes_may_be_widened_at_once():
 
 def test_what_the_user_named_and_what_the_effective_batch_fixes_stays():
     assert widened(config(8), lambda c: c.batch_size, axes={"batch_size": (4, 8)}) is None
-    fixed = make_plan(effective_batch_size=8)
+    fixed = plan_of(effective_batch_size=8)
     chosen = dataclasses.replace(config(8), gradient_accumulation_steps=1)
     assert widened(chosen, lambda c: c.batch_size, plan=fixed) is None
 
 
 @pytest.mark.parametrize("axes", [{"batch_size": (8,)}, {"num_workers": (0, 2)}])
 def test_an_axis_of_one_value_is_no_axis(axes):
-    plan = make_plan(axes=axes)
+    plan = plan_of(axes=axes)
     assert widened(plan.configurations[0], lambda c: 1.0, plan=plan) is None
+
+
+def test_an_axis_ends_at_the_samples_of_an_epoch_and_at_what_failures_ruled_out():
+    small = dataclasses.replace(plan_of(), num_samples=15)
+    assert widened(config(8), lambda c: c.batch_size, plan=small) is None
+    enough = dataclasses.replace(plan_of(), num_samples=16)
+    assert widened(config(8), lambda c: c.batch_size, plan=enough)
+    ruled_out = widened(config(8), lambda c: c.batch_size, rules_out=lambda c: c.batch_size >= 16)
+    assert ruled_out is None
+
+
+def planned(facts=None, default=BASELINE, effective_batch_size=None, **axes):
+    """The plan for a command with these settings of its own, whose loop says so."""
+    introduction = Introduction(
+        pid=1,
+        rank=0,
+        world_size=1,
+        default=default,
+        effective_batch_size=effective_batch_size,
+        config_path=None,
+        default_num_threads=2,
+        fork_obstacle=None,
+        uses_cuda=False,
+        versions={},
+    )
+    definition = StudyDefinition(name="x", command=("x",), axes=axes)
+    return make_plan(definition, introduction, facts)
+
+
+def test_batch_sizes_beyond_an_epoch_are_left_out_in_one_line():
+    everything = planned()
+    assert everything.space.axes["batch_size"] == (2, 4, 8, 16, 32, 64)
+    plan = planned(LoopFacts(samples_per_epoch=20))
+    assert plan.space.axes["batch_size"] == (2, 4, 8, 16)
+    assert plan.notes == ("batch_size 32, 64 is left out: an epoch has 20 samples",)
+    assert {c.batch_size for c in plan.configurations} == {2, 4, 8, 16}
+    assert planned(LoopFacts(samples_per_epoch=64)).notes == everything.notes == ()
+
+
+def test_the_batch_size_of_the_baseline_stays_even_if_an_epoch_is_smaller():
+    plan = planned(LoopFacts(samples_per_epoch=3))
+    assert plan.space.axes["batch_size"] == (2, 4)
+    named = planned(LoopFacts(samples_per_epoch=3), batch_size=(16, 32))
+    assert named.space.axes["batch_size"] == (4,)
+
+
+def test_what_the_loop_fixes_stays_as_it_is_and_the_reason_is_told():
+    facts = LoopFacts(
+        samples_per_epoch=20, fixed={"batch_size": "the loader has a batch_sampler of its own"}
+    )
+    plan = planned(facts)
+    assert plan.space.axes["batch_size"] == (4,)
+    assert {c.batch_size for c in plan.configurations} == {4}
+    assert plan.notes == ("batch_size stays at 4: the loader has a batch_sampler of its own",)
+
+
+def test_an_axis_that_the_user_named_and_the_loop_fixes_is_told():
+    plan = planned(LoopFacts(fixed={"num_workers": "so it is"}), num_workers=(0, 2))
+    assert plan.space.axes["num_workers"] == (0,)
+    assert plan.notes == (
+        "num_workers stays at 0, although the study names other values: so it is",
+    )
+
+
+def test_a_setting_that_is_fixed_at_its_default_or_is_no_axis_does_no_harm():
+    fixed = {"prefetch_factor": "so it is", "pin_memory": "no GPU"}
+    plan = planned(LoopFacts(fixed=fixed))
+    assert plan.notes == ("prefetch_factor stays at its default: so it is",)
+    assert {c.prefetch_factor for c in plan.configurations} == {None, 2}
+    all_fixed = dict.fromkeys(planned().space.axes, "so it is")
+    [only] = planned(LoopFacts(fixed=all_fixed)).configurations
+    assert only == planned().baseline

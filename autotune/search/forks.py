@@ -1,0 +1,110 @@
+"""Whether forked trials tell of training: their speed-up against that of fresh processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+
+from autotune.config import ThroughputConfig
+from autotune.measurement import StartMode, counted_blocks
+from autotune.search.confirmation import Ratio, choose
+from autotune.search.records import TrialRecord
+
+# Speed-ups this far apart are no noise: forked and fresh trials of loops for which forking is right
+# agree within 3 %, and equal trials within 12 % over minutes on a shared machine (`confirmation`).
+# Less than that costs no more than a candidate that is not quite the best.
+_FAR_APART = 0.2
+# Standard deviations of the logarithm of a forked trial's rate: what the machine does at that time,
+# what is peculiar to the process, and noise of a second of steps, without workers and with some. As
+# in `confirmation` and `belief`; of a trial that was disturbed throughout, the machine's part is
+# the 12 % that equal trials on a shared machine were seen to vary by.
+_DRIFT_SD, _DISTURBED_SD, _PROCESS_SD = 0.05, 0.12, 0.03
+_NOISE_SD, _WORKERS_NOISE_SD = 0.02, 0.045
+# The 97.5 % quantile of the normal distribution.
+_TWO_SIDED_95 = 1.96
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Disagreement:
+    """A configuration whose speed-up in forked trials is not that in fresh processes."""
+
+    config: ThroughputConfig
+    forked: float
+    fresh: Ratio
+
+    def __str__(self) -> str:
+        return (
+            f"{self.config.summary} ran at {self.forked:.2f} times the baseline's rate in forked "
+            f"trials, and at {self.fresh.ratio:.2f} times in fresh processes"
+        )
+
+
+def find_disagreement(
+    records: Iterable[TrialRecord],
+    runs: Mapping[ThroughputConfig, Sequence[TrialRecord]],
+    baseline: ThroughputConfig,
+) -> Disagreement | None:
+    """A candidate whose speed-ups are far apart, by more than both may be off; None without one.
+
+    Args:
+        records: The study's trials, for the forked ones.
+        runs: Confirming runs in fresh processes, by configuration; the same rounds for all.
+        baseline: Which configuration is the baseline.
+    """
+    forked = [
+        record
+        for record in records
+        if record.phase.is_brief and record.start_mode is StartMode.FORK and record.measurement
+    ]
+    if baseline not in runs:
+        return None
+    for config in runs:
+        ours, theirs = (
+            _mean_log([record for record in forked if record.config == c])
+            for c in (config, baseline)
+        )
+        if config == baseline or ours is None or theirs is None:
+            continue
+        log_ratio = ours[0] - theirs[0]
+        rates = {c: [run.units_per_s for run in runs[c]] for c in (config, baseline)}
+        fresh = choose(rates, baseline).speedup
+        apart = abs(log_ratio - math.log(fresh.ratio))
+        half_width = math.hypot(
+            _TWO_SIDED_95 * math.sqrt(ours[1] + theirs[1]), math.log(fresh.high / fresh.ratio)
+        )
+        if apart > max(math.log1p(_FAR_APART), half_width):
+            return Disagreement(config=config, forked=math.exp(log_ratio), fresh=fresh)
+    return None
+
+
+def without_forked(records: Iterable[TrialRecord]) -> tuple[TrialRecord, ...]:
+    """The trials without the figures of forked ones; why one failed still counts."""
+    return tuple(
+        record
+        for record in records
+        if record.start_mode is not StartMode.FORK or record.measurement is None
+    )
+
+
+def _mean_log(trials: Sequence[TrialRecord]) -> tuple[float, float] | None:
+    """The mean logarithm of the rates of some trials and its variance; None without any."""
+    if not trials:
+        return None
+    mean = sum(math.log(trial.units_per_s) for trial in trials) / len(trials)
+    return mean, sum(map(_variance, trials)) / len(trials) ** 2
+
+
+def _variance(trial: TrialRecord) -> float:
+    """Variance of the logarithm of a trial's rate."""
+    found = trial.measurement
+    assert found is not None
+    is_disturbed = found.num_disturbed == found.num_blocks
+    drift_sd = _DISTURBED_SD if is_disturbed else _DRIFT_SD
+    noise_sd = _WORKERS_NOISE_SD if trial.config.num_workers else _NOISE_SD
+    noise = noise_sd**2 / found.measured_s
+    blocks = [math.log(block.units_per_s) for block in counted_blocks(trial.samples)]
+    if len(blocks) > 1:
+        noise = max(noise, statistics.variance(blocks) / len(blocks))
+    return drift_sd**2 + _PROCESS_SD**2 + noise
