@@ -19,6 +19,8 @@ from autotune.trials.memory import memory_left_bytes, shared_memory_left_bytes
 _MEMORY_SHARE = 0.7
 # Rounds that leave it open whether there is a gain are repeated up to so many times as often.
 _MOST_ROUNDS = 2
+# Timing step and loader by themselves takes about so long.
+_PROBED_S = 1.0
 # Of the budget, what is kept for the confirmation at most.
 _LARGEST_SHARE = 0.5
 
@@ -28,7 +30,7 @@ def confirmation_s(
 ) -> float:
     """Time kept for the confirmation: what it takes, but never most of the budget."""
     num_runs = (num_finalists + 1) * definition.confirm_rounds
-    return min(num_runs * _run_s(baseline), _LARGEST_SHARE * definition.budget_s)
+    return min(num_runs * _run_s(definition, baseline), _LARGEST_SHARE * definition.budget_s)
 
 
 class Finals:
@@ -48,7 +50,9 @@ class Finals:
             excluded: What is none: the baseline, and what failed since.
             baseline: The baseline's trial, which tells what a run takes.
         """
-        num_runs = self._recorder.left_s / (self._definition.confirm_rounds * _run_s(baseline))
+        num_runs = self._recorder.left_s / (
+            self._definition.confirm_rounds * _run_s(self._definition, baseline)
+        )
         number = max(1, min(self._definition.num_finalists, int(num_runs) - 1))
         return knowledge.finalists(baseline.config, excluded, number)
 
@@ -185,7 +189,15 @@ def _is_undecided(confirmed: Sequence[TrialRecord], baseline: ThroughputConfig) 
     return speedup.ratio > 1.0 + INDIFFERENCE and not speedup.significant
 
 
-def _run_s(baseline: TrialRecord) -> float:
-    """What a confirming run takes: as long as the baseline's, its start included."""
+def _run_s(definition: StudyDefinition, baseline: TrialRecord) -> float:
+    """What a confirming run takes, its start included: as long as the baseline's at most.
+
+    The baseline's may have been measured longer, to see the end of its first epoch.
+    """
     assert baseline.duration_s is not None
-    return baseline.duration_s
+    measurement = baseline.measurement
+    if measurement is None or baseline.start_up_s is None:
+        return baseline.duration_s
+    measured_s = max(definition.confirm_s, measurement.seconds_per_optimizer_step)
+    run_s = baseline.start_up_s + measurement.warm_up_s + measured_s + _PROBED_S
+    return min(baseline.duration_s, run_s)

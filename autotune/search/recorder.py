@@ -44,6 +44,7 @@ class Recorder:
         keeper: Waits for a quiet machine.
         sample_s: Seconds that a sample takes with the baseline; None until that is known.
         expects_finite: Whether the baseline's parameters stayed finite.
+        first_epoch_s: See `visits.Limits`.
         lessons: What the failures so far teach.
 
     Args:
@@ -65,6 +66,7 @@ class Recorder:
         self.keeper = QuietKeeper(0.0 if definition.allow_busy else waiting_s)
         self.sample_s: float | None = None
         self.expects_finite = False
+        self.first_epoch_s = 0.0
         self.lessons: tuple[Lesson, ...] = ()
         self._something_worked = False
         self._failures: list[TrialRecord] = []
@@ -86,6 +88,7 @@ class Recorder:
             first_step_deadline_s=self.runner.start_deadline_s,
             end_s=self._deadline_s,
             expects_finite=self.expects_finite,
+            first_epoch_s=self.first_epoch_s,
         )
 
     def rules_out(self, config: ThroughputConfig) -> bool:

@@ -21,6 +21,7 @@ from autotune.search.answer import (
     stored_result,
     unconfirmed_gain,
 )
+from autotune.search.baseline import measure_baseline, remember_later_epochs
 from autotune.search.bottleneck import diagnose
 from autotune.search.confirmation import choose
 from autotune.search.definition import SamplerName, StudyDefinition
@@ -42,14 +43,9 @@ from autotune.search.records import Phase, TrialRecord
 from autotune.search.spread import BlockSpread
 from autotune.search.storage import reading
 from autotune.search.study import StudyStore
-from autotune.search.visits import run_through
 from autotune.space import Space
 from autotune.trials.runner import Runner
-from autotune.trials.trial import Trial, TrialFailedError
-
-# A start that takes so many times as long as the baseline's is given up.
-_START_PATIENCE = 10.0
-_LEAST_START_DEADLINE_S = 30.0
+from autotune.trials.trial import TrialFailedError
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +97,7 @@ class Tuner:
             BadInputError: The study is of another command or machine, or an axis does not fit.
             BusyMachineError: Other processes leave too little of the machine.
         """
+        remember_later_epochs(self._recorder)
         try:
             trial = self._runner.start_default()
         except TrialFailedError as error:
@@ -117,7 +114,7 @@ class Tuner:
                 self._observer.note(note)
             for line in (*trial.facts.notes, *plan.notes):
                 self._observer.note(line)
-            baseline = self._measure_baseline(trial, plan)
+            baseline = measure_baseline(self._recorder, plan, trial)
         relative_error = BlockSpread.of([baseline]).relative_error(baseline)
         self._observer.note(
             f"{len(plan.configurations)} configurations; baseline "
@@ -209,36 +206,6 @@ class Tuner:
             num_configurations=len(plan.configurations),
         )
         return plan
-
-    def _measure_baseline(self, trial: Trial, plan: Plan) -> TrialRecord:
-        """Measure the script as it is, in a fresh process: how training runs without tuning."""
-        number = self._store.begin(plan.baseline, Phase.BASELINE)
-        patience_s = self._definition.start_deadline_s
-        recorder = self._recorder
-        try:
-            outcome = run_through(
-                trial,
-                self._definition,
-                limits=recorder.limits(plan.baseline),
-                keeper=recorder.keeper,
-            )
-            finite = trial.is_finite(deadline_s=self._runner.start_deadline_s)
-        except TrialFailedError as error:
-            self._store.fail(number, error.failure, trial.mode, trial.active_s)
-            raise CommandError(error.explain("the baseline")) from error
-        self._store.complete(number, outcome)
-        # From here on it is known what a start takes, and a step.
-        recorder.sample_s = 1 / outcome.measurement.samples_per_s
-        recorder.expects_finite = finite is True
-        if finite is False:
-            self._observer.note(
-                "parameters are NaN or infinite with the baseline already: whether other settings "
-                "make the training diverge is not looked at"
-            )
-        self._runner.start_deadline_s = min(
-            patience_s, max(_LEAST_START_DEADLINE_S, _START_PATIENCE * outcome.start_up_s)
-        )
-        return self._store.records()[number]
 
     def _probe_forking(self, plan: Plan, baseline: TrialRecord) -> None:
         """Measure the baseline as trials of the search are; give up forking where it fails."""

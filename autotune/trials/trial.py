@@ -115,6 +115,7 @@ class Trial:
         facts: What it says of its loop.
         start_up_s: From the request for the trial to the first batch for its loop; None until that
             is known.
+        ready_s: From the request for the trial until it could be measured.
         active_s: Seconds in which it was started or ran; it does not count while it is stopped.
         removed_files: Paths of files that its steps created, and that were removed with it.
         restart: Starts another trial of the same kind.
@@ -134,6 +135,7 @@ class Trial:
         self.mode = mode
         self.facts = LoopFacts()
         self.start_up_s: float | None = None
+        self.ready_s = 0.0
         self.active_s = 0.0
         self._channel = channel
         self._origin = origin
@@ -155,7 +157,7 @@ class Trial:
             message = self._expect(_Ready, deadline_s, "call autotune.steps")
         self._ready = True
         self._signal(signal.SIGSTOP)
-        self.active_s = time.monotonic() - self._origin.requested_at_s
+        self.ready_s = self.active_s = time.monotonic() - self._origin.requested_at_s
         self.facts = message.facts
 
     def measure(self, request: BlockRequest, *, deadline_s: float) -> Sample:
