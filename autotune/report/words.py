@@ -203,6 +203,22 @@ def how(result: Result) -> str:
     )
 
 
+def _changes(result: Result) -> list[str]:
+    """Which settings change their speed as training goes on."""
+    lines = []
+    told = [("the baseline", result.baseline_change)]
+    if result.best.speedup.significant:
+        told.append(("training with the chosen settings", result.change))
+    for what, change in told:
+        if change is not None:
+            how = "slower" if change < 1 else "faster"
+            lines.append(
+                f"note: {what} gets {how} as it goes on ({change:.2f} times the speed at the end of "
+                "a confirming run): the figures hold for its first seconds only"
+            )
+    return lines
+
+
 def warnings(result: Result) -> list[str]:
     """What a person must know before relying on the figures."""
     lines = []
@@ -225,6 +241,13 @@ def warnings(result: Result) -> list[str]:
             f"{figure(difference.fresh)} ({figure(difference.fresh_low)} to "
             f"{figure(difference.fresh_high)}) in fresh processes: the fresh ones count"
         )
+    if result.longer_epoch is not None:
+        lines.append(
+            f"note: the fastest settings bring {best.speedup.ratio:.2f}x the {best.expected.unit} per "
+            f"second, and make an epoch {result.longer_epoch:.2f} times as long: they are not used. "
+            "Does an epoch hold more samples with them?"
+        )
+    lines += _changes(result)
     if result.num_rounds == 1:
         lines.append(
             "note: there was time for one round only, so that the intervals rest on how much runs "

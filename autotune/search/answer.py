@@ -96,6 +96,10 @@ class Result:
         fresh_reason: Why not by forking, None if they were.
         complete: Whether nothing was left to search.
         unconfirmed: What the search measured, where nothing could be confirmed beside the baseline.
+        longer_epoch: Where settings with a higher throughput make an epoch longer, so that they are
+            no gain: by which factor.
+        baseline_change: Where the baseline changes its speed within a run: see `trend`.
+        change: The same of the chosen configuration.
     """
 
     best: BestConfig
@@ -121,6 +125,9 @@ class Result:
     fresh_reason: str | None
     complete: bool
     unconfirmed: UnconfirmedGain | None = None
+    longer_epoch: float | None = None
+    baseline_change: float | None = None
+    change: float | None = None
 
     @property
     def pays_after_steps(self) -> float | None:
@@ -156,7 +163,8 @@ def make_best_config(
         store: The study.
     """
     ratio = choice.speedup
-    chosen = choice.best if ratio.significant else baseline
+    significant = ratio.significant and longer_epoch(runs[baseline], runs[choice.best]) is None
+    chosen = choice.best if significant else baseline
     return BestConfig(
         config=chosen,
         expected=_performance(runs[chosen], choice.rates[chosen]),
@@ -164,9 +172,7 @@ def make_best_config(
             **dataclasses.asdict(_performance(runs[baseline], choice.rates[baseline])),
             config=baseline,
         ),
-        speedup=Speedup(
-            ratio=ratio.ratio, low=ratio.low, high=ratio.high, significant=ratio.significant
-        ),
+        speedup=Speedup(ratio=ratio.ratio, low=ratio.low, high=ratio.high, significant=significant),
         machine=MachineRecord.of(this_machine()),
         study=StudyRecord(
             storage=storage,
@@ -179,6 +185,29 @@ def make_best_config(
             versions=store.facts["versions"],
         ),
     )
+
+
+def longer_epoch(baseline: Sequence[TrialRecord], chosen: Sequence[TrialRecord]) -> float | None:
+    """An epoch's length ÷ that with the baseline's settings, where it is no shorter.
+
+    Settings that bring more samples per second and make no epoch shorter are counted wrongly, or
+    have an epoch hold more samples: they are no gain. None where an epoch is shorter, or its length
+    is not known.
+    """
+    before_s, after_s = _epoch_s(baseline), _epoch_s(chosen)
+    if before_s is None or after_s is None or baseline is chosen:
+        return None
+    return after_s / before_s if after_s >= before_s else None
+
+
+def _epoch_s(records: Sequence[TrialRecord]) -> float | None:
+    """Seconds that an epoch takes; the mean over some runs."""
+    found = [
+        record.measurement.steps_per_epoch * record.measurement.seconds_per_step
+        for record in records
+        if record.measurement is not None and record.measurement.steps_per_epoch
+    ]
+    return sum(found) / len(found) if found else None
 
 
 def fork_differences(

@@ -17,6 +17,7 @@ from autotune.measurement import FailureCause, StartMode, figure
 from autotune.search.answer import (
     Result,
     fork_differences,
+    longer_epoch,
     make_best_config,
     stored_result,
     unconfirmed_gain,
@@ -43,6 +44,7 @@ from autotune.search.records import Phase, TrialRecord
 from autotune.search.spread import BlockSpread
 from autotune.search.storage import reading
 from autotune.search.study import StudyStore
+from autotune.search.trend import change_within_runs
 from autotune.space import Space
 from autotune.trials.runner import Runner
 from autotune.trials.trial import TrialFailedError
@@ -357,6 +359,11 @@ class Tuner:
             unconfirmed=None
             if len(runs) > 1
             else unconfirmed_gain(self._store.trusted_records(), plan.baseline),
+            longer_epoch=longer_epoch(runs[plan.baseline], runs[choice.best])
+            if choice.speedup.significant
+            else None,
+            baseline_change=change_within_runs(runs[plan.baseline]),
+            change=change_within_runs(runs[best.config]),
         )
 
     def _widened(self, plan: Plan) -> tuple[str, ...]:
