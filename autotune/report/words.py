@@ -213,8 +213,8 @@ def _changes(result: Result) -> list[str]:
         if change is not None:
             how = "slower" if change < 1 else "faster"
             lines.append(
-                f"note: {what} gets {how} as it goes on ({change:.2f} times the speed at the end of "
-                "a confirming run): the figures hold for its first seconds only"
+                f"note: {what} gets {how} as it goes on ({change:.2f} times the speed at the end "
+                "of a confirming run): the figures hold for its first seconds only"
             )
     return lines
 
@@ -243,9 +243,9 @@ def warnings(result: Result) -> list[str]:
         )
     if result.longer_epoch is not None:
         lines.append(
-            f"note: the fastest settings bring {best.speedup.ratio:.2f}x the {best.expected.unit} per "
-            f"second, and make an epoch {result.longer_epoch:.2f} times as long: they are not used. "
-            "Does an epoch hold more samples with them?"
+            f"note: the fastest settings bring {best.speedup.ratio:.2f}x the "
+            f"{best.expected.unit} per second, and make an epoch {result.longer_epoch:.2f} times "
+            "as long: they are not used. Does an epoch hold more samples with them?"
         )
     lines += _changes(result)
     if result.num_rounds == 1:
