@@ -8,7 +8,6 @@ the script asked for its configuration: imports, dataset and model are paid for 
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import os
 import platform
 import signal
@@ -127,10 +126,6 @@ def become_trial(
             uses_cuda=_uses_cuda(),
             versions=_versions(),
         )
-        # Loader workers make sockets in multiprocessing's directory of temporary files, and nobody
-        # removes it when they are killed. The coordinator's own goes with the coordinator.
-        process: Any = multiprocessing.current_process()
-        process._config["tempdir"] = str(Path(path).parent)
         channel, config, root_pid = _serve(channel, path)
         _trial = TrialProcess(channel, config, rank=rank, root_pid=root_pid)
     return _trial
@@ -146,11 +141,11 @@ def fork_obstacle() -> str | None:
         return f"forking a process that uses torch is not safe on {platform.system()}"
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return "several ranks start together"
+    if _uses_cuda():
+        return "CUDA is initialised when load_config is called"
     num_threads = len(list(_TASKS.iterdir())) if _TASKS.is_dir() else threading.active_count()
     if num_threads > 1:
         return f"{num_threads} threads run when load_config is called"
-    if _uses_cuda():
-        return "CUDA is initialised when load_config is called"
     return None
 
 

@@ -132,6 +132,7 @@ class Origin:
             requested_at_s=0.0,
             output=output,
             oom=OomWatch(),
+            find_fault=lambda: None,
             abort=lambda: None,
             end=lambda grace_s: None,
         )
