@@ -8,6 +8,7 @@ the script asked for its configuration: imports, dataset and model are paid for 
 from __future__ import annotations
 
 import gc
+import json
 import os
 import platform
 import signal
@@ -24,6 +25,8 @@ from autotune.channel import CHANNEL_VARIABLE, Channel, ChannelClosedError, Mess
 from autotune.config import ThroughputConfig
 
 _TASKS = Path("/proc/self/task")
+# Holds the settings of a trial in the environment of what it starts.
+SETTINGS_VARIABLE = "AUTOTUNE_SETTINGS"
 
 
 class TrialProcess:
@@ -97,6 +100,12 @@ def is_measured() -> bool:
     return _trial is not None or CHANNEL_VARIABLE in os.environ
 
 
+def settings_of_parent() -> ThroughputConfig | None:
+    """The settings of the trial that started this process; None where no trial did."""
+    settings = os.environ.get(SETTINGS_VARIABLE)
+    return None if settings is None else ThroughputConfig(**json.loads(settings))
+
+
 def current_trial() -> TrialProcess | None:
     """The trial that this process is, once it has its configuration."""
     return _trial
@@ -127,6 +136,9 @@ def become_trial(
             versions=_versions(),
         )
         channel, config, root_pid = _serve(channel, path)
+        # A process that the trial starts, and that runs the script again (as each worker does that
+        # is started by spawn, where there is no main guard), is to run as it will in training.
+        os.environ[SETTINGS_VARIABLE] = json.dumps(config.to_dict())
         _trial = TrialProcess(channel, config, rank=rank, root_pid=root_pid)
     return _trial
 

@@ -23,6 +23,9 @@ _CAUSES = {
 }
 # A loader's worker that was killed is reported by its parent.
 _KILLED_WORKER = r"killed by signal: (Killed|Terminated)"
+# What Python says in a worker that is started by spawn and runs the whole script again: the
+# beginning and the end of it. Source: multiprocessing/spawn.py (_check_not_importing_main).
+_NO_MAIN_GUARD = r"has finished its bootstrapping phase|Safe importing of main module"
 # Signals that a process's own code causes. Source: signal(7).
 _OWN_SIGNALS = frozenset(
     {signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGSYS, signal.SIGTRAP}
@@ -50,6 +53,12 @@ def describe_exception(name: str, detail: str, output: str, *, oom_killed: bool)
     for candidate, pattern in _CAUSES.items():
         if cause is FailureCause.CRASHED and re.search(pattern, detail):
             cause = candidate
+    if re.search(_NO_MAIN_GUARD, output):
+        message = (
+            "each worker runs the whole script again, since the start method is not fork: put the "
+            'script\'s code into a function, and call it under `if __name__ == "__main__":`'
+        )
+        return Failure(cause=cause, message=message, output=output)
     first_line = detail.strip().split("\n")[0]
     text = f"{name}: {first_line}" if first_line else name
     return Failure(cause=cause, message=text + _remedy(cause), output=output)
