@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 from autotune.channel import CHANNEL_VARIABLE, Channel, ChannelClosedError, Message
 from autotune.config import ThroughputConfig
+from autotune.ranks import find_place, is_initialized
 
 _TASKS = Path("/proc/self/task")
 # Holds the settings of a trial in the environment of what it starts.
@@ -119,14 +120,15 @@ def become_trial(
     if _trial is None:
         # Removed, so that a process started by the trial is not taken for another trial.
         start, _, path = os.environ.pop(CHANNEL_VARIABLE).partition(":")
-        rank = int(os.environ.get("RANK", "0"))
+        place = find_place()
         channel = Channel.connect(path)
         channel.send(
             type="hello",
             start=start,
             pid=os.getpid(),
-            rank=rank,
-            world_size=int(os.environ.get("WORLD_SIZE", "1")),
+            rank=place.rank,
+            world_size=place.world_size,
+            is_distributed=place.is_distributed,
             default=default.to_dict(),
             effective_batch_size=effective_batch_size,
             config_path=config_path,
@@ -139,7 +141,7 @@ def become_trial(
         # A process that the trial starts, and that runs the script again (as each worker does that
         # is started by spawn, where there is no main guard), is to run as it will in training.
         os.environ[SETTINGS_VARIABLE] = json.dumps(config.to_dict())
-        _trial = TrialProcess(channel, config, rank=rank, root_pid=root_pid)
+        _trial = TrialProcess(channel, config, rank=place.rank, root_pid=root_pid)
     return _trial
 
 
@@ -151,10 +153,12 @@ def fork_obstacle() -> str | None:
     """
     if sys.platform != "linux":
         return f"forking a process that uses torch is not safe on {platform.system()}"
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if find_place().world_size > 1:
         return "several ranks start together"
     if _uses_cuda():
         return "CUDA is initialised when load_config is called"
+    if is_initialized():
+        return "torch.distributed is initialised when load_config is called"
     num_threads = len(list(_TASKS.iterdir())) if _TASKS.is_dir() else threading.active_count()
     if num_threads > 1:
         return f"{num_threads} threads run when load_config is called"

@@ -47,6 +47,8 @@ from autotune.trials.trial import Trial, TrialFailedError
 # A start that takes so many times as long as the baseline's is given up.
 _START_PATIENCE = 10.0
 _LEAST_START_DEADLINE_S = 30.0
+# Once the time is up, so many times.
+_LATE_START_PATIENCE = 3.0
 
 
 class Tuner:
@@ -192,7 +194,7 @@ class Tuner:
                 limits=recorder.limits(plan.baseline),
                 keeper=recorder.keeper,
             )
-            finite = trial.is_finite(deadline_s=self._runner.start_deadline_s)
+            finite = trial.is_finite(deadline_s=self._runner.patience_s)
         except TrialFailedError as error:
             self._store.fail(number, error.failure, trial.mode, trial.active_s)
             raise CommandError(error.explain("the baseline")) from error
@@ -207,6 +209,9 @@ class Tuner:
             )
         self._runner.start_deadline_s = min(
             patience_s, max(_LEAST_START_DEADLINE_S, _START_PATIENCE * outcome.start_up_s)
+        )
+        self._runner.least_patience_s = max(
+            self._runner.least_patience_s, _LATE_START_PATIENCE * outcome.start_up_s
         )
         return self._store.records()[number]
 
@@ -275,12 +280,13 @@ class Tuner:
                 f"{baseline.duration_s:.0f} s"
                 + (", disturbed by other processes)" if is_disturbed_throughout(baseline) else ")")
             )
-        side_by_side = self._finals.fit_together([plan.baseline, *finalists])
-        how = (
-            "side by side"
-            if side_by_side
-            else "one after another, since together they may not fit into memory"
-        )
+        side_by_side = False
+        if self._runner.may_collide:
+            how = "one after another, since jobs of torch.distributed may want the same port"
+        elif not self._finals.fit_together([plan.baseline, *finalists]):
+            how = "one after another, since together they may not fit into memory"
+        else:
+            side_by_side, how = True, "side by side"
         self._observer.note(
             f"confirming {len(finalists)} finalist{'s' if len(finalists) != 1 else ''} and the "
             f"baseline in fresh processes, {how}"
