@@ -13,19 +13,17 @@ import os
 import platform
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
 from autotune.channel import CHANNEL_VARIABLE, Channel, ChannelClosedError, Message
 from autotune.config import ThroughputConfig
 from autotune.ranks import find_place, is_initialized
+from autotune.threads import describe_threads, stop_watching, watch_starts
 
-_TASKS = Path("/proc/self/task")
 # Holds the settings of a trial in the environment of what it starts.
 SETTINGS_VARIABLE = "AUTOTUNE_SETTINGS"
 
@@ -137,6 +135,7 @@ def become_trial(
             uses_cuda=_uses_cuda(),
             versions=_versions(),
         )
+        stop_watching()
         channel, config, root_pid = _serve(channel, path)
         # A process that the trial starts, and that runs the script again (as each worker does that
         # is started by spawn, where there is no main guard), is to run as it will in training.
@@ -159,10 +158,7 @@ def fork_obstacle() -> str | None:
         return "CUDA is initialised when load_config is called"
     if is_initialized():
         return "torch.distributed is initialised when load_config is called"
-    num_threads = len(list(_TASKS.iterdir())) if _TASKS.is_dir() else threading.active_count()
-    if num_threads > 1:
-        return f"{num_threads} threads run when load_config is called"
-    return None
+    return describe_threads()
 
 
 _trial: TrialProcess | None = None
@@ -262,3 +258,7 @@ def _versions() -> dict[str, str]:
     if torch is not None:
         versions["torch"] = str(torch.__version__)
     return versions
+
+
+if CHANNEL_VARIABLE in os.environ:
+    watch_starts()
