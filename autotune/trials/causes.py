@@ -58,7 +58,7 @@ def describe_exception(name: str, detail: str, output: str, *, oom_killed: bool)
             "each worker runs the whole script again, since the start method is not fork: put the "
             'script\'s code into a function, and call it under `if __name__ == "__main__":`'
         )
-        return Failure(cause=cause, message=message, output=output)
+        return Failure(cause=cause, message=message, output=output, setting="num_workers")
     first_line = detail.strip().split("\n")[0]
     text = f"{name}: {first_line}" if first_line else name
     return Failure(cause=cause, message=text + _remedy(cause), output=output)

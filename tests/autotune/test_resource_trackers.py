@@ -85,10 +85,11 @@ def test_semaphores_go_where_the_script_has_no_main_guard(tmp_path, start_runner
         "for batch in autotune.steps(config.dataloader(data)):\n"
         "    pass\n"
     )
-    with pytest.raises(TrialFailedError, match='under `if __name__ == "__main__":`'):
+    with pytest.raises(TrialFailedError, match="under `if __name__ == ") as caught:
         start_runner((sys.executable, str(path))).start(WORKERS, StartMode.FORK).measure(
             BLOCK, deadline_s=60
         )
+    assert caught.value.failure.setting == "num_workers"
     assert not left_in_shared_memory(prefix)
 
 
