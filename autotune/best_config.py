@@ -28,6 +28,7 @@ class Performance:
     """What one configuration reached in confirmation.
 
     Where the script counts units of its own, `units_per_s` is what was maximised.
+    `samples_per_update` are those of an optimizer step, where such steps were seen.
     `samples_per_s_low` and `_high` bound, with 95 % confidence, what one more run will reach.
     Shares are 0 to 1; `cpu_utilisation` is against the usable cores. The others are as in
     `measurement.Measurement`; `shared_memory_bytes` are those in `/dev/shm`.
@@ -50,6 +51,7 @@ class Performance:
     joules_per_sample: _NonNegative | None = None
     unit: str = "samples"
     units_per_s: _Positive | None = None
+    samples_per_update: _Positive | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,6 +49,7 @@ class BlockMode(enum.StrEnum):
     LOAD = "load"
     EPOCH = "epoch"
     CHECK = "check"
+    REVISIT = "revisit"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +59,8 @@ class BlockRequest:
     Attributes:
         mode: TRAIN feeds the loop from its loader; COMPUTE feeds it the same few batches again
             and again; LOAD takes batches and gives the loop none; EPOCH times one restart of the
-            loader, and no block; CHECK times nothing and looks at the parameters.
+            loader, and no block; CHECK times nothing and looks at the parameters; REVISIT loads
+            some samples twice.
         num_blocks: How many blocks; may be 0, for settling alone.
         min_s: Shortest duration of a block; for EPOCH, the longest that workers are given to come
             to rest before.
@@ -66,6 +68,7 @@ class BlockRequest:
         cut_s: unless the block has lasted so long; None for never.
         settle_s: About the longest time spent on uncounted steps until the loop is in its steady
             state; 0 for a loop that is in it already.
+        settle_steps: About the most uncounted steps; None for no limit.
     """
 
     mode: BlockMode = BlockMode.TRAIN
@@ -74,6 +77,7 @@ class BlockRequest:
     multiple_of: int = 1
     cut_s: float | None = None
     settle_s: float = 0.0
+    settle_steps: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +174,7 @@ class Settling:
         step_s: Seconds per step in the last of them.
         settled: Whether the loop stopped getting faster within the time given.
         num_discarded: Batches thrown away because more were ready than would be in steady state.
+        steps_per_update: Micro-steps to an optimizer step; None where fewer than two were seen.
     """
 
     num_steps: int
@@ -178,6 +183,7 @@ class Settling:
     step_s: float
     settled: bool
     num_discarded: int = 0
+    steps_per_update: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,6 +197,8 @@ class Sample:
         memory_bytes: Peak memory of the process tree so far (see `trials.memory`).
         shared_memory_bytes: Of `/dev/shm`, what is used beyond what was at the trial's start.
         device_memory_bytes: Peak memory reserved on the GPU; None where none is used.
+        life_steps: Where the loop ended meanwhile and gives no more blocks, the batches that it
+            was given from its start; else None.
     """
 
     blocks: tuple[Block, ...]
@@ -199,11 +207,53 @@ class Sample:
     memory_bytes: int = 0
     shared_memory_bytes: int = 0
     device_memory_bytes: int | None = None
+    life_steps: int | None = None
 
     @property
     def disturbed(self) -> bool:
         """Whether any of its blocks was disturbed."""
         return any(block.interference for block in self.blocks)
+
+
+# Loading counts as faster the second time from this factor on: what lies in a processor's cache by
+# then does not reach it.
+_FASTER_AGAIN = 3.0
+# What is read from files for each sample by the way, in bytes.
+_READ_BY_THE_WAY = 4096
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Revisit:
+    """What it took to load samples for the first time, and again.
+
+    Attributes:
+        num_samples: How many.
+        first_s: Seconds for one, the first time; the median.
+        again_s: The same when each was loaded again.
+        first_read_bytes: Read from files meanwhile, all samples together.
+        again_read_bytes: The same the second time.
+    """
+
+    num_samples: int
+    first_s: float
+    again_s: float
+    first_read_bytes: int
+    again_read_bytes: int
+
+    @property
+    def is_faster(self) -> bool:
+        """Whether loading is much faster the second time."""
+        return self.first_s > _FASTER_AGAIN * self.again_s
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether that is since the dataset keeps what it has loaded.
+
+        Otherwise it reads the same files again, and finds them in the system's cache.
+        """
+        by_the_way = _READ_BY_THE_WAY * self.num_samples
+        reads_again = self.again_read_bytes > max(by_the_way, 0.5 * self.first_read_bytes)
+        return self.is_faster and not reads_again
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

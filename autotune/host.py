@@ -7,6 +7,8 @@ the script asked for its configuration: imports, dataset and model are paid for 
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import gc
 import json
 import os
@@ -15,17 +17,21 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
 from autotune.channel import CHANNEL_VARIABLE, Channel, ChannelClosedError, Message
 from autotune.config import ThroughputConfig
+from autotune.instrument.optimizer_watch import optimizer_exists
 from autotune.ranks import find_place, is_initialized
 from autotune.threads import describe_threads, stop_watching, watch_starts
 
 # Holds the settings of a trial in the environment of what it starts.
 SETTINGS_VARIABLE = "AUTOTUNE_SETTINGS"
+# What a trial notes of the files that it leaves is in a file of this name and the start's number.
+NOTES_PREFIX = "left-"
 
 
 class TrialProcess:
@@ -33,16 +39,36 @@ class TrialProcess:
 
     Attributes:
         config: What runs.
+        default: The script's own settings.
+        has_optimizer: Whether the process had one of torch's optimizers at `load_config`.
         rank: Of this process, where several train together.
         root_pid: What the coordinator started: this process, or a launcher above it.
+        notes: File in which it notes what its steps leave in the file system.
+        num_repeated: Samples that all batches are to be drawn from, again and again; 0 for all
+            that there are.
+        before_failing: Called with an exception that ends the script, before it is reported.
     """
 
     def __init__(
-        self, channel: Channel, config: ThroughputConfig, *, rank: int, root_pid: int
+        self,
+        channel: Channel,
+        config: ThroughputConfig,
+        *,
+        default: ThroughputConfig,
+        has_optimizer: bool,
+        rank: int,
+        root_pid: int,
+        notes: Path,
+        num_repeated: int,
     ) -> None:
         self.config = config
+        self.default = default
+        self.has_optimizer = has_optimizer
         self.rank = rank
         self.root_pid = root_pid
+        self.notes = notes
+        self.num_repeated = num_repeated
+        self.before_failing: Callable[[BaseException], None] = lambda _: None
         self._channel = channel
         self._previous_hook = sys.excepthook
         sys.excepthook = self._report_exception
@@ -61,22 +87,37 @@ class TrialProcess:
         except ChannelClosedError:
             os._exit(0)
 
-    def end(self, cause: str, message: str) -> NoReturn:
+    def end(self, cause: str, message: str, *, setting: str | None = None) -> NoReturn:
         """Say that no more steps will come, and wait to be ended by the coordinator.
 
         The script must not go on: what follows its loop (a last checkpoint, an upload) belongs to
         training and not to a measurement.
+
+        Args:
+            cause: One of `measurement.FailureCause`.
+            message: For the user.
+            setting: The setting whose value is to blame.
         """
-        self.send(type="failed", cause=cause, message=message)
+        self.send(type="failed", cause=cause, message=message, setting=setting)
         while True:
             self.receive()
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """Report an exception, print it, and leave at once.
+
+        No exit handler runs: one that a forked trial inherits would remove what belongs to its
+        host, such as temporary directories.
+        """
+        self.before_failing(error)
+        text = "; ".join((str(error), *_ends_of_workers(error.__traceback__)))
+        self.send(type="failed", error=type(error).__name__, message=text[:2000])
+        self._previous_hook(type(error), error, error.__traceback__)
+        _leave(1)
 
     def _report_exception(
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
-        text = "; ".join((str(error), *_ends_of_workers(trace)))
-        self.send(type="failed", error=kind.__name__, message=text[:2000])
-        self._previous_hook(kind, error, trace)
+        self.fail(error.with_traceback(trace))
 
 
 def _ends_of_workers(trace: TracebackType | None) -> Iterator[str]:
@@ -119,6 +160,8 @@ def become_trial(
         # Removed, so that a process started by the trial is not taken for another trial.
         start, _, path = os.environ.pop(CHANNEL_VARIABLE).partition(":")
         place = find_place()
+        # Looked for before anything is forked, since it takes long.
+        has_optimizer = optimizer_exists()
         channel = Channel.connect(path)
         channel.send(
             type="hello",
@@ -136,11 +179,20 @@ def become_trial(
             versions=_versions(),
         )
         stop_watching()
-        channel, config, root_pid = _serve(channel, path)
+        channel, order, root_pid = _serve(channel, path)
         # A process that the trial starts, and that runs the script again (as each worker does that
         # is started by spawn, where there is no main guard), is to run as it will in training.
-        os.environ[SETTINGS_VARIABLE] = json.dumps(config.to_dict())
-        _trial = TrialProcess(channel, config, rank=place.rank, root_pid=root_pid)
+        os.environ[SETTINGS_VARIABLE] = json.dumps(order["config"])
+        _trial = TrialProcess(
+            channel,
+            ThroughputConfig(**order["config"]),
+            default=default,
+            has_optimizer=has_optimizer,
+            rank=place.rank,
+            root_pid=root_pid,
+            notes=Path(path).parent / f"{NOTES_PREFIX}{order.get('start', start)}",
+            num_repeated=order["num_repeated"],
+        )
     return _trial
 
 
@@ -164,10 +216,10 @@ def fork_obstacle() -> str | None:
 _trial: TrialProcess | None = None
 
 
-def _serve(channel: Channel, path: str) -> tuple[Channel, ThroughputConfig, int]:
+def _serve(channel: Channel, path: str) -> tuple[Channel, Message, int]:
     """Do what the coordinator says; returns in each trial, and in a host that is told to run.
 
-    Gives the line to the coordinator, what is to run, and the root of the trial's process tree.
+    Gives the line to the coordinator, the order to run, and the root of the trial's process tree.
     """
     while True:
         try:
@@ -175,7 +227,7 @@ def _serve(channel: Channel, path: str) -> tuple[Channel, ThroughputConfig, int]
         except ChannelClosedError:
             os._exit(0)
         if message["type"] == "run":
-            return channel, ThroughputConfig(**message["config"]), message["root_pid"]
+            return channel, message, message["root_pid"]
         if message["type"] == "reap":
             channel.send(type="reaped", exit_code=_reap(message["pid"], message["limit_s"]))
             continue
@@ -187,8 +239,7 @@ def _serve(channel: Channel, path: str) -> tuple[Channel, ThroughputConfig, int]
         sys.stderr.flush()
         pid = os.fork()
         if pid == 0:
-            config = ThroughputConfig(**message["config"])
-            return _become_fork(channel, path, message), config, os.getpid()
+            return _become_fork(channel, path, message), message, os.getpid()
         channel.send(type="forked", pid=pid)
 
 
@@ -221,6 +272,8 @@ def _prepare_to_fork() -> None:
 def _become_fork(host_channel: Channel, path: str, request: Mapping[str, Any]) -> Channel:
     """In the forked child: a session, an output file and a connection of its own."""
     os.setsid()
+    # The host's exit handlers were inherited, and are not this process's to run.
+    atexit.register(_leave, 0)
     # The host's thread variables are its own affair: what is imported or started from here on
     # should find what the user set.
     for name, value in request["environment"].items():
@@ -239,6 +292,14 @@ def _become_fork(host_channel: Channel, path: str, request: Mapping[str, Any]) -
     except ChannelClosedError:
         os._exit(0)
     return channel
+
+
+def _leave(exit_code: int) -> NoReturn:
+    """End this process without running exit handlers."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(exit_code)
 
 
 def _uses_cuda() -> bool:

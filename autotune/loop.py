@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from autotune.config import ThroughputConfig
 from autotune.errors import AutotuneError, ConfigError, MachineMismatchWarning
 from autotune.host import become_trial, current_trial, is_measured, settings_of_parent
-from autotune.measured_loop import MeasuredSteps, UnitCounter
 
 Batch = TypeVar("Batch")
+UnitCounter = Callable[[Any], float]
 
 
 def load_config(
@@ -85,7 +85,10 @@ def steps(loader: Iterable[Batch], *, units: UnitCounter | None = None) -> Itera
     """
     trial = current_trial()
     if trial is not None:
-        return MeasuredSteps(trial, loader, units)
+        # Imported here: ordinary training needs none of it.
+        from autotune.instrument.loops import loops_of
+
+        return loops_of(trial).loader(loader, units)
     if is_measured():
         raise AutotuneError("autotune.load_config must be called before autotune.steps")
     return loader

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import statistics
 from collections.abc import Sequence
 
 from autotune.blocks import Block, Probes, Sample
 from autotune.config import ThroughputConfig
+
+# From this factor on, the rates of two epochs differ for another reason than noise.
+_EPOCHS_ALIKE = 1.4
 
 
 class StartMode(enum.StrEnum):
@@ -78,7 +82,11 @@ class Measurement:
         samples_per_s: Sustained throughput in samples.
         units_per_s: Sustained throughput in the script's own units (the objective).
         seconds_per_step: Wall seconds per micro-step.
-        seconds_per_optimizer_step: The same per optimizer step.
+        seconds_per_optimizer_step: The same per optimizer step, as these were seen; where none
+            was, as the configuration has it.
+        samples_per_update: Samples per optimizer step, as these were seen; None where none was.
+        later_epochs_ratio: Throughput after the first epoch's end ÷ that before it; None where no
+            end was seen. Where the two differ, the figures are those of later epochs.
         data_wait_share: Share of the time that the loop waited for the loader, 0 to 1.
         cpu_utilisation: CPU seconds of the process tree ÷ (wall seconds x cores it may use).
         cpu_s_per_sample: CPU seconds of the process tree per sample.
@@ -125,6 +133,8 @@ class Measurement:
     compute_units_per_s: float | None
     load_units_per_s: float | None
     joules_per_sample: float | None
+    samples_per_update: float | None = None
+    later_epochs_ratio: float | None = None
 
 
 def sustained_share(blocks: Sequence[Block]) -> float:
@@ -147,9 +157,47 @@ def sustained_share(blocks: Sequence[Block]) -> float:
 
 
 def counted_blocks(samples: Sequence[Sample]) -> list[Block]:
-    """The undisturbed blocks; all of them where every one was disturbed."""
+    """The blocks that count: undisturbed ones, or all where every one was disturbed.
+
+    Where later epochs run at another rate than the first one, only their blocks count.
+    """
+    first, later = _by_epoch(samples)
+    if epochs_differ(_ratio(first, later)):
+        return later
     blocks = [block for sample in samples for block in sample.blocks]
     return [block for block in blocks if not block.interference] or blocks
+
+
+def epochs_differ(later_epochs_ratio: float | None) -> bool:
+    """Whether later epochs run at quite another rate than the first one."""
+    ratio = later_epochs_ratio
+    return ratio is not None and not 1 / _EPOCHS_ALIKE < ratio < _EPOCHS_ALIKE
+
+
+def _by_epoch(samples: Sequence[Sample]) -> tuple[list[Block], list[Block]]:
+    """The undisturbed blocks before the first epoch's end, and those after it.
+
+    The block in which it ends belongs to neither, nor does what comes after a loop has begun anew.
+    """
+    first: list[Block] = []
+    later: list[Block] = []
+    has_ended = False
+    for sample in samples:
+        for block in sample.blocks:
+            if not block.interference and not (block.num_epoch_ends and not has_ended):
+                (later if has_ended else first).append(block)
+            has_ended |= block.num_epoch_ends > 0
+        if sample.life_steps is not None:
+            break
+    return first, later
+
+
+def _ratio(first: Sequence[Block], later: Sequence[Block]) -> float | None:
+    if not first or not later:
+        return None
+    return statistics.median(block.units_per_s for block in later) / statistics.median(
+        block.units_per_s for block in first
+    )
 
 
 def summarise(
@@ -180,6 +228,10 @@ def summarise(
         duration_s += (num_steps / steps_per_epoch - num_seen) * epoch_end_s
     balance = sustained_share(blocks)
     seconds_per_step = duration_s / (num_steps * balance)
+    num_updates = sum(block.num_updates for block in blocks)
+    steps_per_update = (
+        num_steps / num_updates if num_updates else config.gradient_accumulation_steps
+    )
     cpu_s = sum(block.cpu_s for block in blocks)
     capacity_s = sum(block.duration_s * block.capacity_cores for block in blocks)
     settling = next((sample.settling for sample in samples if sample.settling), None)
@@ -189,7 +241,7 @@ def summarise(
         samples_per_s=num_samples * balance / duration_s,
         units_per_s=sum(block.num_units for block in blocks) * balance / duration_s,
         seconds_per_step=seconds_per_step,
-        seconds_per_optimizer_step=seconds_per_step * config.gradient_accumulation_steps,
+        seconds_per_optimizer_step=seconds_per_step * steps_per_update,
         data_wait_share=sum(block.wait_s for block in blocks) / elapsed_s,
         cpu_utilisation=cpu_s / capacity_s,
         cpu_s_per_sample=cpu_s / num_samples,
@@ -209,6 +261,8 @@ def summarise(
         compute_units_per_s=probes.compute_units_per_s if probes else None,
         load_units_per_s=probes.load_units_per_s if probes else None,
         joules_per_sample=_joules_per_sample(blocks),
+        samples_per_update=num_samples / num_updates if num_updates else None,
+        later_epochs_ratio=_ratio(*_by_epoch(samples)),
     )
 
 

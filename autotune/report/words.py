@@ -187,10 +187,16 @@ def warnings(result: Result) -> list[str]:
     lines = []
     best = result.best
     if best.config.effective_batch_size != best.baseline.config.effective_batch_size:
+        before, after = (
+            round(performance.samples_per_update or config.effective_batch_size)
+            for performance, config in (
+                (best.baseline, best.baseline.config),
+                (best.expected, best.config),
+            )
+        )
         lines.append(
-            f"note: an update now takes {best.config.effective_batch_size} samples instead of "
-            f"{best.baseline.config.effective_batch_size}: the learning rate may need another "
-            "look; name effective_batch_size in load_config to keep it fixed"
+            f"note: an update now takes {after:,} samples instead of {before:,}: the learning rate "
+            "may need another look; name effective_batch_size in load_config to keep it fixed"
         )
     for difference in result.fork_differences:
         lines.append(

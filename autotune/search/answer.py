@@ -115,7 +115,8 @@ class Result:
         if not self.best.speedup.significant or after.samples_per_s <= before.samples_per_s:
             return None
         saved_s = 1 / before.samples_per_s - 1 / after.samples_per_s
-        return self.tuning_s / (saved_s * self.best.config.effective_batch_size)
+        samples = after.samples_per_update or self.best.config.effective_batch_size
+        return self.tuning_s / (saved_s * samples)
 
 
 def make_best_config(
@@ -221,7 +222,8 @@ def _performance(records: Sequence[TrialRecord], rate: Interval) -> Performance:
     samples_per_s = rate.mean * samples_per_unit
     # Batches are smaller than asked for where an epoch ends with what is left.
     batch_size = sum(m.seconds_per_step * m.samples_per_s for m in found) / count
-    accumulation = records[0].config.gradient_accumulation_steps
+    steps_per_update = sum(m.seconds_per_optimizer_step / m.seconds_per_step for m in found) / count
+    updates = [m.samples_per_update for m in found if m.samples_per_update is not None]
     return Performance(
         unit=records[0].unit or "samples",
         units_per_s=rate.mean if records[0].unit else None,
@@ -229,7 +231,8 @@ def _performance(records: Sequence[TrialRecord], rate: Interval) -> Performance:
         samples_per_s_low=rate.low * samples_per_unit,
         samples_per_s_high=rate.high * samples_per_unit,
         seconds_per_step=batch_size / samples_per_s,
-        seconds_per_optimizer_step=accumulation * batch_size / samples_per_s,
+        seconds_per_optimizer_step=steps_per_update * batch_size / samples_per_s,
+        samples_per_update=sum(updates) / len(updates) if updates else None,
         cpu_utilisation=sum(m.cpu_utilisation for m in found) / count,
         cpu_s_per_sample=sum(m.cpu_s_per_sample for m in found) / count,
         data_wait_share=sum(m.data_wait_share for m in found) / count,

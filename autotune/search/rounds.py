@@ -108,7 +108,9 @@ class _Round:
 
     def _settle(self, config: ThroughputConfig, trial: Trial) -> None:
         plan = self._plan
-        self._runs[config] = Run(trial, plan.definition, plan.limits_of(config), whole=True)
+        run = Run(trial, plan.definition, plan.limits_of(config), whole=True)
+        run.pass_first_epoch()
+        self._runs[config] = run
 
     def _take_turns(self) -> None:
         """Turns of a block each; one that was disturbed is repeated by all, within a bound.
@@ -133,7 +135,8 @@ class _Round:
                 continue
             for config, sample in turn.items():
                 self._runs[config].samples.append(sample)
-            turns_left = 0 if late else turns_left - 1
+            spent = any(run.is_spent for run in self._runs.values())
+            turns_left = 0 if late or spent else turns_left - 1
 
     def _turn(self) -> dict[ThroughputConfig, Sample]:
         order = list(self._runs)

@@ -10,7 +10,7 @@ import math
 import time
 
 from autotune.blocks import BlockMode, BlockRequest, Probes, Sample
-from autotune.measurement import Failure, FailureCause, summarise
+from autotune.measurement import Failure, FailureCause, StartMode, summarise
 from autotune.search.definition import StudyDefinition
 from autotune.search.records import Outcome
 from autotune.trials.neighbours import QuietKeeper
@@ -34,6 +34,11 @@ _LATE_PATIENCE = 3.0
 _LEAST_LATE_PATIENCE_S = 10.0
 # The loader's workers are given so long to come to rest before an epoch is begun.
 _REST_S = 2.0
+# A loop that ends by itself is run again from its start up to so many times, where a start takes
+# hundredths of a second, or where it takes seconds. It has to have so many steps, of which one part
+# in so many is warm-up.
+_MOST_FORKED, _MOST_FRESH = 40, 3
+_SHORTEST_LIFE, _SETTLED_PART = 8, 4
 # Looking at all parameters takes about so long at most.
 _CHECK_S = 1.0
 
@@ -47,12 +52,15 @@ class Limits:
         first_step_deadline_s: Patience with the first steps where nothing is known.
         end_s: Monotonic time after which nothing is measured again.
         expects_finite: Whether parameters that become NaN or infinite are a failure.
+        first_epoch_s: Seconds that may be spent on getting past the first epoch, where later ones
+            may differ; 0 where they do not.
     """
 
     step_s: float | None
     first_step_deadline_s: float
     end_s: float
     expects_finite: bool = False
+    first_epoch_s: float = 0.0
 
     @property
     def are_reached(self) -> bool:
@@ -84,15 +92,27 @@ class Run:
         self.probes: Probes | None = None
         self._definition = definition
         self._limits = limits
-        accumulation = trial.config.gradient_accumulation_steps
         # Batches arrive in patterns as long as there are workers, since they arrive in order.
-        period = 1 if whole else max(1, trial.config.num_workers)
+        self._period = 1 if whole else max(1, trial.config.num_workers)
         self._request = BlockRequest(
             min_s=definition.block_s,
-            multiple_of=math.lcm(accumulation, period),
+            multiple_of=math.lcm(
+                trial.facts.steps_per_update or trial.config.gradient_accumulation_steps,
+                self._period,
+            ),
             cut_s=None if whole else 2 * definition.block_s,
         )
+        # Of a loop that ends by itself, the batches from its start to its end.
+        self._life_steps: int | None = None
+        self._has_ended = False
+        self._num_renewals = 0
         self._settle()
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether its loop has ended, and was begun again as often as is sensible."""
+        most = _MOST_FORKED if self.trial.mode is StartMode.FORK else _MOST_FRESH
+        return self._has_ended and (self._num_renewals >= most or self._limits.are_reached)
 
     @property
     def block_s(self) -> float:
@@ -114,7 +134,11 @@ class Run:
         request = dataclasses.replace(
             self._request, num_blocks=num_blocks, min_s=max(min_s, self._request.min_s)
         )
-        return self._ask(request, num_blocks * max(min_s, self.block_s))
+        sample = self._ask(request, num_blocks * max(min_s, self.block_s))
+        while not sample.blocks:
+            # The loop ended before there was one.
+            sample = self._ask(request, num_blocks * max(min_s, self.block_s))
+        return sample
 
     def measure_until(
         self, num_blocks: int, keeper: QuietKeeper, *, least_units_per_s: float = 0.0
@@ -136,6 +160,8 @@ class Run:
             num_quiet += sum(not block.interference for block in sample.blocks)
             if self._limits.are_reached or (sample.disturbed and not repeats_left):
                 return
+            if self.is_spent:
+                return
             if num_quiet < wanted:
                 # Where the machine does not get quiet, once more, and then no more.
                 repeats_left = repeats_left - 1 if keeper.wait() else 0
@@ -143,6 +169,16 @@ class Run:
             if self.units_per_s < least_units_per_s:
                 return
             wanted = num_blocks
+
+    def pass_first_epoch(self) -> bool:
+        """Measure until the first epoch has ended; says whether it has within the time given."""
+        end_s = time.monotonic() + self._limits.first_epoch_s
+        while time.monotonic() < end_s and not self.is_spent:
+            sample = self.measure()
+            self.samples.append(sample)
+            if any(block.num_epoch_ends for block in sample.blocks):
+                return True
+        return False
 
     def check_finite(self) -> None:
         """Make sure that nothing diverged: what is NaN is fast for nothing.
@@ -160,7 +196,12 @@ class Run:
             raise TrialFailedError(Failure(cause=FailureCause.NOT_FINITE, message=message))
 
     def probe(self) -> None:
-        """Time the step and the loader, each by itself, and the start of an epoch."""
+        """Time the step and the loader, each by itself, and the start of an epoch.
+
+        A loop that ends by itself is too short for that.
+        """
+        if self._life_steps is not None:
+            return
         num_workers = max(1, self.trial.config.num_workers)
         compute = dataclasses.replace(self._request, mode=BlockMode.COMPUTE)
         load = dataclasses.replace(self._request, mode=BlockMode.LOAD, multiple_of=num_workers)
@@ -181,14 +222,14 @@ class Run:
             measurement=summarise(
                 self.samples,
                 self.trial.config,
-                steps_per_epoch=self.trial.steps_per_epoch,
+                steps_per_epoch=self.trial.facts.steps_per_epoch,
                 probes=self.probes,
             ),
             samples=self.samples,
             start_mode=self.trial.mode,
             start_up_s=self.trial.start_up_s,
             duration_s=self.trial.active_s,
-            unit=self.trial.unit,
+            unit=self.trial.facts.unit,
         )
 
     def _settle(self) -> None:
@@ -197,13 +238,48 @@ class Run:
         patience_s = limits.first_step_deadline_s
         if limits.step_s is not None:
             patience_s = limits.patience_s(settling_s(limits.step_s))
-        sample = self.trial.measure(request, deadline_s=patience_s)
-        assert sample.settling is not None
-        self.samples.append(sample)
-        self._step_s = sample.settling.step_s
+        self.samples.append(self._measure(request, patience_s))
 
     def _ask(self, request: BlockRequest, expected_s: float) -> Sample:
-        return self.trial.measure(request, deadline_s=self._limits.patience_s(expected_s))
+        if self._has_ended:
+            self._begin_again()
+            # In one go: what is left of the loop is short, and a pause would cost some of it.
+            request = dataclasses.replace(
+                request,
+                settle_s=SETTLE_S,
+                settle_steps=max(1, (self._life_steps or 0) // _SETTLED_PART),
+            )
+        return self._measure(request, self._limits.patience_s(expected_s + SETTLE_S))
+
+    def _measure(self, request: BlockRequest, deadline_s: float) -> Sample:
+        sample = self.trial.measure(request, deadline_s=deadline_s)
+        self._has_ended = sample.life_steps is not None
+        self._life_steps = sample.life_steps or self._life_steps
+        settling = sample.settling
+        if settling is not None:
+            self._step_s = max(settling.step_s, 1e-6)
+            if settling.steps_per_update is not None:
+                self._request = dataclasses.replace(
+                    self._request, multiple_of=math.lcm(settling.steps_per_update, self._period)
+                )
+        return sample
+
+    def _begin_again(self) -> None:
+        """Have the loop run once more from its start, in another process.
+
+        Raises:
+            TrialFailedError: It is too short to be measured.
+        """
+        if (self._life_steps or 0) < _SHORTEST_LIFE or self.is_spent:
+            raise TrialFailedError(
+                Failure(
+                    cause=FailureCause.LOOP_ENDED,
+                    message=f"the training loop ended after {self._life_steps} steps, which is too "
+                    "short to be measured: give the command more steps",
+                )
+            )
+        self._num_renewals += 1
+        self.trial.renew()
 
 
 def visit(
@@ -226,6 +302,7 @@ def visit(
         keeper: Waits for a quiet machine.
     """
     run = Run(trial, definition, limits, whole=False)
+    run.pass_first_epoch()
     run.measure_until(num_blocks, keeper, least_units_per_s=_KEEPS_UP * incumbent)
     run.check_finite()
     return run.outcome()
@@ -247,7 +324,10 @@ def run_through(
         keeper: Waits for a quiet machine.
     """
     run = Run(trial, definition, limits, whole=True)
-    run.measure_until(math.ceil(definition.confirm_s / run.block_s), keeper)
+    num_blocks = math.ceil(definition.confirm_s / run.block_s)
+    run.measure_until(num_blocks, keeper)
+    if run.pass_first_epoch():
+        run.measure_until(math.ceil(num_blocks / 2), keeper)
     return run.outcome()
 
 

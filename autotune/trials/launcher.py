@@ -19,6 +19,7 @@ from autotune.trials.stacks import STACKS_AT_ABORT
 
 # A killed process is reaped within milliseconds unless it hangs in the kernel.
 REAP_DEADLINE_S = 5.0
+OUTPUT_PREFIX = "output-"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +63,7 @@ class Launcher:
         """What tells the next start from all others, and where its output goes."""
         self._num_starts += 1
         start = str(self._num_starts)
-        return start, self._listener.directory / f"output-{start}.txt"
+        return start, self._listener.directory / f"{OUTPUT_PREFIX}{start}.txt"
 
     def launch(self, environment: Mapping[str, str]) -> Launch:
         """Start the command, with `environment` on top of its usual one.

@@ -16,6 +16,7 @@ from typing import NoReturn, Self
 
 from autotune.channel import Channel, ChannelClosedError, Listener
 from autotune.config import THREAD_VARIABLES, ThroughputConfig
+from autotune.host import NOTES_PREFIX
 from autotune.measurement import Failure, FailureCause, StartMode
 from autotune.trials.causes import describe_exit, describe_hang
 from autotune.trials.groups import ProcessGroups
@@ -26,7 +27,7 @@ from autotune.trials.introductions import (
     introduce,
     missing_ranks,
 )
-from autotune.trials.launcher import REAP_DEADLINE_S, Launch, Launcher
+from autotune.trials.launcher import OUTPUT_PREFIX, REAP_DEADLINE_S, Launch, Launcher
 from autotune.trials.memory import OomWatch
 from autotune.trials.trial import (
     Trial,
@@ -93,6 +94,8 @@ class Runner:
         self.least_patience_s = _LEAST_PATIENCE_S
         self.fresh_reason = "asked for" if start_mode is StartMode.FRESH else None
         self.introduction: Introduction | None = None
+        # Samples that trials draw all batches from; 0 for all that there are.
+        self.num_repeated = 0
         self._groups = groups
         self._launcher = Launcher(command, groups=groups, listener=listener)
         self._reception = Reception(listener)
@@ -192,7 +195,12 @@ class Runner:
         chosen = config or host.introduction.default
         try:
             for channel in (host.channel, *host.followers):
-                channel.send(type="run", config=chosen.to_dict(), root_pid=host.process.pid)
+                channel.send(
+                    type="run",
+                    config=chosen.to_dict(),
+                    root_pid=host.process.pid,
+                    num_repeated=self.num_repeated,
+                )
         except ChannelClosedError as error:
             exit_code = self._end_host(host, REAP_DEADLINE_S)
             raise TrialFailedError(_describe_end(host, exit_code)) from error
@@ -201,12 +209,17 @@ class Runner:
             groups=host.groups,
             requested_at_s=host.requested_at_s,
             output=host.output,
+            notes=_notes_beside(host.output),
             oom=host.oom,
             find_fault=lambda: self._reception.find_second_rank(host.start),
             abort=lambda: self._groups.abort(host.process.pid),
             end=lambda grace_s: self._end_host(host, grace_s),
         )
-        return Trial(host.channel, chosen, origin, StartMode.FRESH)
+
+        def restart() -> Trial:
+            return self._when_ready(self._start_fresh(config))
+
+        return Trial(host.channel, chosen, origin, StartMode.FRESH, restart)
 
     def _bring_up_fork_host(self) -> bool:
         """Whether a host is there that can be forked; starts one where none is."""
@@ -238,6 +251,7 @@ class Runner:
                 type="fork",
                 start=start,
                 config=config.to_dict(),
+                num_repeated=self.num_repeated,
                 output=str(output),
                 environment=environment,
             )
@@ -258,12 +272,15 @@ class Runner:
             groups=frozenset({pid}),
             requested_at_s=requested_at_s,
             output=output,
+            notes=_notes_beside(output),
             oom=OomWatch(),
             find_fault=lambda: self._reception.find_second_rank(host.start),
             abort=lambda: self._groups.abort(pid),
             end=lambda grace_s: self._end_fork(host, pid, grace_s),
         )
-        return Trial(channel, config, origin, StartMode.FORK)
+        return Trial(
+            channel, config, origin, StartMode.FORK, lambda: self.start(config, StartMode.FORK)
+        )
 
     def _raise_host_gone(self, host: _Host, error: Exception) -> NoReturn:
         """The host died between two trials; the next start brings up another one."""
@@ -406,3 +423,8 @@ def open_runner(
 
 def _describe_end(started: Launch | _Host, exit_code: int | None) -> Failure:
     return describe_exit(exit_code, read_tail(started.output), oom_killed=started.oom.struck())
+
+
+def _notes_beside(output: Path) -> Path:
+    """Where a trial notes what it leaves, from where its output goes."""
+    return output.with_name(NOTES_PREFIX + output.stem.removeprefix(OUTPUT_PREFIX))

@@ -15,11 +15,12 @@ from typing import Annotated, Literal, NoReturn, Self, TypeVar
 
 from pydantic import Field
 
-from autotune.blocks import Block, BlockMode, BlockRequest, Sample, Settling
+from autotune.blocks import Block, BlockMode, BlockRequest, LoopFacts, Revisit, Sample, Settling
 from autotune.channel import Channel, ChannelClosedError, Message
 from autotune.clock import unix_s
 from autotune.config import ThroughputConfig
 from autotune.errors import AutotuneError, BadInputError
+from autotune.instrument.left_files import remove
 from autotune.machine import this_machine
 from autotune.measurement import Failure, FailureCause, StartMode
 from autotune.trials.causes import describe_exception, describe_exit, describe_hang
@@ -63,6 +64,7 @@ class TrialOrigin:
         groups: Process groups of that tree.
         requested_at_s: Monotonic time at which the start was asked for.
         output: File that holds what the trial prints.
+        notes: File in which it notes what its steps leave in the file system.
         oom: Began when the start was asked for.
         find_fault: Tells what is wrong with how it was started, if that shows only now.
         abort: Has the processes of the trial print where they stand, and end.
@@ -74,6 +76,7 @@ class TrialOrigin:
     groups: frozenset[int]
     requested_at_s: float
     output: Path
+    notes: Path
     oom: OomWatch
     find_fault: Callable[[], Failure | None]
     abort: Callable[[], None]
@@ -85,8 +88,7 @@ class _Ready:
     """The loop asks for its first batch."""
 
     type: Literal["ready"]
-    unit: str | None = None
-    steps_per_epoch: Annotated[int, Field(ge=0)] | None = None
+    facts: LoopFacts
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,6 +101,8 @@ class _Blocks:
     device_memory_bytes: int | None = None
     epoch_start_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     finite: bool | None = None
+    revisit: Revisit | None = None
+    life_steps: Annotated[int, Field(ge=0)] | None = None
 
 
 _Answer = TypeVar("_Answer", _Ready, _Blocks)
@@ -114,20 +118,27 @@ class Trial:
     Attributes:
         config: What runs.
         mode: How it was started.
-        unit: Name of the unit that the script counts; None for samples.
-        steps_per_epoch: Length of the script's loader, where it has one.
-        start_up_s: From the request for the trial to the first batch handed to its loop, less the
-            time in which it was stopped; None until it is known.
+        facts: What it says of its loop.
+        start_up_s: From the request for the trial to the first batch for its loop; None until that
+            is known.
         active_s: Seconds in which it was started or ran; it does not count while it is stopped.
+        removed_files: Paths of files that its steps created, and that were removed with it.
+        restart: Starts another trial of the same kind.
     """
 
     def __init__(
-        self, channel: Channel, config: ThroughputConfig, origin: TrialOrigin, mode: StartMode
+        self,
+        channel: Channel,
+        config: ThroughputConfig,
+        origin: TrialOrigin,
+        mode: StartMode,
+        restart: Callable[[], Trial],
     ) -> None:
+        self.restart = restart
+        self.removed_files: list[str] = []
         self.config = config
         self.mode = mode
-        self.unit: str | None = None
-        self.steps_per_epoch: int | None = None
+        self.facts = LoopFacts()
         self.start_up_s: float | None = None
         self.active_s = 0.0
         self._channel = channel
@@ -151,8 +162,7 @@ class Trial:
         self._ready = True
         self._signal(signal.SIGSTOP)
         self.active_s = time.monotonic() - self._origin.requested_at_s
-        self.unit = message.unit
-        self.steps_per_epoch = message.steps_per_epoch
+        self.facts = message.facts
 
     def measure(self, request: BlockRequest, *, deadline_s: float) -> Sample:
         """The blocks asked for, and the memory that the trial held then.
@@ -160,7 +170,7 @@ class Trial:
         Raises:
             TrialFailedError: It failed, or did not answer within `deadline_s` seconds.
         """
-        active_before_s, asked_at_s, at_s = self.active_s, time.monotonic(), unix_s()
+        at_s = unix_s()
         answer = self._ask(request, deadline_s)
         sample = Sample(
             blocks=answer.blocks,
@@ -169,9 +179,10 @@ class Trial:
             memory_bytes=self._memory.peak_bytes(),
             shared_memory_bytes=self._memory.shared_bytes,
             device_memory_bytes=answer.device_memory_bytes,
+            life_steps=answer.life_steps,
         )
         if self.start_up_s is None and sample.settling is not None:
-            self.start_up_s = active_before_s + sample.settling.first_batch_at_s - asked_at_s
+            self.start_up_s = sample.settling.first_batch_at_s - self._origin.requested_at_s
         return sample
 
     def begin_epoch(self, *, limit_s: float, deadline_s: float) -> float | None:
@@ -192,6 +203,14 @@ class Trial:
         """
         return self._ask(BlockRequest(mode=BlockMode.CHECK), deadline_s).finite
 
+    def revisit(self, *, deadline_s: float) -> Revisit | None:
+        """How samples load for the first time and again; None where that cannot be told.
+
+        Args:
+            deadline_s: As for `measure`.
+        """
+        return self._ask(BlockRequest(mode=BlockMode.REVISIT), deadline_s).revisit
+
     def _ask(self, request: BlockRequest, deadline_s: float) -> _Blocks:
         start_s = time.monotonic()
         with self._memory.running():
@@ -209,6 +228,20 @@ class Trial:
         for group in self._origin.groups:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, number)
+
+    def renew(self) -> None:
+        """End the process, and go on with another one of the same kind.
+
+        A loop that ends by itself is measured in several processes.
+
+        Raises:
+            TrialFailedError: The new one ended or took too long before its loop.
+        """
+        self.close()
+        other = self.restart()
+        self._channel, self._origin, self._memory = other._channel, other._origin, other._memory
+        self.active_s += other.active_s
+        self._ended = False
 
     def close(self) -> None:
         """End the trial, its workers included."""
@@ -232,6 +265,7 @@ class Trial:
         self._ended = True
         self._channel.close()
         exit_code = self._origin.end(grace_s)
+        self.removed_files += remove(self._origin.notes)
         output = read_tail(self._origin.output)
         self._origin.output.unlink(missing_ok=True)
         return exit_code, output
@@ -281,7 +315,7 @@ class Trial:
         """The trial said itself what went wrong."""
         cause, text = str(message.get("cause")), str(message.get("message", ""))
         if cause in set(FailureCause):
-            self._fail(FailureCause(cause), text)
+            self._fail(FailureCause(cause), text, setting=message.get("setting"))
         # The traceback is printed after the report; the connection ends when it is.
         self._channel.poll(_TRACEBACK_DEADLINE_S)
         _, output = self._end(0.0)
@@ -301,9 +335,11 @@ class Trial:
         oom_killed = self._origin.oom.struck()
         raise TrialFailedError(describe_exit(exit_code, output, oom_killed=oom_killed))
 
-    def _fail(self, cause: FailureCause, message: str) -> NoReturn:
+    def _fail(self, cause: FailureCause, message: str, *, setting: str | None = None) -> NoReturn:
         _, output = self._end(0.0)
-        raise TrialFailedError(Failure(cause=cause, message=message, output=output))
+        raise TrialFailedError(
+            Failure(cause=cause, message=message, output=output, setting=setting)
+        )
 
 
 def read_tail(path: Path) -> str:

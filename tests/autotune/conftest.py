@@ -55,12 +55,14 @@ import os, sys, time
 import autotune
 
 class Loader:
+    def __init__(self, batch_size):
+        self.batch_size = batch_size
     def __len__(self):
         return {length}
     def __iter__(self):
         for _ in range(len(self)):
             {item}
-            yield [0.0]
+            yield [0.0] * self.batch_size
 
 def main():
     default = autotune.ThroughputConfig(batch_size=4)
@@ -70,7 +72,7 @@ def main():
         return 10 * config.batch_size
     taken = 0
     for epoch in range({epochs}):
-        for batch in autotune.steps(Loader(){units}):
+        for batch in autotune.steps(Loader(config.batch_size){units}):
             {step}
             taken += 1
     print("epilogue", config.batch_size, taken)

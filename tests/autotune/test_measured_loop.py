@@ -202,7 +202,7 @@ def test_the_ends_of_epochs_are_counted_inside_blocks(light_script, start_runner
     with start_runner(light_script(length=12, item=item)).start(CONFIG, StartMode.FORK) as trial:
         first = BlockRequest(num_blocks=2, min_s=0.0, multiple_of=50)
         blocks = trial.measure(first, deadline_s=30).blocks
-        assert trial.steps_per_epoch == 12
+        assert trial.facts.steps_per_epoch == 12
     assert [block.num_steps for block in blocks] == [50, 50]
     assert [block.num_epoch_ends for block in blocks] == [4, 4]
     for block in blocks:
@@ -228,10 +228,10 @@ def test_data_that_can_be_read_once_only_has_no_further_epoch(tmp_path, start_ru
         "import itertools, autotune\n"
         "default = autotune.ThroughputConfig(batch_size=4)\n"
         "config = autotune.load_config(None, default=default)\n"
-        "for batch in autotune.steps(itertools.repeat([0.0], 10**7)): pass\n"
+        "for batch in autotune.steps(itertools.repeat([0.0] * 4, 10**7)): pass\n"
     )
     with start_runner((sys.executable, str(path))).start(CONFIG, StartMode.FORK) as trial:
-        assert trial.steps_per_epoch is None
+        assert trial.facts.steps_per_epoch is None
         assert trial.begin_epoch(limit_s=0.1, deadline_s=30) is None
         # The data goes on where it was.
         assert trial.measure(BlockRequest(min_s=0.0), deadline_s=30).blocks

@@ -4,9 +4,9 @@ import pytest
 
 from autotune.blocks import Probes
 from autotune.config import ThroughputConfig
-from autotune.measurement import summarise, sustained_share
+from autotune.measurement import epochs_differ, summarise, sustained_share
 
-from .made_up import PLAIN, SETTLING, block, sample
+from .made_up import PLAIN, SETTLING, block, block_at, sample
 
 PROBES = Probes(compute_units_per_s=5000.0, load_units_per_s=7000.0, epoch_start_s=0.425)
 
@@ -136,3 +136,32 @@ def test_warming_up_and_probing_are_reported():
     bare = summarise([sample(block())], ThroughputConfig(batch_size=4), steps_per_epoch=9)
     assert (bare.warm_up_s, bare.settled, bare.steps_per_epoch) == (0.0, True, 9)
     assert bare.compute_units_per_s is None
+
+
+def epochs(first, later, num_later=3):
+    """Blocks of a first epoch, one in which it ends, and those of later ones, by their rates."""
+    return [
+        *(block_at(first) for _ in range(3)),
+        block(num_epoch_ends=1),
+        *(block_at(later) for _ in range(num_later)),
+    ]
+
+
+def test_later_epochs_count_where_they_run_at_another_rate():
+    found = summarise([sample(*epochs(100.0, 900.0))], PLAIN)
+    assert found.later_epochs_ratio == pytest.approx(9.0)
+    assert found.units_per_s == pytest.approx(900.0)
+    assert epochs_differ(found.later_epochs_ratio)
+
+
+def test_all_epochs_count_where_they_are_alike():
+    found = summarise([sample(*epochs(100.0, 110.0))], PLAIN)
+    assert found.later_epochs_ratio == pytest.approx(1.1)
+    assert not epochs_differ(found.later_epochs_ratio)
+    assert found.num_blocks == 7
+    assert not epochs_differ(None)
+
+
+def test_an_epoch_after_a_loop_has_begun_anew_is_no_later_one():
+    samples = [sample(*epochs(100.0, 100.0), life_steps=70), sample(*epochs(500.0, 500.0))]
+    assert summarise(samples, PLAIN).later_epochs_ratio == pytest.approx(1.0)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from autotune.blocks import BlockMode, Sample
+from autotune.blocks import BlockMode, LoopFacts, Sample
 from autotune.config import ThroughputConfig
 from autotune.measurement import Failure, FailureCause, StartMode
 from autotune.search.definition import StudyDefinition
@@ -65,8 +65,7 @@ class FakeTrial:
     """A trial that computes for 0.5 s a step and settles at once."""
 
     mode = StartMode.FRESH
-    unit = None
-    steps_per_epoch = None
+    facts = LoopFacts()
     start_up_s = 0.5
     active_s = 2.0
 

@@ -34,10 +34,10 @@ def test_a_fresh_trial_introduces_itself_and_is_measured(script, start_runner):
     assert introduction.default == ThroughputConfig(batch_size=4, gradient_accumulation_steps=2)
     assert introduction.effective_batch_size == 8
     assert introduction.default_num_threads >= 1
-    assert trial.unit == "tokens"
+    assert trial.facts.unit == "tokens"
     assert 0.1 < trial.start_up_s < 30
     assert trial.active_s > trial.start_up_s
-    assert trial.steps_per_epoch == 1000
+    assert trial.facts.steps_per_epoch == 1000
     (block,) = sample.blocks
     assert block.num_samples == 4 * block.num_steps
     assert block.num_units == 40 * block.num_steps
@@ -71,11 +71,10 @@ def test_forked_trials_get_the_configuration_asked_for(script, start_runner):
     [
         ({"step": "raise ValueError('bad\\nnews')"}, FailureCause.CRASHED, "ValueError: bad"),
         ({"step": "raise MemoryError"}, FailureCause.OUT_OF_MEMORY, "MemoryError"),
-        ({"step": "sys.exit(3)"}, FailureCause.CRASHED, "exit code 3"),
+        ({"step": "sys.exit(3)"}, FailureCause.CRASHED, r"sys.exit\(3\)"),
         ({"step": "os._exit(3)"}, FailureCause.CRASHED, "exit code 3"),
         ({"step": "os.kill(os.getpid(), 9)"}, FailureCause.KILLED, "SIGKILL"),
         ({"step": "os.kill(os.getpid(), 11)"}, FailureCause.CRASHED, "SIGSEGV"),
-        ({"step": "if taken == 1: break"}, FailureCause.LOOP_ENDED, "after 2 steps"),
         ({"length": 0}, FailureCause.NO_DATA, "delivered no batch"),
         ({"step": "time.sleep(60)"}, FailureCause.TIMED_OUT, "within 1 s"),
     ],
@@ -90,7 +89,6 @@ def test_a_failure_has_a_cause_and_leaves_nothing_running(
             trial = runner.start(CONFIG, mode)
             trial.measure(BLOCK, deadline_s=1)
         assert caught.value.failure.cause is cause
-        # After the break, the script must not have gone on to what follows its loop.
         assert not Path("epilogue").exists()
     runner.close()
     assert wait_until(lambda: not processes_of(command[1]), 2.0)
@@ -259,27 +257,6 @@ def test_a_kill_is_the_kernels_where_the_kernel_counted_one():
     worker = "DataLoader worker (pid 3) is killed by signal: Killed."
     failure = describe_exception("RuntimeError", worker, "", oom_killed=True)
     assert failure.cause is FailureCause.OUT_OF_MEMORY
-
-
-def test_a_loop_under_tqdm_and_enumerate_is_measured_and_stopped(tmp_path, start_runner):
-    path = tmp_path / "wrapped.py"
-    path.write_text(
-        "import autotune, time\n"
-        "from tqdm import tqdm\n"
-        "default = autotune.ThroughputConfig(batch_size=4)\n"
-        "config = autotune.load_config(None, default=default)\n"
-        "for step, batch in enumerate(tqdm(autotune.steps([[0.0]] * 7))):\n"
-        "    time.sleep(0.02)\n"
-        "    if step == 60: break\n"
-        f"open({str(tmp_path / 'epilogue')!r}, 'w').close()\n"
-    )
-    runner = start_runner((sys.executable, str(path)))
-    with runner.start(CONFIG, StartMode.FORK) as trial:
-        few = BlockRequest(min_s=0.0, multiple_of=10)
-        assert trial.measure(few, deadline_s=10).blocks[0].num_steps == 10
-        with pytest.raises(TrialFailedError, match=r"left autotune.steps after 61 steps"):
-            trial.measure(BlockRequest(min_s=5.0), deadline_s=20)
-    assert not (tmp_path / "epilogue").exists()
 
 
 def test_shared_memory_of_killed_processes_is_removed():

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from autotune.blocks import BlockMode, Sample
+from autotune.blocks import BlockMode, LoopFacts, Sample
 from autotune.config import ThroughputConfig
 from autotune.measurement import StartMode
 from autotune.search.definition import StudyDefinition
@@ -32,8 +32,7 @@ class FakeTrial:
     """A trial of 100 units/s, of which some blocks are disturbed; keeps what it was asked."""
 
     mode = StartMode.FORK
-    unit = None
-    steps_per_epoch = None
+    facts = LoopFacts()
     start_up_s = 0.5
     active_s = 2.0
 

@@ -1,0 +1,1 @@
+"""What runs inside the user's training process while it is measured."""

@@ -1,0 +1,105 @@
+"""What the steps of a trial leave in the file system, noted so that it can be removed.
+
+A training writes checkpoints and logs in its loop. In a trial these are worth nothing, and one that
+replaces the checkpoint of an earlier training would do harm. So a trial notes each file that its
+steps create, and what `torch.save` or a renaming would replace stays as it is. What a loader
+creates, such as a cache of decoded samples, is none of that.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class LeftFiles:
+    """Notes the files and directories that steps create.
+
+    Args:
+        notes: File that gets their absolute paths, each followed by a zero byte.
+        in_step: Whether the process is inside a step, rather than its loader or the script's
+            preparations.
+    """
+
+    def __init__(self, notes: Path, in_step: Callable[[], bool]) -> None:
+        self._notes = notes
+        self._in_step = in_step
+        self._created: set[str] = set()
+
+    def install(self) -> None:
+        """Keep what exists from being replaced, for the rest of the process's life."""
+        for name in ("rename", "replace"):
+            setattr(os, name, self._sparing_rename(getattr(os, name)))
+        for name in ("torch", "torch.serialization"):
+            module: Any = sys.modules.get(name)
+            if module is not None:
+                module.save = self._sparing_save(module.save)
+
+    def note(self, event: str, args: tuple[Any, ...]) -> None:
+        """Take an audit event into account, before what it announces happens."""
+        if event == "os.rename" and os.fspath(args[0]) in self._created:
+            self._note(args[1])
+        elif event in ("open", "os.mkdir", "autotune.save"):
+            self._note(args[0])
+
+    def _note(self, path: Any) -> None:  # noqa: ANN401
+        if not self._in_step() or not isinstance(path, (str, bytes, os.PathLike)):
+            return
+        text = str(Path(os.fsdecode(path)).absolute())
+        if text in self._created or os.path.lexists(text):
+            return
+        self._created.add(text)
+        # Not by `open`, which would announce itself.
+        descriptor = os.open(self._notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        os.write(descriptor, os.fsencode(text) + b"\0")
+        os.close(descriptor)
+
+    def _spares(self, path: Any) -> bool:  # noqa: ANN401
+        """Whether a file is not this trial's own, and stays as it is."""
+        if not self._in_step() or not isinstance(path, (str, bytes, os.PathLike)):
+            return False
+        text = str(Path(os.fsdecode(path)).absolute())
+        return text not in self._created and os.path.lexists(text)
+
+    def _sparing_rename(self, original: Any) -> Any:  # noqa: ANN401
+        @functools.wraps(original)
+        def rename(source: Any, target: Any, **more: Any) -> None:  # noqa: ANN401
+            original(source, self._elsewhere() if self._spares(target) else target, **more)
+
+        return rename
+
+    def _sparing_save(self, original: Any) -> Any:  # noqa: ANN401
+        @functools.wraps(original)
+        def save(thing: Any, f: Any, *args: Any, **more: Any) -> Any:  # noqa: ANN401
+            sys.audit("autotune.save", f)
+            return original(thing, self._elsewhere() if self._spares(f) else f, *args, **more)
+
+        return save
+
+    def _elsewhere(self) -> str:
+        return str(Path(tempfile.gettempdir()) / "spared")
+
+
+def remove(notes: Path) -> list[str]:
+    """Remove what a trial has noted, and the notes; gives the paths that were there.
+
+    A directory stays if something is in it that the trial did not create.
+    """
+    try:
+        paths = [os.fsdecode(part) for part in notes.read_bytes().split(b"\0") if part]
+    except OSError:
+        return []
+    removed = []
+    for path in reversed(paths):
+        try:
+            Path(path).rmdir() if Path(path).is_dir() else Path(path).unlink()
+            removed.append(path)
+        except OSError:
+            continue
+    notes.unlink(missing_ok=True)
+    return removed

@@ -1,0 +1,90 @@
+"""What a loader says of itself, and whether it follows its configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from autotune.config import ThroughputConfig
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LoaderFacts:
+    """What is known of a loader before it delivers anything.
+
+    Attributes:
+        batch_size: Samples in a full batch, where torch's DataLoader makes the batches itself.
+        steps_per_epoch: Batches in an epoch.
+        samples_per_epoch: Samples that an epoch is drawn from, whatever the batch size.
+        fixed: Settings that the loader does not take from the configuration, with the reason.
+    """
+
+    batch_size: int | None = None
+    steps_per_epoch: int | None = None
+    samples_per_epoch: int | None = None
+    fixed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def describe_loader(loader: Any, config: ThroughputConfig) -> LoaderFacts:  # noqa: ANN401
+    """What a loader says of itself.
+
+    Args:
+        loader: A DataLoader, a wrapper of one, or anything else that gives batches.
+        config: The configuration that it should follow.
+    """
+    fixed = {}
+    # A prepared loader (Accelerate) tells its batch size only through its batch sampler.
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    batch_size = getattr(loader, "batch_size", None) or getattr(batch_sampler, "batch_size", None)
+    if not isinstance(batch_size, int):
+        batch_size = None
+    is_torch = _is_dataloader(loader)
+    if batch_size is None and batch_sampler is not None:
+        fixed["batch_size"] = "the loader has a batch_sampler of its own"
+    elif is_torch and batch_size is not None and batch_size != config.batch_size:
+        fixed["batch_size"] = f"the loader was made with batch_size={batch_size}"
+    num_workers = getattr(loader, "num_workers", config.num_workers)
+    if is_torch and num_workers != config.num_workers:
+        fixed["num_workers"] = f"the loader was made with num_workers={num_workers}"
+    elif is_torch and num_workers and loader.prefetch_factor != config.prefetch_factor:
+        fixed["prefetch_factor"] = f"the loader was made with {loader.prefetch_factor}"
+    return LoaderFacts(
+        batch_size=batch_size if is_torch else None,
+        steps_per_epoch=_length(loader),
+        samples_per_epoch=_samples_per_epoch(loader),
+        fixed=fixed,
+    )
+
+
+def is_iterable_dataset(dataset: object) -> bool:
+    """Whether a dataset gives its samples in an order of its own."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(dataset, torch.utils.data.IterableDataset)
+
+
+def _is_dataloader(loader: object) -> bool:
+    module = sys.modules.get("torch.utils.data")
+    return module is not None and isinstance(loader, module.DataLoader)
+
+
+def _samples_per_epoch(loader: Any) -> int | None:  # noqa: ANN401
+    if is_iterable_dataset(getattr(loader, "dataset", None)):
+        return None
+    sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None)
+    for source in (sampler, getattr(loader, "sampler", None), getattr(loader, "dataset", None)):
+        length = _length(source)
+        if length is not None:
+            return length
+    return None
+
+
+def _length(thing: object) -> int | None:
+    """Its length, where it has one that is more than a guess."""
+    if not hasattr(type(thing), "__len__"):
+        return None
+    with contextlib.suppress(TypeError, NotImplementedError):
+        return len(thing)  # type: ignore[arg-type]
+    return None

@@ -1,0 +1,385 @@
+"""The training loop, fed batch by batch, and timed whenever the coordinator asks."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, NoReturn
+
+from autotune.blocks import Block, BlockMode, BlockRequest, LoopFacts, Settling
+from autotune.counters import CounterReader
+from autotune.host import TrialProcess
+from autotune.instrument.batch_source import END, BatchSource
+from autotune.instrument.optimizer_watch import OptimizerWatch
+from autotune.instrument.revisit import revisit
+from autotune.measurement import FailureCause
+
+# Warm-up only ever makes a loop faster. It is over with the first window of steps, at least so
+# long, that is not faster than the one before by more than this.
+_WINDOW_S = 0.1
+_SPEED_UP = 0.03
+# After a pause the scheduler may put a loop's threads on one core at first: of a loop that sleeps
+# for 16 of its 20 ms, steps took up to 17 ms longer for 0.1 s, and were as before from then on;
+# loops that compute all the time were as before after 0.05 s. It makes no difference to long steps.
+_PLACEMENT_S, _LONG_STEP_S = 0.1, 0.5
+# A loop that waits for more of the time than this waits for its loader; cores that are busy for
+# more than this are what the loader waits for.
+_WAITING_SHARE, _SATURATED_SHARE = 0.05, 0.8
+
+
+class LoopEndedError(Exception):
+    """The loop takes no more batches; raised where it last took one."""
+
+
+@dataclasses.dataclass(slots=True)
+class _Tally:
+    """What a block has counted so far."""
+
+    num_steps: int = 0
+    num_samples: int = 0
+    num_units: float = 0.0
+    num_updates: int = 0
+    wait_s: float = 0.0
+    wait_cpu_s: float = 0.0
+
+
+class TimedLoop:
+    """Feeds one training loop, and times it on request.
+
+    What the loop does outside of its steps (an evaluation, the end of an epoch that it chose by
+    itself) is told to `pause_since`, and is not counted.
+
+    Attributes:
+        source: Where its batches come from.
+        followers: Sources of other loaders that feed the same step.
+        first_batch_at_s: Monotonic time at which the loop got its first batch.
+
+    Args:
+        trial: The line to the coordinator.
+        watch: Sees the optimizer steps.
+        count: Samples and units in the batch taken last.
+        facts: What to say of the loop, once its first batches were seen.
+    """
+
+    def __init__(
+        self,
+        trial: TrialProcess,
+        watch: OptimizerWatch,
+        *,
+        count: Callable[[Any], tuple[int, float]],
+        facts: Callable[[], LoopFacts],
+    ) -> None:
+        self.source: BatchSource
+        self.followers: list[BatchSource] = []
+        self.first_batch_at_s: float | None = None
+        self._trial = trial
+        self._watch = watch
+        self._count = count
+        self._facts = facts
+        self._num_fed = 0
+        self._step_s = 0.0
+        self._least_lead_in = 0
+        self._paused_s = 0.0
+        self._follower_wait_s = 0.0
+        self._has_lost_step = False
+
+    def pause_since(self, start_s: float, *, lost_step: bool = False) -> None:
+        """Leave out the time since then.
+
+        Args:
+            start_s: Monotonic time.
+            lost_step: Whether the step that ended in it is not counted either, since nobody knows
+                when it ended.
+        """
+        self._paused_s += time.monotonic() - start_s
+        self._has_lost_step |= lost_step
+
+    def pause_s(self, seconds: float) -> None:
+        """Leave out so many seconds of the time since the last batch was given."""
+        self._paused_s += seconds
+
+    def wait_for_follower(self, seconds: float) -> None:
+        """Take a wait for another loader of the same step into account."""
+        self._follower_wait_s += seconds
+
+    def batches(self) -> Generator[Any, None, None]:
+        """The loop's batches, endless; END where the data is used up."""
+        self._counters = CounterReader(self._trial.root_pid)
+        first = self.source.peek()
+        if first is END:
+            self._trial.end(
+                FailureCause.NO_DATA,
+                "the loader delivered no batch: is the dataset "
+                "empty, or smaller than a batch with drop_last?",
+            )
+        if self.first_batch_at_s is None:
+            self.first_batch_at_s = time.monotonic()
+        self._trial.send(type="ready", facts=dataclasses.asdict(self._facts()))
+        while True:
+            message = self._trial.receive()
+            request = BlockRequest(**{**message, "mode": BlockMode(message["mode"])})
+            answer: dict[str, Any] = {"blocks": []}
+            try:
+                yield from self._answer(request, answer)
+            except LoopEndedError:
+                self._send(answer, life_steps=self._num_fed)
+                self._stand_still()
+            self._send(answer)
+
+    def _send(self, answer: dict[str, Any], **more: Any) -> None:  # noqa: ANN401
+        self._trial.send(
+            type="blocks", device_memory_bytes=_device_memory_bytes(), **answer, **more
+        )
+
+    def _stand_still(self) -> NoReturn:
+        """Wait to be ended by the coordinator: what follows the loop must not run."""
+        while True:
+            answer: dict[str, Any] = {"blocks": []}
+            if self._trial.receive()["mode"] == BlockMode.CHECK:
+                answer["finite"] = self._watch.all_finite()
+            self._send(answer, life_steps=self._num_fed)
+
+    def _take(self) -> Any:  # noqa: ANN401
+        batch = self.source.take()
+        if batch is END:
+            raise LoopEndedError
+        self._num_fed += 1
+        return batch
+
+    def _answer(self, request: BlockRequest, answer: dict[str, Any]) -> Generator[Any, None, None]:
+        self._counters.find_processes()
+        if request.mode is BlockMode.CHECK:
+            answer["finite"] = self._watch.all_finite()
+        elif request.mode is BlockMode.REVISIT:
+            found = revisit(self.source.loader)
+            answer["revisit"] = None if found is None else dataclasses.asdict(found)
+        elif request.mode is BlockMode.EPOCH:
+            capacity = self._trial.config.num_prefetched
+            answer["epoch_start_s"] = self.source.begin_epoch(capacity, request.min_s)
+        elif request.mode is BlockMode.LOAD:
+            self.source.discard_ready()
+            self.source.drain()
+            # The loop is given nothing: all its batches are taken here.
+            for _ in self._blocks(self._take_all, request, answer):
+                pass
+        elif request.mode is BlockMode.COMPUTE:
+            with self._alone():
+                yield from self._lead_in()
+                yield from self._blocks(self._take, request, answer)
+        else:
+            if request.settle_s:
+                yield from self._settle(request, answer)
+            else:
+                yield from self._lead_in(self._least_lead_in)
+            yield from self._blocks(self._take, request, answer)
+
+    def _take_all(self) -> Any:  # noqa: ANN401
+        """A batch of each loader that feeds a step; gives that of the first."""
+        for follower in self.followers:
+            follower.take()
+        return self._take()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """The step by itself: loaders stand still, and a few batches are repeated."""
+        with contextlib.ExitStack() as stack:
+            for source in (self.source, *self.followers):
+                stack.enter_context(source.held())
+            yield
+
+    def _settle(self, request: BlockRequest, answer: dict[str, Any]) -> Generator[Any, None, None]:
+        """Steps that are not counted, until the loop is as it will be for good.
+
+        The first steps pay for lazy initialisation, caches for new shapes and a growing
+        allocator. They also leave the workers time to fill their buffer: where it is seen to
+        empty again, what is left in it is thrown away, since a loader that cannot keep up has no
+        buffer in its steady state.
+        """
+        start_s = time.monotonic()
+        num_taken = self.source.num_taken
+        num_discarded, num_steps, num_updates = 0, 1, 0
+        yield self._take()
+        num_discarded += self.source.drain()
+        window = dataclasses.replace(request, min_s=_WINDOW_S, cut_s=request.settle_s)
+        if request.settle_steps is not None:
+            window = dataclasses.replace(
+                window, min_s=0.0, multiple_of=max(1, request.settle_steps // 2)
+            )
+        previous = 0.0
+        settled = False
+        try:
+            while True:
+                block = yield from self._block(self._take, window)
+                num_steps += block.num_steps
+                num_updates += block.num_updates
+                emptying = block.ready_change < -self._trial.config.num_workers
+                if emptying:
+                    num_discarded += self.source.discard_ready()
+                # A loop so slow that there is time for one window only cannot be told to get
+                # faster.
+                faster = 0 < previous < block.units_per_s / (1 + _SPEED_UP)
+                first_window, previous = previous == 0, block.units_per_s
+                settled = not emptying and not faster
+                late = time.monotonic() - start_s > request.settle_s
+                if request.settle_steps is not None:
+                    late |= num_steps >= request.settle_steps
+                if late or (settled and not first_window):
+                    break
+        finally:
+            answer["settling"] = dataclasses.asdict(
+                Settling(
+                    num_steps=max(1, self.source.num_taken - num_taken - num_discarded),
+                    duration_s=time.monotonic() - start_s,
+                    first_batch_at_s=self.first_batch_at_s or start_s,
+                    step_s=self._step_s,
+                    settled=settled,
+                    num_discarded=num_discarded,
+                    steps_per_update=round((num_steps - 1) / num_updates)
+                    if num_updates > 1
+                    else None,
+                )
+            )
+
+    def _blocks(
+        self, take: Callable[[], Any], request: BlockRequest, answer: dict[str, Any]
+    ) -> Iterator[Any]:
+        """Time the blocks asked for, each with what was used meanwhile, into `answer`."""
+        before = self._counters.read()
+        for _ in range(request.num_blocks):
+            found: list[Block] = []
+            try:
+                yield from self._block(take, request, found)
+            finally:
+                # Of a loop that ends, what there was of the block.
+                after = self._counters.read()
+                used = self._counters.used_between(before, after)
+                answer["blocks"] += [{**dataclasses.asdict(block), **used} for block in found]
+                before = after
+        if answer["blocks"]:
+            self._least_lead_in = self._num_restarting(Block(**answer["blocks"][-1]))
+
+    def _lead_in(self, least: int = 1) -> Iterator[Any]:
+        """Steps after a pause, `least` of them at least, that are not counted."""
+        start_s = time.monotonic()
+        num_steps = 0
+        while num_steps < least or (
+            self._step_s < _LONG_STEP_S and time.monotonic() - start_s < _PLACEMENT_S
+        ):
+            yield self._take()
+            num_steps += 1
+
+    def _num_restarting(self, last: Block) -> int:
+        """Batches after the pause that follows a block that may be faster than they should.
+
+        What a stopped worker waits for, a disk or a network, goes on: it comes back with an item
+        half done. So where the loop waits for workers that wait themselves, each delivers a batch
+        before the next block.
+        """
+        waits = last.wait_s > _WAITING_SHARE * last.duration_s
+        saturated = last.cpu_s > _SATURATED_SHARE * last.capacity_cores * last.duration_s
+        return self._trial.config.num_workers if waits and not saturated else 0
+
+    def _block(
+        self, take: Callable[[], Any], request: BlockRequest, found: list[Block] | None = None
+    ) -> Generator[Any, None, Block]:
+        """Time steps until their duration and number are as asked for.
+
+        Args:
+            take: Gives a batch.
+            request: What is asked for.
+            found: Gets the block, also where the loop ends within it.
+        """
+        tally = _Tally()
+        _synchronise()
+        num_ready = self.source.num_ready()
+        source, num_ends, ends_s = self.source, self.source.num_epoch_ends, self.source.epoch_end_s
+        updates, num_lost = self._watch.counts(), 0
+        self._paused_s = self._follower_wait_s = 0.0
+        start_s = asked_s = time.monotonic()
+
+        def finish() -> Block:
+            _synchronise()
+            return self._finish(
+                tally,
+                duration_s=time.monotonic() - start_s - self._paused_s,
+                ready_change=self.source.num_ready() - num_ready,
+                num_epoch_ends=self.source.num_epoch_ends - (num_ends if same() else 0),
+                epoch_end_s=self.source.epoch_end_s - (ends_s if same() else 0.0),
+            )
+
+        def same() -> bool:
+            return self.source is source
+
+        try:
+            while True:
+                asked_cpu_s = time.process_time()
+                batch = take()
+                got_s = time.monotonic()
+                wait_s, wait_cpu_s = got_s - asked_s, time.process_time() - asked_cpu_s
+                num_samples, num_units = self._count(batch)
+                num_before = self._watch.updates_since(updates)
+                self._has_lost_step = False
+                yield batch
+                asked_s = time.monotonic()
+                num_updates = self._watch.updates_since(updates)
+                if self._has_lost_step:
+                    num_lost += num_updates - num_before
+                else:
+                    tally.num_updates = num_updates - num_lost
+                    tally.num_steps += 1
+                    tally.num_samples += num_samples
+                    tally.num_units += num_units
+                    tally.wait_s += wait_s
+                    tally.wait_cpu_s += wait_cpu_s
+                elapsed_s = asked_s - start_s - self._paused_s
+                whole = tally.num_steps % request.multiple_of == 0 and tally.num_steps > 0
+                late = request.cut_s is not None and elapsed_s >= request.cut_s
+                if elapsed_s >= request.min_s and (whole or (late and tally.num_steps)):
+                    break
+        except LoopEndedError:
+            if tally.num_steps and found is not None:
+                found.append(finish())
+            raise
+        block = finish()
+        if found is not None:
+            found.append(block)
+        return block
+
+    def _finish(self, tally: _Tally, *, duration_s: float, **seen: Any) -> Block:  # noqa: ANN401
+        duration_s = max(duration_s, 1e-9)
+        self._step_s = duration_s / tally.num_steps
+        if not 0 < tally.num_units < math.inf:
+            self._trial.end(
+                FailureCause.CRASHED,
+                f"the units given to autotune.steps add up to {tally.num_units:g} in "
+                f"{tally.num_steps} steps: they must be above 0 and finite",
+            )
+        return Block(
+            num_steps=tally.num_steps,
+            num_samples=max(1, tally.num_samples),
+            num_units=float(tally.num_units),
+            num_updates=tally.num_updates,
+            duration_s=duration_s,
+            wait_s=min(duration_s, tally.wait_s + self._follower_wait_s),
+            wait_cpu_s=tally.wait_cpu_s,
+            **seen,
+        )
+
+
+def _synchronise() -> None:
+    """Wait for the GPU, at the edges of blocks only; nothing where there is none in use."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def _device_memory_bytes() -> int | None:
+    """Peak memory that torch reserved on the GPU; None where none is in use."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return None
+    return int(torch.cuda.max_memory_reserved())

@@ -1,0 +1,537 @@
+"""Which of a script's loops is measured, and what becomes of the others: real scripts.
+
+Each script prints what it does, and has a loop that must be found.
+"""
+
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from autotune.blocks import BlockMode, BlockRequest
+from autotune.config import ThroughputConfig
+from autotune.measurement import Failure, FailureCause, StartMode, summarise
+from autotune.search.definition import StudyDefinition
+from autotune.search.visits import Limits, visit
+from autotune.trials.neighbours import QuietKeeper
+from autotune.trials.trial import TrialFailedError
+
+CONFIG = ThroughputConfig(batch_size=4)
+BLOCK = BlockRequest(min_s=0.05, settle_s=0.1)
+HEAD = """
+import itertools, os, sys, time
+import torch
+import autotune
+
+class Rows(torch.utils.data.Dataset):
+    def __init__(self, length, name="train"):
+        self.length, self.name = length, name
+    def __len__(self):
+        return self.length
+    def __getitem__(self, index):
+        return torch.full((3,), float(index))
+
+def cycle(loader):
+    while True:
+        yield from loader
+
+model = torch.nn.Linear(3, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+config = autotune.load_config(None, default=autotune.ThroughputConfig(batch_size=4))
+
+def train_step(x):
+    model(x).mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    time.sleep(0.002)
+
+loader = config.dataloader(Rows(40), shuffle=True)
+other = config.dataloader(Rows(12, "other"))
+"""
+TAIL = """
+open("afterwards", "w").close()
+torch.save(model.state_dict(), "model.pt")
+print("afterwards", flush=True)
+"""
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch, start_runner):
+    """Starts a trial of a script made of the head above, some lines, and the tail."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(lines, *, config=CONFIG, mode=StartMode.FORK, head=HEAD):
+        path = tmp_path / "train.py"
+        path.write_text(head + textwrap.dedent(lines) + TAIL)
+        return start_runner((sys.executable, str(path))).start(config, mode)
+
+    return make
+
+
+def visited(trial, *, num_blocks=3):
+    """What a visit of a trial measures."""
+    definition = StudyDefinition(name="x", command=("x",), block_s=0.05)
+    limits = Limits(step_s=None, first_step_deadline_s=30.0, end_s=float("inf"))
+    return visit(
+        trial,
+        definition,
+        num_blocks=num_blocks,
+        incumbent=0.0,
+        limits=limits,
+        keeper=QuietKeeper(0.0),
+    ).measurement
+
+
+LEAVING = {
+    "max_steps": """
+        step = 0
+        while step < 60:
+            for x in autotune.steps(loader):
+                train_step(x)
+                step += 1
+                if step >= 60:
+                    break
+        """,
+    "break_in_the_only_loop": """
+        for step, x in enumerate(autotune.steps(cycle(loader))):
+            train_step(x)
+            if step == 59:
+                break
+        """,
+    "next": """
+        batches = cycle(autotune.steps(loader))
+        step = 0
+        while step < 60:
+            train_step(next(batches))
+            step += 1
+        """,
+    "next_and_iter_again": """
+        batches = iter(autotune.steps(loader))
+        for step in range(60):
+            try:
+                x = next(batches)
+            except StopIteration:
+                batches = iter(autotune.steps(loader))
+                x = next(batches)
+            train_step(x)
+        """,
+    "islice_per_epoch": """
+        def run_epoch():
+            for x in itertools.islice(autotune.steps(loader), 6):
+                train_step(x)
+
+        for epoch in range(10):
+            run_epoch()
+        """,
+    "return_from_within": """
+        def train():
+            step = 0
+            while True:
+                for x in autotune.steps(loader):
+                    train_step(x)
+                    step += 1
+                    if step == 60:
+                        return
+        train()
+        """,
+    "generator_in_between": """
+        def batches():
+            for x in autotune.steps(loader):
+                yield x
+        step = 0
+        for epoch in range(100):
+            for x in batches():
+                train_step(x)
+                step += 1
+                if step == 60:
+                    break
+            if step == 60:
+                break
+        """,
+    "sys_exit": """
+        for epoch in range(1000):
+            for step, x in enumerate(autotune.steps(loader)):
+                train_step(x)
+                if step == 59:
+                    sys.exit()
+        """,
+}
+
+
+@pytest.mark.parametrize("kind", LEAVING)
+def test_a_loop_that_is_left_is_measured_and_nothing_after_it_runs(start, kind):
+    with start(LEAVING[kind]) as trial:
+        found = visited(trial)
+    # 2 ms a step at least.
+    assert 200 < found.samples_per_s < 2000
+    assert found.samples_per_update == 4
+    assert not Path("afterwards").exists()
+    assert not Path("model.pt").exists()
+
+
+def test_what_a_script_does_between_two_passes_is_not_counted(start):
+    lines = """
+        def run_epoch():
+            for i, x in enumerate(autotune.steps(loader)):
+                train_step(x)
+                if i == 5:
+                    break
+        for epoch in range(1000):
+            run_epoch()
+            time.sleep(0.05)
+        """
+    with start(lines) as trial:
+        found = visited(trial)
+    # With the pauses it would be 400.
+    assert found.samples_per_s > 700
+
+
+EVALUATING = {
+    "first": """
+        @torch.no_grad()
+        def evaluate():
+            for x in autotune.steps(other):
+                time.sleep(0.02)
+        evaluate()
+        for x in autotune.steps(loader):
+            train_step(x)
+        """,
+    "shared_function": """
+        def run(loader, train):
+            torch.set_grad_enabled(train)
+            for x in autotune.steps(loader):
+                train_step(x) if train else time.sleep(0.02)
+        for epoch in range(100):
+            run(other, False)
+            run(loader, True)
+        """,
+    "every_ten_steps": """
+        for i, x in enumerate(autotune.steps(loader)):
+            train_step(x)
+            if i % 10 == 0:
+                model.eval()
+                for y in autotune.steps(other):
+                    time.sleep(0.02)
+        """,
+    "with_gradients_on": """
+        for x in autotune.steps(other):
+            model(x)
+            time.sleep(0.02)
+        for x in autotune.steps(loader):
+            train_step(x)
+        """,
+}
+
+
+@pytest.mark.parametrize("kind", EVALUATING)
+def test_the_loop_in_which_an_optimizer_steps_is_measured(start, kind):
+    with start(EVALUATING[kind]) as trial:
+        assert trial.facts.samples_per_epoch == 40
+        assert trial.facts.notes == ()
+        found = visited(trial)
+    # An evaluation would have brought it below 200.
+    assert found.samples_per_s > 500
+
+
+def test_a_loop_without_an_optimizer_is_measured_and_said_to_have_none(start):
+    head = HEAD.replace("optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)\n", "")
+    lines = """
+        for x in autotune.steps(loader):
+            time.sleep(0.002)
+        """
+    with start(lines, head=head) as trial:
+        assert trial.facts.notes == ("no optimizer takes a step in this loop",)
+        found = visited(trial)
+        assert found.samples_per_update is None
+
+
+SEVERAL = {
+    "zip": """
+        for x, y in zip(autotune.steps(loader), autotune.steps(other)):
+            train_step(x)
+        """,
+    "three": """
+        third = config.dataloader(Rows(8))
+        for x, y, z in zip(autotune.steps(loader), autotune.steps(other), autotune.steps(third)):
+            train_step(x)
+        """,
+    "next_of_another": """
+        more = iter(autotune.steps(other))
+        for x in autotune.steps(loader):
+            try:
+                y = next(more)
+            except StopIteration:
+                more = iter(autotune.steps(other))
+                y = next(more)
+            train_step(x)
+        """,
+}
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_a_step_may_take_from_several_loaders(start, kind):
+    with start(SEVERAL[kind]) as trial:
+        found = visited(trial)
+        assert found.samples_per_s > 200
+        assert found.samples_per_update == 4
+        for mode in (BlockMode.LOAD, BlockMode.COMPUTE):
+            request = BlockRequest(mode=mode, min_s=0.05)
+            assert trial.measure(request, deadline_s=30).blocks
+
+
+UPDATES = {
+    "by_hand": ("train_step(x) if i % 4 == 3 else model(x).mean().backward()", 16),
+    "first_of_four": ("train_step(x) if i % 4 == 0 else model(x).mean().backward()", 16),
+    "two_optimizers": ("train_step(x); second.step(); second.step()", 2),
+    "skipped": ("train_step(x) if i % 2 else None", 8),
+}
+
+
+@pytest.mark.parametrize("kind", UPDATES)
+def test_samples_per_update_are_those_of_the_optimizer_steps_that_happen(start, kind):
+    step, expected = UPDATES[kind]
+    lines = f"""
+        second = torch.optim.Adam(model.parameters(), lr=1e-6)
+        for i, x in enumerate(autotune.steps(loader)):
+            time.sleep(0.002)
+            {step}
+        """
+    with start(lines) as trial:
+        samples = [trial.measure(BLOCK, deadline_s=30) for _ in range(6)]
+    found = summarise(samples, CONFIG)
+    assert found.samples_per_update == pytest.approx(expected, rel=0.25)
+    assert found.seconds_per_optimizer_step == pytest.approx(
+        found.seconds_per_step * found.samples_per_update / 4
+    )
+
+
+def test_a_stand_in_has_all_that_the_loader_has(start):
+    lines = """
+        wrapped = autotune.steps(loader)
+        assert len(wrapped) == len(loader) == 10
+        assert wrapped.dataset is loader.dataset and wrapped.sampler is loader.sampler
+        assert wrapped.batch_size == 4 and isinstance(wrapped, torch.utils.data.DataLoader)
+        for epoch in range(2):
+            for x in wrapped:
+                train_step(x)
+        """
+    with start(lines) as trial:
+        assert trial.measure(BLOCK, deadline_s=30).blocks
+
+
+SCHEDULES = {
+    "one_cycle": (
+        "schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=20)",
+        "schedule.step()",
+    ),
+    "list_of_rates": (
+        "rates = [0.1] * 20\n"
+        "schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: rates[n])",
+        "schedule.step()",
+    ),
+    "array_indexed_by_step": ("rates = torch.linspace(0.1, 0.0, 20)", "rates[i].item()"),
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_a_schedule_with_an_end_does_not_fail_a_trial(start, kind):
+    before, each = SCHEDULES[kind]
+    lines = textwrap.dedent("""
+        {before}
+        i = 0
+        for epoch in range(2):
+            for x in autotune.steps(loader):
+                train_step(x)
+                {each}
+                i += 1
+        """).format(before=before, each=each)
+    with start(lines) as trial:
+        found = visited(trial)
+    assert found.num_steps >= 10
+
+
+FAILING = {
+    "with_a_temporary_directory": """
+        import tempfile
+        with tempfile.TemporaryDirectory(dir=".", prefix="mine-") as directory:
+            for x in autotune.steps(loader):
+                train_step(x)
+                if config.batch_size == 5:
+                    raise ValueError("bad news")
+        """,
+    "finally": """
+        try:
+            for x in autotune.steps(loader):
+                train_step(x)
+                if config.batch_size == 5:
+                    raise ValueError("bad news")
+        finally:
+            torch.save(model.state_dict(), "rescued.pt")
+        """,
+    "except": """
+        try:
+            for x in autotune.steps(loader):
+                train_step(x)
+                if config.batch_size == 5:
+                    raise ValueError("bad news")
+        except Exception:
+            open("rescued.pt", "w").close()
+        """,
+}
+
+
+@pytest.mark.parametrize("kind", FAILING)
+@pytest.mark.parametrize("mode", StartMode)
+def test_what_a_script_does_about_a_failure_does_not_happen(start, kind, mode):
+    with pytest.raises(TrialFailedError) as caught:
+        start(FAILING[kind], config=ThroughputConfig(batch_size=5), mode=mode).measure(
+            BLOCK, deadline_s=30
+        )
+    failure: Failure = caught.value.failure
+    assert failure.cause is FailureCause.CRASHED
+    assert failure.message == "ValueError: bad news"
+    assert "Traceback" in failure.output
+    assert not Path("rescued.pt").exists()
+
+
+def test_exit_handlers_that_a_fork_inherits_do_not_run(start):
+    head = HEAD.replace(
+        "model = ",
+        "import atexit, tempfile\n"
+        "scratch = tempfile.TemporaryDirectory(dir='.', prefix='mine-')\n"
+        "atexit.register(lambda: open('handled', 'w').close())\nmodel = ",
+        1,
+    )
+    lines = """
+        for x in autotune.steps(loader):
+            train_step(x)
+            if config.batch_size == 5:
+                raise ValueError("bad news")
+        """
+    for config in (ThroughputConfig(batch_size=5), CONFIG):
+        try:
+            with start(lines, head=head, config=config) as trial:
+                trial.measure(BLOCK, deadline_s=30)
+                assert list(Path.cwd().glob("mine-*"))
+        except TrialFailedError:
+            assert config.batch_size == 5
+            assert list(Path.cwd().glob("mine-*"))
+    assert not Path("handled").exists()
+
+
+IGNORED = {
+    "batch_size": (
+        "loader = torch.utils.data.DataLoader(Rows(40), batch_size=8)",
+        ThroughputConfig(batch_size=5),
+    ),
+    "num_workers": (
+        "loader = torch.utils.data.DataLoader(Rows(40), batch_size=config.batch_size)",
+        ThroughputConfig(batch_size=4, num_workers=1),
+    ),
+}
+
+
+@pytest.mark.parametrize("setting", IGNORED)
+def test_a_setting_that_the_script_ignores_is_named(start, setting):
+    line, config = IGNORED[setting]
+    lines = line + "\nfor x in autotune.steps(loader):\n    train_step(x)\n"
+    with pytest.raises(TrialFailedError) as caught:
+        start(lines, config=config)
+    assert caught.value.failure.cause is FailureCause.SETTING_IGNORED
+    assert caught.value.failure.setting == setting
+
+
+def test_a_loader_of_the_scripts_own_is_measured_as_it_is_with_the_scripts_settings(start):
+    lines = """
+        loader = torch.utils.data.DataLoader(Rows(40), batch_size=8)
+        for x in autotune.steps(loader):
+            train_step(x)
+        """
+    with start(lines) as trial:
+        assert trial.facts.fixed == {"batch_size": "the loader was made with batch_size=8"}
+        assert visited(trial).samples_per_update == 8
+
+
+STREAMS = {
+    "repeats": ("range(100)", True),
+    "shards": ("range(info.id, 100, info.num_workers)", False),
+    "shuffles": ("torch.randperm(100).tolist()", True),
+    "constant": ("[7] * 100", False),
+}
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_workers_that_repeat_each_others_samples_are_found(start, kind):
+    numbers, repeats = STREAMS[kind]
+    lines = f"""
+        class Stream(torch.utils.data.IterableDataset):
+            def __iter__(self):
+                info = torch.utils.data.get_worker_info()
+                for number in {numbers}:
+                    yield torch.full((3,), float(number))
+        for x in autotune.steps(config.dataloader(Stream())):
+            train_step(x)
+        """
+    config = ThroughputConfig(batch_size=4, num_workers=2)
+    if not repeats:
+        with start(lines, config=config) as trial:
+            assert trial.measure(BLOCK, deadline_s=30).blocks
+        return
+    with pytest.raises(TrialFailedError, match="get_worker_info") as caught:
+        start(lines, config=config)
+    assert caught.value.failure.cause is FailureCause.REPEATED_DATA
+    assert caught.value.failure.setting == "num_workers"
+
+
+def test_a_batch_whose_samples_cannot_be_counted_asks_for_units(start):
+    lines = """
+        def rows():
+            while True:
+                yield torch.zeros(1, 30, 3)
+        for x in autotune.steps(rows()):
+            train_step(x[0])
+        """
+    with pytest.raises(TrialFailedError, match="units") as caught:
+        start(lines)
+    assert caught.value.failure.cause is FailureCause.NOT_COUNTABLE
+
+
+def test_what_steps_write_is_removed_and_replaces_nothing(start):
+    Path("best.pt").write_text("of an earlier training")
+    Path("last.pt").write_text("of an earlier training")
+    lines = """
+        for i, x in enumerate(autotune.steps(loader)):
+            train_step(x)
+            os.makedirs("checkpoints", exist_ok=True)
+            torch.save(model.state_dict(), f"checkpoints/{i % 3}.pt")
+            torch.load(f"checkpoints/{i % 3}.pt")
+            torch.save(model.state_dict(), "best.pt")
+            torch.save(model.state_dict(), "new.pt")
+            os.replace("new.pt", "last.pt")
+            with open("log.txt", "a") as log:
+                log.write("step")
+        """
+    trial = start(lines)
+    assert trial.measure(BLOCK, deadline_s=30).blocks
+    assert Path("log.txt").exists()
+    trial.close()
+    assert sorted(path.name for path in Path.cwd().iterdir()) == ["best.pt", "last.pt", "train.py"]
+    assert Path("best.pt").read_text() == Path("last.pt").read_text() == "of an earlier training"
+    assert str(Path("log.txt").absolute()) in trial.removed_files
+
+
+def test_what_a_loader_or_the_preparation_writes_stays(start):
+    head = HEAD.replace(
+        "    def __getitem__(self, index):\n",
+        "    def __getitem__(self, index):\n        open(f'cache-{index}', 'w').close()\n",
+    )
+    lines = """
+        open("prepared", "w").close()
+        for x in autotune.steps(loader):
+            train_step(x)
+        """
+    with start(lines, head=head) as trial:
+        assert trial.measure(BLOCK, deadline_s=30).blocks
+    assert Path("prepared").exists()
+    assert list(Path.cwd().glob("cache-*"))
