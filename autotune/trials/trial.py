@@ -27,16 +27,17 @@ from autotune.trials.causes import describe_exception, describe_exit, describe_h
 from autotune.trials.memory import OomWatch, TreeMemory, memory_left_bytes
 from autotune.validation import validate
 
-MAX_OUTPUT_LINES = 60
+MAX_OUTPUT_LINES = 80
 # How long a trial that reported an exception may take to print its traceback.
 _TRACEBACK_DEADLINE_S = 2.0
 # While a trial runs, the machine's memory is looked at so often (0.4 ms each time, and never in a
 # block that is shorter), and is not used up to the last of so large a share of it.
 _LOOK_S = 1.0
-# What Python adds to the stacks that it prints at a signal, and what resource trackers say when
-# they unlink what an ended trial left.
+# What Python adds to the stacks that it prints at a signal and to lines of a traceback, and what
+# resource trackers say when they unlink what an ended trial left.
 _NO_NEWS = re.compile(
-    r"Extension modules: |.*resource_tracker: There appear|  warnings\.warn\(.resource_tracker: "
+    r"Extension modules: |\s*[~^]+$"
+    r"|.*resource_tracker: There appear|  warnings\.warn\(.resource_tracker: "
 )
 _MEMORY_RESERVE = 0.03
 

@@ -57,7 +57,7 @@ def work(rank, method):
         import time
         time.sleep(3600)
     total = torch.zeros(1)
-    for batch in autotune.steps([[0.0]] * 100):
+    for batch in autotune.steps([[0.0]] * 100, units=len):
         dist.all_reduce(total)
 
 if __name__ == "__main__":
