@@ -9,15 +9,14 @@ network. Messages are JSON objects, so that nothing received is ever executed.
 from __future__ import annotations
 
 import json
-import os
 import socket
-import tempfile
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from autotune.errors import AutotuneError
+from autotune.private_directory import PrivateDirectory
 
 # Holds START:PATH in the environment of measured processes: the socket, and which start this is.
 CHANNEL_VARIABLE = "AUTOTUNE_CHANNEL"
@@ -95,11 +94,8 @@ class Listener:
     """The coordinator's end: a socket in a directory that only this user can enter."""
 
     def __init__(self) -> None:
-        # Socket paths are limited to 107 bytes, which a deep TMPDIR would exceed.
-        parent = tempfile.gettempdir()
-        parent = parent if len(os.fsencode(parent)) < 60 else "/tmp"
-        self._directory = tempfile.TemporaryDirectory(prefix="autotune-", dir=parent)
-        self.path = str(Path(self._directory.name) / "channel")
+        self._directory = PrivateDirectory()
+        self.path = str(self._directory.path / "channel")
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.bind(self.path)
         self._socket.listen()
@@ -107,7 +103,17 @@ class Listener:
     @property
     def directory(self) -> Path:
         """The private directory; what trials print is kept there while they run."""
-        return Path(self._directory.name)
+        return self._directory.path
+
+    @property
+    def temporary(self) -> Path:
+        """Where trials put their temporary files."""
+        return self._directory.temporary
+
+    @property
+    def places(self) -> tuple[Path, ...]:
+        """All directories that go with the run."""
+        return self._directory.places
 
     def accept(self, timeout_s: float) -> Channel | None:
         """The next connection, or None if none comes within `timeout_s`."""
@@ -129,4 +135,4 @@ class Listener:
         trace: TracebackType | None,
     ) -> None:
         self._socket.close()
-        self._directory.cleanup()
+        self._directory.remove()

@@ -10,12 +10,11 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
-import multiprocessing
+import json
 import os
 import platform
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -26,8 +25,11 @@ from typing import Any, NoReturn
 from autotune.channel import CHANNEL_VARIABLE, Channel, ChannelClosedError, Message
 from autotune.config import ThroughputConfig
 from autotune.instrument.optimizer_watch import optimizer_exists
+from autotune.ranks import find_place, is_initialized
+from autotune.threads import describe_threads, stop_watching, watch_starts
 
-_TASKS = Path("/proc/self/task")
+# Holds the settings of a trial in the environment of what it starts.
+SETTINGS_VARIABLE = "AUTOTUNE_SETTINGS"
 # What a trial notes of the files that it leaves is in a file of this name and the start's number.
 NOTES_PREFIX = "left-"
 # Of an exception's text, so many characters of each end are reported.
@@ -147,6 +149,12 @@ def is_measured() -> bool:
     return _trial is not None or CHANNEL_VARIABLE in os.environ
 
 
+def settings_of_parent() -> ThroughputConfig | None:
+    """The settings of the trial that started this process; None where no trial did."""
+    settings = os.environ.get(SETTINGS_VARIABLE)
+    return None if settings is None else ThroughputConfig(**json.loads(settings))
+
+
 def current_trial() -> TrialProcess | None:
     """The trial that this process is, once it has its configuration."""
     return _trial
@@ -160,7 +168,7 @@ def become_trial(
     if _trial is None:
         # Removed, so that a process started by the trial is not taken for another trial.
         start, _, path = os.environ.pop(CHANNEL_VARIABLE).partition(":")
-        rank = int(os.environ.get("RANK", "0"))
+        place = find_place()
         # Looked for before anything is forked, since it takes long.
         has_optimizer = optimizer_exists()
         channel = Channel.connect(path)
@@ -168,8 +176,9 @@ def become_trial(
             type="hello",
             start=start,
             pid=os.getpid(),
-            rank=rank,
-            world_size=int(os.environ.get("WORLD_SIZE", "1")),
+            rank=place.rank,
+            world_size=place.world_size,
+            is_distributed=place.is_distributed,
             default=default.to_dict(),
             effective_batch_size=effective_batch_size,
             config_path=config_path,
@@ -178,17 +187,17 @@ def become_trial(
             uses_cuda=_uses_cuda(),
             versions=_versions(),
         )
-        # Loader workers make sockets in multiprocessing's directory of temporary files, and nobody
-        # removes it when they are killed. The coordinator's own goes with the coordinator.
-        process: Any = multiprocessing.current_process()
-        process._config["tempdir"] = str(Path(path).parent)
+        stop_watching()
         channel, order, root_pid = _serve(channel, path)
+        # A process that the trial starts, and that runs the script again (as each worker does that
+        # is started by spawn, where there is no main guard), is to run as it will in training.
+        os.environ[SETTINGS_VARIABLE] = json.dumps(order["config"])
         _trial = TrialProcess(
             channel,
             ThroughputConfig(**order["config"]),
             default=default,
             has_optimizer=has_optimizer,
-            rank=rank,
+            rank=place.rank,
             root_pid=root_pid,
             notes=Path(path).parent / f"{NOTES_PREFIX}{order.get('start', start)}",
             num_repeated=order["num_repeated"],
@@ -204,14 +213,13 @@ def fork_obstacle() -> str | None:
     """
     if sys.platform != "linux":
         return f"forking a process that uses torch is not safe on {platform.system()}"
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if find_place().world_size > 1:
         return "several ranks start together"
-    num_threads = len(list(_TASKS.iterdir())) if _TASKS.is_dir() else threading.active_count()
-    if num_threads > 1:
-        return f"{num_threads} threads run when load_config is called"
     if _uses_cuda():
         return "CUDA is initialised when load_config is called"
-    return None
+    if is_initialized():
+        return "torch.distributed is initialised when load_config is called"
+    return describe_threads()
 
 
 _trial: TrialProcess | None = None
@@ -320,3 +328,7 @@ def _versions() -> dict[str, str]:
     if torch is not None:
         versions["torch"] = str(torch.__version__)
     return versions
+
+
+if CHANNEL_VARIABLE in os.environ:
+    watch_starts()

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from autotune.config import ThroughputConfig
 from autotune.errors import AutotuneError, ConfigError, MachineMismatchWarning
-from autotune.host import become_trial, current_trial, is_measured
+from autotune.host import become_trial, current_trial, is_measured, settings_of_parent
 
 Batch = TypeVar("Batch")
 UnitCounter = Callable[[Any], float]
@@ -56,6 +56,8 @@ def load_config(
     if is_measured():
         location = None if path is None else str(Path(path).absolute())
         config = become_trial(default, effective_batch_size, location).config
+    elif (settings := settings_of_parent()) is not None:
+        config = settings
     elif path is not None and Path(path).exists():
         config = _read(Path(path))
         if effective_batch_size is not None:
@@ -102,8 +104,11 @@ def steps(loader: Iterable[Batch], *, units: UnitCounter | None = None) -> Itera
 
 
 def is_trial() -> bool:
-    """Whether this process is being measured, and should write no checkpoints, logs or metrics."""
-    return is_measured()
+    """Whether this process, or the one that started it, is measured.
+
+    It should then write no checkpoints, logs or metrics.
+    """
+    return is_measured() or settings_of_parent() is not None
 
 
 def _read(path: Path) -> ThroughputConfig:

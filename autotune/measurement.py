@@ -42,6 +42,8 @@ class FailureCause(enum.StrEnum):
     REPEATED_DATA = "repeated data"
     # Nobody can tell how many samples a batch holds.
     NOT_COUNTABLE = "samples not countable"
+    # Two processes that say they are the same rank.
+    RANKS_UNCLEAR = "ranks unclear"
     INTERRUPTED = "interrupted"
 
     @property

@@ -16,6 +16,8 @@ from autotune.trials.trial import Trial, TrialFailedError
 # A start that takes so many times as long as the baseline's is given up.
 _START_PATIENCE = 10.0
 _LEAST_START_DEADLINE_S = 30.0
+# Once the time is up, so many times.
+_LATE_START_PATIENCE = 3.0
 # The end of the first epoch is waited for so long at most, and for so much of the budget.
 _FIRST_EPOCH_S, _FIRST_EPOCH_SHARE = 5.0, 0.05
 # Loading some samples twice takes about so long at most.
@@ -68,7 +70,7 @@ def _measure(recorder: Recorder, plan: Plan, trial: Trial) -> TrialRecord | None
             limits=recorder.limits(plan.baseline),
             keeper=recorder.keeper,
         )
-        finite = trial.is_finite(deadline_s=runner.start_deadline_s)
+        finite = trial.is_finite(deadline_s=runner.patience_s)
     except TrialFailedError as error:
         store.fail(number, error.failure, trial.mode, trial.active_s)
         raise CommandError(error.explain("the baseline")) from error
@@ -98,6 +100,7 @@ def _measure(recorder: Recorder, plan: Plan, trial: Trial) -> TrialRecord | None
     runner.start_deadline_s = min(
         patience_s, max(_LEAST_START_DEADLINE_S, _START_PATIENCE * trial.ready_s)
     )
+    runner.least_patience_s = max(runner.least_patience_s, _LATE_START_PATIENCE * trial.ready_s)
     return store.records()[number]
 
 
@@ -105,8 +108,7 @@ def _revisit(recorder: Recorder, trial: Trial) -> Revisit | None:
     """What loading a sample again takes."""
     if recorder.runner.num_repeated:
         return None
-    deadline_s = _REVISIT_S + recorder.runner.start_deadline_s
-    return trial.revisit(deadline_s=min(deadline_s, max(_REVISIT_S, recorder.left_s)))
+    return trial.revisit(deadline_s=_REVISIT_S + recorder.runner.patience_s)
 
 
 def _later_epochs_are_cheap(

@@ -13,8 +13,9 @@ from autotune.measurement import Measurement, StartMode
 from autotune.search.definition import SamplerName, StudyDefinition
 from autotune.search.visits import Limits, run_through, settling_s
 from autotune.space import Space, default_axes
+from autotune.trials.introductions import Introduction
 from autotune.trials.neighbours import QuietKeeper
-from autotune.trials.runner import Introduction, Runner
+from autotune.trials.runner import Runner
 
 # Axes of which a larger value than those tried may be better still.
 _WIDENED = ("batch_size", "num_workers", "prefetch_factor")
@@ -180,12 +181,13 @@ def try_out(definition: StudyDefinition, runner: Runner) -> tuple[Plan, Estimate
     Raises:
         TrialFailedError: The command does not get as far as a few steps.
     """
+    runner.end_s = time.monotonic() + definition.budget_s
     with runner.start_default() as trial:
         assert runner.introduction is not None
         plan = make_plan(definition, runner.introduction, trial.facts)
         limits = Limits(
             step_s=None,
-            first_step_deadline_s=definition.start_deadline_s,
+            first_step_deadline_s=runner.patience_s,
             end_s=time.monotonic(),
         )
         outcome = run_through(trial, definition, limits=limits, keeper=QuietKeeper(0.0))

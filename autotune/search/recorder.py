@@ -75,6 +75,7 @@ class Recorder:
         self.runner = runner
         self.observer = observer
         self._deadline_s = time.monotonic() + definition.budget_s
+        runner.end_s = self._deadline_s
 
     @property
     def left_s(self) -> float:
@@ -85,7 +86,7 @@ class Recorder:
         """What a trial of `config` may take."""
         return Limits(
             step_s=None if self.sample_s is None else config.batch_size * self.sample_s,
-            first_step_deadline_s=self.runner.start_deadline_s,
+            first_step_deadline_s=self.runner.patience_s,
             end_s=self._deadline_s,
             expects_finite=self.expects_finite,
             first_epoch_s=self.first_epoch_s,

@@ -274,12 +274,13 @@ class Tuner:
                 f"{baseline.duration_s:.0f} s"
                 + (", disturbed by other processes)" if is_disturbed_throughout(baseline) else ")")
             )
-        side_by_side = self._finals.fit_together([plan.baseline, *finalists])
-        how = (
-            "side by side"
-            if side_by_side
-            else "one after another, since together they may not fit into memory"
-        )
+        side_by_side = False
+        if self._runner.may_collide:
+            how = "one after another, since jobs of torch.distributed may want the same port"
+        elif not self._finals.fit_together([plan.baseline, *finalists]):
+            how = "one after another, since together they may not fit into memory"
+        else:
+            side_by_side, how = True, "side by side"
         self._observer.note(
             f"confirming {len(finalists)} finalist{'s' if len(finalists) != 1 else ''} and the "
             f"baseline in fresh processes, {how}"

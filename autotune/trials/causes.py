@@ -33,7 +33,7 @@ _CANNOT_PICKLE = re.compile(r"[Cc]an(?:no|')t pickle|Can't get local object")
 _PICKLING_START = re.compile(r"popen_(spawn|forkserver)")
 # Sources: multiprocessing/spawn.py, _check_not_importing_main; autotune.steps.
 _NO_MAIN_GUARD = re.compile(
-    r"start a new process before the\s+current process has finished its bootstrapping phase"
+    r"has finished its bootstrapping phase|Safe importing of main module"
     r"|autotune\.steps was called while a new process imports the script"
 )
 _GUARD_REMEDY = (
@@ -68,7 +68,7 @@ def describe_exception(name: str, detail: str, output: str, *, oom_killed: bool)
         if cause is FailureCause.CRASHED and re.search(pattern, detail):
             cause = candidate
     if _NO_MAIN_GUARD.search(detail) or _NO_MAIN_GUARD.search(output):
-        return Failure(cause=cause, message=_GUARD_REMEDY, output=output)
+        return Failure(cause=cause, message=_GUARD_REMEDY, output=output, setting="num_workers")
     text = _in_worker(detail) or _with_name(name, _headline(detail))
     return Failure(cause=cause, message=text + _remedy(cause, text, output), output=output)
 

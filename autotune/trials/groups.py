@@ -15,14 +15,16 @@ from pathlib import Path
 
 import psutil
 
+from autotune.trials.guard import RESOURCE_TRACKER, TRACKER_DEADLINE_S
 from autotune.trials.memory import SHARED_MEMORY
 
 # Holds a mark in the environment of all processes that a run started.
 RUN_VARIABLE = "AUTOTUNE_RUN"
 
 _GUARD = Path(__file__).with_name("guard.py")
-# A killed process is gone within milliseconds unless it hangs in the kernel.
-_END_DEADLINE_S = 2.0
+# A killed process is gone within milliseconds unless it hangs in the kernel; a resource tracker a
+# little later.
+_END_DEADLINE_S = TRACKER_DEADLINE_S
 # Printing stacks takes milliseconds, unless a process ignores the signal.
 _ABORT_DEADLINE_S = 1.0
 _TICK_S = 0.01
@@ -36,6 +38,9 @@ class ProcessGroups:
     starts into groups of their own (torchrun does so with each rank): these go with the launcher's.
     A daemon leaves its group and its parent: it is known by a mark in its environment.
 
+    Resource trackers of multiprocessing are not killed with the others: they unlink what the others
+    left, and then end by themselves.
+
     Attributes:
         environment: The mark; every process is to be started with it.
     """
@@ -46,6 +51,7 @@ class ProcessGroups:
         self._live: dict[int, frozenset[int]] = {}
         self._began_at_s: dict[int, float] = {}
         self._ended_pids: set[int] = set()
+        self._trackers: set[int] = set()
         self._guard = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_GUARD)],
             stdin=subprocess.PIPE,
@@ -81,14 +87,20 @@ class ProcessGroups:
         The caller reaps the leader, then calls `forget`.
         """
         groups = self._live[group]
-        self._ended_pids.update((group, *_members(groups)))
-        for process in _descendants(group):
-            self._ended_pids.add(process.pid)
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        for number in groups:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(number, signal.SIGKILL)
+        # A process that is stopped starts no other, which would be missed.
+        _signal_groups(groups, signal.SIGSTOP)
+        found = {*_members(groups), *(process.pid for process in _descendants(group))}
+        trackers = set(filter(_is_tracker, found))
+        self._trackers |= trackers
+        self._ended_pids.update({group}, found)
+        for pid in found - trackers:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in trackers:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGCONT)
+        if not trackers:
+            _signal_groups(groups, signal.SIGKILL)
 
     def abort(self, group: int) -> None:
         """Have the processes of a group print where they stand; they end with that.
@@ -100,6 +112,8 @@ class ProcessGroups:
         # One after another, so that they do not write into each other's lines; who waits for others
         # before these, since it would see them die.
         for pid in sorted(_members(self._live[group])):
+            if _is_tracker(pid):
+                continue
             with contextlib.suppress(OSError):
                 # Nobody wants a dump of the memory of what is ended on purpose.
                 resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0))
@@ -110,15 +124,22 @@ class ProcessGroups:
 
     def forget(self, group: int) -> None:
         """Wait until a killed group is gone, with those that go with it, and drop it."""
-        deadline_s = time.monotonic() + _END_DEADLINE_S
         groups = self._live.pop(group)
-        while any(map(_is_alive, groups)) and time.monotonic() < deadline_s:
+        self._kill_strays(self._began_at_s.pop(group))
+        deadline_s = time.monotonic() + _END_DEADLINE_S
+        while time.monotonic() < deadline_s and (
+            any(map(_is_alive, groups)) or any(map(_runs, self._trackers))
+        ):
             time.sleep(0.002)
+        _signal_groups(set(filter(_is_alive, groups)), signal.SIGKILL)
+        for pid in filter(_is_tracker, self._trackers):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
         for number in groups:
             self._tell_guard(f"-{number}")
-        self._kill_strays(self._began_at_s.pop(group))
         for pid in self._ended_pids:
             _remove_shared_memory(pid)
+        self._trackers.clear()
         self._ended_pids.clear()
 
     def _kill_strays(self, since_s: float) -> None:
@@ -130,7 +151,10 @@ class ProcessGroups:
                 if young and os.getpgid(pid) not in spared:
                     process = psutil.Process(pid)
                     if self.environment.items() <= process.environ().items():
-                        process.kill()
+                        if _is_tracker(pid):
+                            self._trackers.add(pid)
+                        else:
+                            process.kill()
 
     def close(self) -> None:
         """Kill all groups that are left, and the guard."""
@@ -146,6 +170,19 @@ class ProcessGroups:
             with contextlib.suppress(BrokenPipeError):
                 self._guard.stdin.write(f"{line}\n".encode())
                 self._guard.stdin.flush()
+
+
+def _signal_groups(groups: Set[int], number: signal.Signals) -> None:
+    for group in groups:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, number)
+
+
+def _is_tracker(pid: int) -> bool:
+    """Whether a process is a resource tracker of multiprocessing."""
+    with contextlib.suppress(psutil.Error):
+        return any(RESOURCE_TRACKER in part for part in psutil.Process(pid).cmdline())
+    return False
 
 
 def _runs(pid: int) -> bool:

@@ -5,91 +5,44 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import math
 import os
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import ClassVar, NoReturn, Self
+from typing import NoReturn, Self
 
-from autotune.channel import CHANNEL_VARIABLE, Channel, ChannelClosedError, Listener, Message
+from autotune.channel import Channel, ChannelClosedError, Listener
 from autotune.config import THREAD_VARIABLES, ThroughputConfig
-from autotune.errors import BadInputError
 from autotune.host import NOTES_PREFIX
 from autotune.measurement import Failure, FailureCause, StartMode
 from autotune.trials.causes import describe_exit, describe_hang
 from autotune.trials.groups import ProcessGroups
+from autotune.trials.introductions import (
+    Introduction,
+    Reception,
+    check_ranks,
+    introduce,
+    missing_ranks,
+)
+from autotune.trials.launcher import OUTPUT_PREFIX, REAP_DEADLINE_S, Launch, Launcher
 from autotune.trials.memory import OomWatch
-from autotune.trials.stacks import STACKS_AT_ABORT
 from autotune.trials.trial import (
     Trial,
     TrialFailedError,
     TrialOrigin,
     read_tail,
 )
-from autotune.validation import validate
 
 # A host has one thread in every native pool, so that no pool exists when it forks: GNU OpenMP
 # hangs in a child whose parent ran a parallel region. Each trial sets its own counts.
 SINGLE_THREADED = dict.fromkeys(THREAD_VARIABLES, "1")
-# A killed process is reaped within milliseconds unless it hangs in the kernel.
-_REAP_DEADLINE_S = 5.0
 # How long a fork may take to connect; it takes milliseconds.
 _FORK_DEADLINE_S = 30.0
-_OUTPUT_PREFIX = "output-"
-# Whoever connects introduces itself at once.
-_FIRST_MESSAGE_DEADLINE_S = 5.0
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Introduction:
-    """What a started command says of itself when it calls `load_config`.
-
-    Attributes:
-        pid: The process that called.
-        rank: Its rank where several start together (torchrun), else 0.
-        world_size: How many start together.
-        default: The script's own settings: the baseline.
-        effective_batch_size: Samples per optimizer step that the script asks for.
-        config_path: The settings file that it would load in training.
-        default_num_threads: Intra-op threads that torch chose here by itself.
-        fork_obstacle: Why the process cannot be forked, None if it can.
-        uses_cuda: Whether it has put anything on a GPU.
-        versions: Of Python and of torch.
-    """
-
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "ignore"}
-
-    pid: int
-    rank: int
-    world_size: int
-    default: ThroughputConfig
-    effective_batch_size: int | None
-    config_path: str | None
-    default_num_threads: int | None
-    fork_obstacle: str | None
-    uses_cuda: bool
-    versions: dict[str, str]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class _Launch:
-    """A command that was started, and may not have called `load_config` yet.
-
-    Attributes:
-        process: Its first process.
-        start: What its processes introduce themselves with.
-        output: File that holds what it prints.
-        requested_at_s: Monotonic time at which it was started.
-        oom: Began with it.
-    """
-
-    process: subprocess.Popen[bytes]
-    start: str
-    output: Path
-    requested_at_s: float
-    oom: OomWatch
+# Once the time is up, a start may still take so long.
+_LEAST_PATIENCE_S = 10.0
 
 
 @dataclasses.dataclass(slots=True)
@@ -97,6 +50,7 @@ class _Host:
     """A started command whose process has called `load_config` and waits there."""
 
     process: subprocess.Popen[bytes]
+    start: str
     groups: frozenset[int]
     channel: Channel
     followers: list[Channel]
@@ -116,6 +70,14 @@ class Runner:
         start_mode: FRESH never forks; FORK and None (automatic) fork where it is safe.
         start_deadline_s: Longest time from a start to `load_config`, and from there to the loop;
             may be tightened once it is known how long a start takes.
+
+    Attributes:
+        start_deadline_s: See above.
+        end_s: Monotonic time at which the time for everything is up. What is started before gets no
+            longer than until then, and what is started later no longer than `least_patience_s`.
+        least_patience_s: See `end_s`.
+        fresh_reason: Why trials start afresh; None where they are forked.
+        introduction: What the last fresh start said of itself.
     """
 
     def __init__(
@@ -128,22 +90,33 @@ class Runner:
         start_deadline_s: float,
     ) -> None:
         self.start_deadline_s = start_deadline_s
+        self.end_s = math.inf
+        self.least_patience_s = _LEAST_PATIENCE_S
         self.fresh_reason = "asked for" if start_mode is StartMode.FRESH else None
         self.introduction: Introduction | None = None
         # Samples that trials draw all batches from; 0 for all that there are.
         self.num_repeated = 0
-        self._command = command
         self._groups = groups
-        self._listener = listener
+        self._launcher = Launcher(command, groups=groups, listener=listener)
+        self._reception = Reception(listener)
         self._fork_host: _Host | None = None
-        self._ahead: collections.deque[_Launch] = collections.deque()
-        self._early: dict[str, list[tuple[Channel, Message]]] = {}
-        self._num_starts = 0
+        self._ahead: collections.deque[Launch] = collections.deque()
 
     @property
     def mode(self) -> StartMode:
         """How `start` starts trials unless it is told otherwise."""
         return StartMode.FRESH if self.fresh_reason else StartMode.FORK
+
+    @property
+    def patience_s(self) -> float:
+        """Longest time for the next stage of a start."""
+        now_s = time.monotonic()
+        return self._deadline_s(now_s) - now_s
+
+    @property
+    def may_collide(self) -> bool:
+        """Whether two starts at once may want the same network port, as far as is known."""
+        return self.introduction is not None and self.introduction.is_distributed
 
     def give_up_forking(self, reason: str) -> None:
         """Start every further trial afresh, for a reason that is shown."""
@@ -191,9 +164,7 @@ class Runner:
         """End the host, if there is one, and what was launched ahead."""
         while self._ahead:
             launch = self._ahead.popleft()
-            for channel, _ in self._early.pop(launch.start, ()):
-                channel.close()
-            self._end_process(launch.process, 0.0)
+            self._end_launch(launch, 0.0)
             launch.output.unlink(missing_ok=True)
         if self._fork_host is not None:
             host, self._fork_host = self._fork_host, None
@@ -212,7 +183,7 @@ class Runner:
 
     def _when_ready(self, trial: Trial) -> Trial:
         try:
-            trial.wait_until_ready(self.start_deadline_s)
+            trial.wait_until_ready(self.patience_s)
         except BaseException:
             trial.close()
             raise
@@ -231,7 +202,7 @@ class Runner:
                     num_repeated=self.num_repeated,
                 )
         except ChannelClosedError as error:
-            exit_code = self._end_host(host, _REAP_DEADLINE_S)
+            exit_code = self._end_host(host, REAP_DEADLINE_S)
             raise TrialFailedError(_describe_end(host, exit_code)) from error
         origin = TrialOrigin(
             root_pid=host.process.pid,
@@ -240,6 +211,7 @@ class Runner:
             output=host.output,
             notes=_notes_beside(host.output),
             oom=host.oom,
+            find_fault=lambda: self._reception.find_second_rank(host.start),
             abort=lambda: self._groups.abort(host.process.pid),
             end=lambda grace_s: self._end_host(host, grace_s),
         )
@@ -264,14 +236,14 @@ class Runner:
         """Have a host pay for what all its trials need."""
         try:
             host.channel.send(type="prepare")
-            host.channel.receive(self.start_deadline_s)
+            host.channel.receive(self.patience_s)
         except ChannelClosedError as error:
             self._raise_host_gone(host, error)
 
     def _start_forked(self, config: ThroughputConfig) -> Trial:
         host = self._fork_host
         assert host is not None
-        start, output = self._new_start()
+        start, output = self._launcher.new_start()
         requested_at_s = time.monotonic()
         environment = {name: os.environ.get(name) for name in SINGLE_THREADED}
         try:
@@ -287,7 +259,9 @@ class Runner:
         except (ChannelClosedError, KeyError, TypeError, ValueError) as error:
             self._raise_host_gone(host, error)
         self._groups.add(pid)
-        accepted = self._accept_until(requested_at_s + _FORK_DEADLINE_S, start, None)
+        self._reception.expect(start)
+        accepted = self._reception.accept(start, requested_at_s + _FORK_DEADLINE_S)
+        self._reception.forget(start)
         if accepted is None:
             self._end_fork(host, pid, 0.0)
             failure = Failure(cause=FailureCause.TIMED_OUT, message="a forked trial did not start")
@@ -300,6 +274,7 @@ class Runner:
             output=output,
             notes=_notes_beside(output),
             oom=OomWatch(),
+            find_fault=lambda: self._reception.find_second_rank(host.start),
             abort=lambda: self._groups.abort(pid),
             end=lambda grace_s: self._end_fork(host, pid, grace_s),
         )
@@ -310,7 +285,7 @@ class Runner:
     def _raise_host_gone(self, host: _Host, error: Exception) -> NoReturn:
         """The host died between two trials; the next start brings up another one."""
         self._fork_host = None
-        exit_code = self._end_host(host, _REAP_DEADLINE_S)
+        exit_code = self._end_host(host, REAP_DEADLINE_S)
         raise TrialFailedError(_describe_end(host, exit_code)) from error
 
     def _start_host(self, environment: Mapping[str, str]) -> _Host:
@@ -319,49 +294,22 @@ class Runner:
             return self._meet(self._ahead.popleft())
         return self._meet(self._launch(environment))
 
-    def _launch(self, environment: Mapping[str, str]) -> _Launch:
-        start, output = self._new_start()
-        requested_at_s, oom = time.monotonic(), OomWatch()
-        environment = {
-            **STACKS_AT_ABORT,
-            **self._groups.environment,
-            **environment,
-            CHANNEL_VARIABLE: f"{start}:{self._listener.path}",
-        }
-        with output.open("wb") as file:
-            try:
-                process = subprocess.Popen(
-                    self._command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=file,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                    env={**os.environ, **environment},
-                )
-            except OSError as error:
-                raise BadInputError(
-                    f"command: {self._command[0]} cannot be started: {error.strerror}"
-                ) from error
-        self._groups.add(process.pid)
-        # Where memory runs out, the kernel is to end a trial and not the coordinator. All that a
-        # trial starts inherits this. Source: proc_pid_oom_score_adj(5).
-        with contextlib.suppress(OSError):
-            Path(f"/proc/{process.pid}/oom_score_adj").write_text("1000")
-        return _Launch(
-            process=process, start=start, output=output, requested_at_s=requested_at_s, oom=oom
-        )
+    def _launch(self, environment: Mapping[str, str]) -> Launch:
+        launch = self._launcher.launch(environment)
+        self._reception.expect(launch.start)
+        return launch
 
-    def _meet(self, launch: _Launch) -> _Host:
-        process = launch.process
+    def _meet(self, launch: Launch) -> _Host:
         try:
             channels = self._introductions(launch)
         except BaseException:
-            self._end_process(process, 0.0)
+            self._end_launch(launch, 0.0)
             raise
         (channel, introduction), *followers = channels
         return _Host(
-            process=process,
-            groups=self._groups.add_descendants(process.pid),
+            process=launch.process,
+            start=launch.start,
+            groups=self._groups.add_descendants(launch.process.pid),
             channel=channel,
             followers=[follower for follower, _ in followers],
             introduction=introduction,
@@ -370,26 +318,43 @@ class Runner:
             oom=launch.oom,
         )
 
-    def _introductions(self, launch: _Launch) -> list[tuple[Channel, Introduction]]:
+    def _introductions(self, launch: Launch) -> list[tuple[Channel, Introduction]]:
         """The channels of all ranks of a started command, by rank."""
         found: list[tuple[Channel, Introduction]] = []
-        deadline_s = launch.requested_at_s + self.start_deadline_s
+        deadline_s = self._deadline_s(launch.requested_at_s)
         while not found or len(found) < found[0][1].world_size:
-            accepted = self._accept_until(deadline_s, launch.start, launch.process)
+            accepted = self._reception.accept(launch.start, deadline_s, launch.process)
             if accepted is None:
-                raise TrialFailedError(self._describe_silence(launch))
+                raise TrialFailedError(self._describe_silence(launch, [who for _, who in found]))
             channel, message = accepted
-            found.append((channel, validate(Introduction, message, source="the command")))
+            found.append((channel, introduce(message)))
+            fault = check_ranks([who for _, who in found])
+            if fault is not None:
+                raise TrialFailedError(fault)
         return sorted(found, key=lambda pair: pair[1].rank)
 
-    def _describe_silence(self, launch: _Launch) -> Failure:
+    def _deadline_s(self, requested_at_s: float) -> float:
+        """Monotonic time at which what was asked for then is given up."""
+        return min(
+            requested_at_s + self.start_deadline_s,
+            max(self.end_s, requested_at_s + self.least_patience_s),
+        )
+
+    def _describe_silence(self, launch: Launch, introductions: list[Introduction]) -> Failure:
+        """Why a start that ended, or took too long, has not introduced itself, or not whole."""
         exit_code, output = launch.process.poll(), launch.output
+        who = missing_ranks(introductions) if introductions else "the command"
         if exit_code is None:
             self._groups.abort(launch.process.pid)
-            return describe_hang(
-                f"the command did not call autotune.load_config within "
-                f"{self.start_deadline_s:.0f} s",
-                read_tail(output),
+            limit_s = self._deadline_s(launch.requested_at_s) - launch.requested_at_s
+            message = f"{who} did not call autotune.load_config within {limit_s:.0f} s"
+            if limit_s < self.start_deadline_s:
+                message += ", the time that was left of the budget"
+            return describe_hang(message, read_tail(output))
+        if exit_code == 0 and introductions:
+            message = f"the command ended, and {who} did not call autotune.load_config"
+            return Failure(
+                cause=FailureCause.NEVER_CALLED, message=message, output=read_tail(output)
             )
         if exit_code == 0:
             return Failure(
@@ -400,48 +365,14 @@ class Runner:
             )
         return _describe_end(launch, exit_code)
 
-    def _accept_until(
-        self, deadline_s: float, start: str, process: subprocess.Popen[bytes] | None
-    ) -> tuple[Channel, Message] | None:
-        """The next connection of this start, and what it said first.
-
-        None at the deadline, or when `process` has ended. What was launched ahead is kept waiting;
-        anybody else who connects (a process left over from an earlier start, a second one of the
-        same script) is turned away.
-        """
-        if self._early.get(start):
-            return self._early[start].pop(0)
-        while True:
-            # While a process starts, its end must be noticed too: look ten times a second. Who
-            # connected in time is heard, even if nobody listened until now.
-            left_s = deadline_s - time.monotonic()
-            ended = process is not None and process.poll() is not None
-            channel = self._listener.accept(0.0 if ended else min(max(left_s, 0.0), 0.1))
-            if channel is None:
-                if ended or left_s <= 0:
-                    return None
-                continue
-            try:
-                message = channel.receive(_FIRST_MESSAGE_DEADLINE_S)
-            except ChannelClosedError:
-                message = {}
-            if message.get("start") == start:
-                return channel, message
-            if message.get("start") in {launch.start for launch in self._ahead}:
-                self._early.setdefault(str(message["start"]), []).append((channel, message))
-            else:
-                channel.close()
-
     def _end_host(self, host: _Host, grace_s: float) -> int | None:
         for channel in (host.channel, *host.followers):
             channel.close()
-        return self._end_process(host.process, grace_s)
+        return self._end_launch(host, grace_s)
 
-    def _end_process(self, process: subprocess.Popen[bytes], grace_s: float) -> int | None:
-        exit_code = _wait(process, grace_s)
-        self._groups.end(process.pid)
-        _wait(process, _REAP_DEADLINE_S)
-        self._groups.forget(process.pid)
+    def _end_launch(self, started: Launch | _Host, grace_s: float) -> int | None:
+        exit_code = self._launcher.end(started.process, grace_s)
+        self._reception.forget(started.start)
         return exit_code
 
     def _end_fork(self, host: _Host, pid: int, grace_s: float) -> int | None:
@@ -449,23 +380,17 @@ class Runner:
         exit_code = self._reap(host, pid, grace_s) if grace_s else None
         self._groups.end(pid)
         if exit_code is None:
-            self._reap(host, pid, _REAP_DEADLINE_S)
+            self._reap(host, pid, REAP_DEADLINE_S)
         self._groups.forget(pid)
         return exit_code
 
     def _reap(self, host: _Host, pid: int, limit_s: float) -> int | None:
         try:
             host.channel.send(type="reap", pid=pid, limit_s=limit_s)
-            answer = host.channel.receive(limit_s + _REAP_DEADLINE_S).get("exit_code")
+            answer = host.channel.receive(limit_s + REAP_DEADLINE_S).get("exit_code")
         except ChannelClosedError:
             return None
         return answer if isinstance(answer, int) else None
-
-    def _new_start(self) -> tuple[str, Path]:
-        """What tells the next start from all others, and where its output goes."""
-        self._num_starts += 1
-        start = str(self._num_starts)
-        return start, self._listener.directory / f"{_OUTPUT_PREFIX}{start}.txt"
 
 
 @contextlib.contextmanager
@@ -479,7 +404,8 @@ def open_runner(
     groups = ProcessGroups()
     try:
         listener = Listener()
-        groups.remove_at_end(listener.directory)
+        for place in listener.places:
+            groups.remove_at_end(place)
         with (
             listener,
             Runner(
@@ -495,17 +421,10 @@ def open_runner(
         groups.close()
 
 
-def _describe_end(started: _Launch | _Host, exit_code: int | None) -> Failure:
+def _describe_end(started: Launch | _Host, exit_code: int | None) -> Failure:
     return describe_exit(exit_code, read_tail(started.output), oom_killed=started.oom.struck())
 
 
 def _notes_beside(output: Path) -> Path:
     """Where a trial notes what it leaves, from where its output goes."""
-    return output.with_name(NOTES_PREFIX + output.stem.removeprefix(_OUTPUT_PREFIX))
-
-
-def _wait(process: subprocess.Popen[bytes], limit_s: float) -> int | None:
-    try:
-        return process.wait(limit_s)
-    except subprocess.TimeoutExpired:
-        return None
+    return output.with_name(NOTES_PREFIX + output.stem.removeprefix(OUTPUT_PREFIX))

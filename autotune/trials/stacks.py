@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from autotune.own_code import is_own_code
+
 # Set for every process that is started: its Python prints the stack of each of its threads when a
 # signal such as SIGABRT or SIGSEGV ends it, workers included.
 # Source: https://docs.python.org/3/library/faulthandler.html
@@ -12,9 +14,6 @@ STACKS_AT_ABORT = {"PYTHONFAULTHANDLER": "1"}
 
 _STACK = re.compile(r"most recent call first\):\n((?:  File .+\n?)+)")
 _FRAME = re.compile(r'  File "(.+)", line (\d+) in (.+)')
-_PACKAGE = str(Path(__file__).parents[1])
-# Code of others, of which a person learns nothing.
-_LIBRARIES = ("/site-packages/", "/dist-packages/", "/lib/python", "<frozen ")
 _MOST = 3
 
 
@@ -35,6 +34,6 @@ def where_it_stood(output: str) -> str | None:
 
 def _innermost(stack: str) -> str | None:
     for file, line, name in _FRAME.findall(stack):
-        if not file.startswith(_PACKAGE) and not any(part in file for part in _LIBRARIES):
+        if is_own_code(file):
             return f"{Path(file).name}:{line} in {name}"
     return None

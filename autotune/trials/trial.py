@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -26,14 +27,18 @@ from autotune.trials.causes import describe_exception, describe_exit, describe_h
 from autotune.trials.memory import OomWatch, TreeMemory, memory_left_bytes
 from autotune.validation import validate
 
-MAX_OUTPUT_LINES = 60
+MAX_OUTPUT_LINES = 80
 # How long a trial that reported an exception may take to print its traceback.
 _TRACEBACK_DEADLINE_S = 2.0
 # While a trial runs, the machine's memory is looked at so often (0.4 ms each time, and never in a
 # block that is shorter), and is not used up to the last of so large a share of it.
 _LOOK_S = 1.0
-# What Python adds to the stacks that it prints at a signal.
-_NO_NEWS = "Extension modules: "
+# What Python adds to the stacks that it prints at a signal and to lines of a traceback, and what
+# resource trackers say when they unlink what an ended trial left.
+_NO_NEWS = re.compile(
+    r"Extension modules: |\s*[~^]+$"
+    r"|.*resource_tracker: There appear|  warnings\.warn\(.resource_tracker: "
+)
 _MEMORY_RESERVE = 0.03
 
 
@@ -62,6 +67,7 @@ class TrialOrigin:
         output: File that holds what the trial prints.
         notes: File in which it notes what its steps leave in the file system.
         oom: Began when the start was asked for.
+        find_fault: Tells what is wrong with how it was started, if that shows only now.
         abort: Has the processes of the trial print where they stand, and end.
         end: Ends the trial's group, after so many seconds in which it may still end by itself;
             gives the exit code of a leader that ended by itself.
@@ -73,6 +79,7 @@ class TrialOrigin:
     output: Path
     notes: Path
     oom: OomWatch
+    find_fault: Callable[[], Failure | None]
     abort: Callable[[], None]
     end: Callable[[float], int | None]
 
@@ -289,10 +296,14 @@ class Trial:
         """Whether an answer, or the end of the connection, comes in time.
 
         Raises:
-            TrialFailedError: So little memory was left that the machine would begin to swap.
+            TrialFailedError: So little memory was left that the machine would begin to swap, or
+                something was wrong with how the trial was started.
         """
         end_s = time.monotonic() + limit_s
         while not self._channel.poll(min(_LOOK_S, end_s - time.monotonic())):
+            fault = self._origin.find_fault()
+            if fault is not None:
+                self._fail(fault.cause, fault.message)
             left = memory_left_bytes()
             if left < self._memory_reserve:
                 self._fail(
@@ -343,5 +354,5 @@ def read_tail(path: Path) -> str:
             text = file.read().decode(errors="replace")
     except OSError:
         return ""
-    lines = [line for line in text.strip().splitlines() if not line.startswith(_NO_NEWS)]
+    lines = [line for line in text.strip().splitlines() if not _NO_NEWS.match(line)]
     return "\n".join(lines[-MAX_OUTPUT_LINES:])

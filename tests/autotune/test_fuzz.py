@@ -132,6 +132,8 @@ class Origin:
             requested_at_s=0.0,
             output=output,
             oom=OomWatch(),
+            find_fault=lambda: None,
+            notes=output.with_name("notes"),
             abort=lambda: None,
             end=lambda grace_s: None,
         )
@@ -233,6 +235,7 @@ def test_whatever_a_broken_trial_sends_is_a_sample_or_a_failure(tmp_path, answer
         ThroughputConfig(batch_size=4),
         Origin(tmp_path / "output").origin,
         mode="fresh",
+        restart=lambda: pytest.fail("nothing is to be started"),
     )
     other.send_bytes(answer)
     other.close()

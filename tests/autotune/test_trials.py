@@ -1,6 +1,7 @@
 """Trials of real scripts in real processes."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -133,7 +134,11 @@ def test_where_threads_run_trials_start_afresh_and_say_why(light_script, start_r
     with runner.start(CONFIG, StartMode.FORK) as trial:
         assert trial.measure(BLOCK, deadline_s=10).blocks
     assert trial.mode is StartMode.FRESH
-    assert runner.fresh_reason == "2 threads run when load_config is called"
+    assert re.fullmatch(
+        r"1 thread runs when load_config is called: Thread-1 \(sleep\), "
+        r"started at train it\.py:\d+ \(start it after load_config\)",
+        runner.fresh_reason,
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,128 @@
+"""Starts the user's command, each time as it would run in training."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from autotune.channel import CHANNEL_VARIABLE, Listener
+from autotune.errors import BadInputError
+from autotune.private_directory import TEMPORARY_VARIABLES
+from autotune.trials.groups import ProcessGroups
+from autotune.trials.memory import OomWatch
+from autotune.trials.stacks import STACKS_AT_ABORT
+
+# A killed process is reaped within milliseconds unless it hangs in the kernel.
+REAP_DEADLINE_S = 5.0
+OUTPUT_PREFIX = "output-"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Launch:
+    """A command that was started, and may not have called `load_config` yet.
+
+    Attributes:
+        process: Its first process.
+        start: What its processes introduce themselves with.
+        output: File that holds what it prints.
+        requested_at_s: Monotonic time at which it was started.
+        oom: Began with it.
+    """
+
+    process: subprocess.Popen[bytes]
+    start: str
+    output: Path
+    requested_at_s: float
+    oom: OomWatch
+
+
+class Launcher:
+    """Starts and ends processes of one command.
+
+    Args:
+        command: Program and arguments, as the user would type them.
+        groups: Takes charge of every process group that is started.
+        listener: Where the processes connect; its directory holds what they print and their
+            temporary files.
+    """
+
+    def __init__(
+        self, command: tuple[str, ...], *, groups: ProcessGroups, listener: Listener
+    ) -> None:
+        self._command = command
+        self._groups = groups
+        self._listener = listener
+        self._num_starts = 0
+
+    def new_start(self) -> tuple[str, Path]:
+        """What tells the next start from all others, and where its output goes."""
+        self._num_starts += 1
+        start = str(self._num_starts)
+        return start, self._listener.directory / f"{OUTPUT_PREFIX}{start}.txt"
+
+    def launch(self, environment: Mapping[str, str]) -> Launch:
+        """Start the command, with `environment` on top of its usual one.
+
+        Raises:
+            BadInputError: The program cannot be started at all.
+        """
+        start, output = self.new_start()
+        requested_at_s, oom = time.monotonic(), OomWatch()
+        with output.open("wb") as file:
+            try:
+                process = subprocess.Popen(
+                    self._command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    env={**os.environ, **self._environment(start), **environment},
+                )
+            except OSError as error:
+                raise BadInputError(
+                    f"command: {self._command[0]} cannot be started: {error.strerror}"
+                ) from error
+        self._groups.add(process.pid)
+        # Where memory runs out, the kernel is to end a trial and not the coordinator. All that a
+        # trial starts inherits this. Source: proc_pid_oom_score_adj(5).
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{process.pid}/oom_score_adj").write_text("1000")
+        return Launch(
+            process=process, start=start, output=output, requested_at_s=requested_at_s, oom=oom
+        )
+
+    def end(self, process: subprocess.Popen[bytes], grace_s: float) -> int | None:
+        """End a started command with all its processes.
+
+        Args:
+            process: Its first process.
+            grace_s: Seconds in which it may still end by itself.
+
+        Returns:
+            Its exit code, if it ended by itself.
+        """
+        exit_code = _wait(process, grace_s)
+        self._groups.end(process.pid)
+        _wait(process, REAP_DEADLINE_S)
+        self._groups.forget(process.pid)
+        return exit_code
+
+    def _environment(self, start: str) -> dict[str, str]:
+        return {
+            **STACKS_AT_ABORT,
+            **self._groups.environment,
+            **dict.fromkeys(TEMPORARY_VARIABLES, str(self._listener.temporary)),
+            CHANNEL_VARIABLE: f"{start}:{self._listener.path}",
+        }
+
+
+def _wait(process: subprocess.Popen[bytes], limit_s: float) -> int | None:
+    try:
+        return process.wait(limit_s)
+    except subprocess.TimeoutExpired:
+        return None
