@@ -66,12 +66,12 @@ def test_the_loader_refuses_what_the_settings_decide():
 def test_threads_are_set_and_none_leaves_them():
     before = torch.get_num_threads()
     try:
-        ThroughputConfig(batch_size=1, num_threads=1).apply_threads()
+        ThroughputConfig(batch_size=1, num_threads=1).apply_to_process()
         assert torch.get_num_threads() == 1
-        ThroughputConfig(batch_size=1).apply_threads()
+        ThroughputConfig(batch_size=1).apply_to_process()
         assert torch.get_num_threads() == 1
     finally:
-        ThroughputConfig(batch_size=1, num_threads=before).apply_threads()
+        ThroughputConfig(batch_size=1, num_threads=before).apply_to_process()
 
 
 def test_settings_survive_a_round_trip_as_plain_values():
@@ -94,7 +94,7 @@ def test_torch_that_is_imported_later_finds_its_threads():
     code = """
 import sys
 from autotune.config import ThroughputConfig
-ThroughputConfig(batch_size=1, num_threads=1).apply_threads()
+ThroughputConfig(batch_size=1, num_threads=1).apply_to_process()
 assert "torch" not in sys.modules
 import torch
 print(torch.get_num_threads())
