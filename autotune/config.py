@@ -155,7 +155,8 @@ class ThroughputConfig:
         Args:
             dataset: A map-style or iterable dataset.
             **kwargs: Whatever else the DataLoader takes (`shuffle`, `collate_fn`, `sampler`,
-                `worker_init_fn`, …).
+                `worker_init_fn`, …). A `batch_sampler`, or `batch_size=None` for a dataset that
+                gives batches itself, replaces the batch size of these settings.
 
         Raises:
             ConfigError: An argument is one that these settings decide.
@@ -163,6 +164,8 @@ class ThroughputConfig:
         from torch.utils.data import DataLoader
 
         tuned = self.dataloader_kwargs(kwargs.pop("worker_init_fn", None))
+        if kwargs.get("batch_sampler") is not None or kwargs.get("batch_size", 0) is None:
+            del tuned["batch_size"]
         taken = sorted(set(tuned) & set(kwargs))
         if taken:
             raise ConfigError(
