@@ -32,7 +32,7 @@ _SURE = 0.9
 # what is no matter, since means are uncertain.
 _TIE = INDIFFERENCE / 2
 # How far an earlier search of the same loop may be off, beyond its own doubts.
-_AFTER_ANOTHER = Spreads(step=0.05, batch=0.03, workers=0.07)
+_AFTER_ANOTHER = Spreads(step=0.05, batch=0.03, collector=0.05, workers=0.07)
 # Spreads are fitted anew whenever there are so many times as many observations, and when one lies
 # so many standard deviations from what was expected.
 _REFIT = 1.5
