@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.special import stdtrit
 
+from autotune.collector import COLLECTORS
 from autotune.config import ThroughputConfig
 
 # Two configurations within this of each other are equally fast; the cheaper one is preferred, and
@@ -99,6 +100,8 @@ def cost_key(config: ThroughputConfig) -> tuple[int, ...]:
         config.num_workers,
         config.num_threads or 0,
         config.num_prefetched,
+        # What the collector is for is worth having where nothing else brings it.
+        COLLECTORS.index(config.gc),
         config.batch_size,
     )
 

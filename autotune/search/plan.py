@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from autotune.blocks import Sample
 from autotune.config import ThroughputConfig
 from autotune.machine import this_machine
 from autotune.measurement import Measurement, StartMode
 from autotune.search.definition import SamplerName, StudyDefinition
+from autotune.search.loading import loader_cpu_share
 from autotune.search.visits import Limits, run_through, settling_s
-from autotune.space import Space, default_axes
+from autotune.space import AxisValue, Space, default_axes
 from autotune.trials.neighbours import QuietKeeper
 from autotune.trials.runner import Introduction, Runner
 
@@ -20,6 +22,10 @@ _WIDENED = ("batch_size", "num_workers", "prefetch_factor")
 # It is tried where the last step along the axis brought more than this; estimates of two
 # configurations that are equally fast seldom differ as much.
 _WORTH_WIDENING = 0.05
+# The garbage collector is searched where loading takes at least this share of a core. It takes up
+# to about half of loading (docs/collector.md), so that below this it brings at most some 2 %, which
+# is no matter.
+_LEAST_LOADING = 0.05
 # What the adaptive search visits: two where structure decides, and many times that where many are
 # alike (measured: benchmarks/search.py).
 _FEWEST_VISITS, _MOST_VISITS = 2, 40
@@ -63,6 +69,24 @@ def make_plan(definition: StudyDefinition, introduction: Introduction) -> Plan:
     return Plan(baseline=baseline, space=space, configurations=space.configurations(baseline))
 
 
+def without_idle_axes(plan: Plan, definition: StudyDefinition, baseline: Sequence[Sample]) -> Plan:
+    """The plan without the axis of the garbage collector, where loading takes little CPU time.
+
+    An axis that the user named stays.
+
+    Args:
+        plan: What is to be searched.
+        definition: What was asked for.
+        baseline: What the baseline's trial showed.
+    """
+    if "gc" in definition.axes or "gc" not in plan.space.axes:
+        return plan
+    if loader_cpu_share(baseline, plan.baseline) >= _LEAST_LOADING:
+        return plan
+    axes = {name: values for name, values in plan.space.axes.items() if name != "gc"}
+    return _with_axes(plan, axes)
+
+
 def widen(
     plan: Plan,
     definition: StudyDefinition,
@@ -92,9 +116,13 @@ def widen(
             continue
         before = plan.space.changed(config, **{name: values[-2]})
         if units_per_s[config] > (1 + _WORTH_WIDENING) * units_per_s.get(before, 0.0):
-            axes[name] = (*values, 2 * values[-1])
+            axes[name] = (*values, 2 * int(values[-1]))
     if axes == plan.space.axes:
         return None
+    return _with_axes(plan, axes)
+
+
+def _with_axes(plan: Plan, axes: Mapping[str, tuple[AxisValue, ...]]) -> Plan:
     space = dataclasses.replace(plan.space, axes=axes)
     return Plan(
         baseline=plan.baseline, space=space, configurations=space.configurations(plan.baseline)
@@ -116,6 +144,7 @@ def try_out(definition: StudyDefinition, runner: Runner) -> tuple[Plan, Estimate
             end_s=time.monotonic(),
         )
         outcome = run_through(trial, definition, limits=limits, keeper=QuietKeeper(0.0))
+        plan = without_idle_axes(plan, definition, outcome.samples)
     return plan, estimate(
         definition,
         plan,

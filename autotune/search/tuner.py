@@ -32,7 +32,7 @@ from autotune.search.explain import explain
 from autotune.search.finals import Finals, complete_rounds, confirmation_s
 from autotune.search.guided import GuidedSearch
 from autotune.search.in_order import num_measured, num_ruled_out, search_in_order, show_visits
-from autotune.search.plan import Plan, estimate, make_plan
+from autotune.search.plan import Plan, estimate, make_plan, without_idle_axes
 from autotune.search.progress import Observer
 from autotune.search.recorder import Recorder
 from autotune.search.records import Phase, TrialRecord
@@ -40,7 +40,7 @@ from autotune.search.spread import BlockSpread
 from autotune.search.storage import reading
 from autotune.search.study import StudyStore
 from autotune.search.visits import run_through
-from autotune.space import Space
+from autotune.space import AxisValue, Space
 from autotune.trials.runner import Runner
 from autotune.trials.trial import Trial, TrialFailedError
 
@@ -102,6 +102,7 @@ class Tuner:
             if note:
                 self._observer.note(note)
             baseline = self._measure_baseline(trial, plan)
+        plan = self._drop_idle_axes(plan)
         relative_error = BlockSpread.of([baseline]).relative_error(baseline)
         self._observer.note(
             f"{len(plan.configurations)} configurations; baseline "
@@ -113,9 +114,7 @@ class Tuner:
         guided = GuidedSearch(self._recorder, baseline)
         if self._definition.sampler is SamplerName.AUTO:
             plan, complete = guided.search(plan)
-            self._store.set_facts(
-                num_configurations=len(plan.configurations), searched_axes=_plain(plan.space)
-            )
+            self._set_space(plan)
         else:
             complete = search_in_order(self._recorder, plan, baseline)
         finalists = self._finalists(plan, baseline, guided)
@@ -175,10 +174,31 @@ class Tuner:
             **workload | {"machine": dataclasses.asdict(machine)},
             **conditions,
             training=dataclasses.asdict(training) if training else None,
-            searched_axes=_plain(plan.space),
-            num_configurations=len(plan.configurations),
         )
+        if stored_result(self._store) is None:
+            # What a complete study searched in the end stays: it may be less than this, or more.
+            self._set_space(plan)
         return plan
+
+    def _drop_idle_axes(self, plan: Plan) -> Plan:
+        """The plan without what the baseline shows to be idle.
+
+        The study's first run of the baseline decides, so that a study that is resumed searches the
+        same space.
+        """
+        first = next(
+            record
+            for record in self._store.records()
+            if record.phase is Phase.BASELINE and record.measurement is not None
+        )
+        plan = without_idle_axes(plan, self._definition, first.samples)
+        self._set_space(plan)
+        return plan
+
+    def _set_space(self, plan: Plan) -> None:
+        self._store.set_facts(
+            searched_axes=_plain(plan.space), num_configurations=len(plan.configurations)
+        )
 
     def _measure_baseline(self, trial: Trial, plan: Plan) -> TrialRecord:
         """Measure the script as it is, in a fresh process: how training runs without tuning."""
@@ -367,5 +387,5 @@ class Tuner:
         )
 
 
-def _plain(space: Space) -> dict[str, list[int | bool]]:
+def _plain(space: Space) -> dict[str, list[AxisValue]]:
     return {name: list(values) for name, values in space.axes.items()}

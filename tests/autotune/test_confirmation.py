@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import random
 
@@ -23,6 +24,12 @@ def test_the_cheaper_of_two_equally_fast_is_chosen():
     choice = choose({BASELINE: [10, 10], DEAR: [20.1, 20.1], CHEAP: [20, 20]}, BASELINE)
     assert choice.best == CHEAP
     assert choose({BASELINE: [10, 10], DEAR: [21, 21], CHEAP: [20, 20]}, BASELINE).best == DEAR
+
+
+def test_of_two_equally_fast_the_one_with_pythons_own_collector_is_chosen():
+    frozen = dataclasses.replace(CHEAP, gc="frozen")
+    rates = {BASELINE: [100.0] * 3, frozen: [201.0] * 3, CHEAP: [200.0] * 3}
+    assert choose(rates, BASELINE).best == CHEAP
 
 
 def test_a_gain_that_is_too_small_to_matter_is_none():
