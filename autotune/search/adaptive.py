@@ -275,6 +275,7 @@ class AdaptiveSearch:
         top = belief.mean[order[0]]
         equals = [place for place in order if belief.mean[place] >= top - _TIE]
         chosen = min(equals, key=lambda place: cost_key(self.configs[place]))
+        chosen = self._with_first_collector(chosen, belief, may_run)
         order.remove(chosen)
         return [
             Standing(
@@ -287,6 +288,20 @@ class AdaptiveSearch:
             )
             for place in (chosen, *order)
         ]
+
+    def _with_first_collector(self, place: int, belief: Belief, may_run: NDArray[np.bool_]) -> int:
+        """The same settings with the first configuration's garbage collector, if that is no loss.
+
+        It is none where another collector is expected to gain less than what is no matter, or less
+        than a standard deviation of that.
+        """
+        config = dataclasses.replace(self.configs[place], gc=self.configs[0].gc)
+        twin = self._places.get(config, place)
+        covariance = belief.covariance
+        variance = covariance[place, place] + covariance[twin, twin] - 2 * covariance[place, twin]
+        gain = belief.mean[place] - belief.mean[twin]
+        least = max(INDIFFERENCE, math.sqrt(max(0.0, float(variance))))
+        return twin if may_run[twin] and gain < least else place
 
     def _costs_s(self, belief: Belief) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """What starting a run of each configuration takes, and a block, [N] each."""
