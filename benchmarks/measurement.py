@@ -313,10 +313,8 @@ def forks(scale: float) -> None:
 
 
 def collector(scale: float) -> None:
-    """Ordinary training, in turn, with each garbage collector ÷ the default; medians.
-
-    Beside the rate, CPU seconds per sample: they say the same on a machine that is not quiet.
-    """
+    """Ordinary training, in turn, with each garbage collector ÷ the default; medians."""
+    # CPU seconds per sample beside the rate: they say the same on a machine that is not quiet.
     seconds = max(2.0, 8.0 * scale)
     options = ("--warm-up", "3", "--seconds", str(seconds))
     print(f"  {'':19} {'samples/s':>9} " + "".join(f"{name:>36}" for name in COLLECTORS[1:]))
