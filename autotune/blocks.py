@@ -25,7 +25,16 @@ _THROTTLED_SHARE, _PRESSURE_SHARE = 0.05, 0.05
 _SUSPENDED_S = 0.1
 # What a block counts beside its steps.
 _FINITE = (
-    *("wait_s", "epoch_end_s", "cpu_s", "wait_cpu_s", "other_cpu_s", "stolen_s", "throttled_s"),
+    *(
+        "wait_s",
+        "epoch_end_s",
+        "cpu_s",
+        "own_cpu_s",
+        "wait_cpu_s",
+        "other_cpu_s",
+        "stolen_s",
+        "throttled_s",
+    ),
     *("pressure_s", "suspended_s", "energy_j"),
 )
 
@@ -96,6 +105,7 @@ class Block:
         epoch_end_s: The part of `wait_s` that these took, up to the first batch after each.
         capacity_cores: Cores that the trial may use: affinity and cgroup quotas applied.
         cpu_s: CPU seconds of the trial's process tree, exited loader workers included.
+        own_cpu_s: The part of these that the training process used itself.
         wait_cpu_s: CPU seconds of the training process alone while it waited for the loader.
         other_cpu_s: CPU seconds that others used of the trial's capacity.
         stolen_s: Seconds that a hypervisor took from the cores, summed over them.
@@ -117,6 +127,7 @@ class Block:
     epoch_end_s: float = 0.0
     capacity_cores: float = 1.0
     cpu_s: float = 0.0
+    own_cpu_s: float = 0.0
     wait_cpu_s: float = 0.0
     other_cpu_s: float = 0.0
     stolen_s: float = 0.0

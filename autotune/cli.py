@@ -49,6 +49,7 @@ from autotune.search.storage import (
 from autotune.search.study import open_study
 from autotune.search.training_length import parse_training_length
 from autotune.search.tuner import Tuner
+from autotune.space import WORD_AXES, AxisValue
 from autotune.trials.runner import Runner, open_runner
 from autotune.trials.trial import TrialFailedError
 
@@ -80,25 +81,30 @@ def cli() -> None:
     """Find the settings with which a PyTorch training loop runs fastest on this machine."""
 
 
-def _axis(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> dict[str, list[int]]:
-    axes: dict[str, list[int]] = {}
+def _axis(
+    _: click.Context, __: click.Parameter, values: tuple[str, ...]
+) -> dict[str, list[AxisValue]]:
+    axes: dict[str, list[AxisValue]] = {}
     for text in values:
         name, separator, numbers = text.partition("=")
         name = name.strip().replace("-", "_")
         if name in axes:
             raise click.BadParameter(f"{name} is given twice: put all its values into one")
         try:
-            axes[name] = [_axis_value(part.strip()) for part in numbers.split(",")]
+            axes[name] = [_axis_value(name, part.strip()) for part in numbers.split(",")]
         except ValueError:
             separator = ""
         if not separator:
             raise click.BadParameter(
-                f"must look like batch_size=2,4,8 or pin_memory=true,false, not {text!r}"
+                f"must look like batch_size=2,4,8, pin_memory=true,false or gc=default,frozen, "
+                f"not {text!r}"
             )
     return axes
 
 
-def _axis_value(text: str) -> int | bool:
+def _axis_value(name: str, text: str) -> AxisValue:
+    if name in WORD_AXES:
+        return text
     return {"true": True, "false": False}[text] if text in ("true", "false") else int(text)
 
 

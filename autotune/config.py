@@ -1,4 +1,4 @@
-"""The settings that are tuned: their rules, and what they mean to a DataLoader and to threads."""
+"""The settings that are tuned: their rules, and what they mean to a DataLoader and to a process."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from autotune.collector import COLLECTORS, DEFAULT, CollectorInit, WorkerInit, apply_collector
 from autotune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ class ThroughputConfig:
         pin_memory: Whether batches are copied to page-locked memory (for GPUs).
         num_threads: Threads within an operation (intra-op); None leaves torch's default.
         num_interop_threads: Threads across operations; None leaves torch's default.
+        gc: Python's garbage collector, in the training process and in the loader's workers:
+            "default" leaves it as it is, "frozen" takes what is alive when training begins out of
+            its sight, "raised" lets it start less often (see docs/collector.md).
 
     Raises:
         ConfigError: A value is outside its range, or two contradict each other.
@@ -54,6 +58,7 @@ class ThroughputConfig:
     pin_memory: bool = False
     num_threads: int | None = None
     num_interop_threads: int | None = None
+    gc: str = DEFAULT
 
     def __post_init__(self) -> None:
         for name, minimum in _MINIMA.items():
@@ -62,6 +67,8 @@ class ThroughputConfig:
             value = getattr(self, name)
             if not isinstance(value, bool) and not (name in _OPTIONAL and value is None):
                 raise ConfigError(f"{name} must be true or false, not {value!r}")
+        if self.gc not in COLLECTORS:
+            raise ConfigError(f"gc must be one of {', '.join(COLLECTORS)}, not {self.gc!r}")
         if self.num_workers == 0:
             if self.prefetch_factor is not None:
                 raise ConfigError(
@@ -98,6 +105,8 @@ class ThroughputConfig:
             parts.append(f"inter-op threads {self.num_interop_threads}")
         if self.pin_memory:
             parts.append("pinned memory")
+        if self.gc != DEFAULT:
+            parts.append(f"gc {self.gc}")
         return ", ".join(parts)
 
     def with_effective_batch_size(self, effective_batch_size: int) -> ThroughputConfig:
@@ -115,8 +124,16 @@ class ThroughputConfig:
             )
         return dataclasses.replace(self, gradient_accumulation_steps=steps)
 
-    def dataloader_kwargs(self) -> dict[str, Any]:
-        """Keyword arguments for `torch.utils.data.DataLoader`, legal in every combination."""
+    def dataloader_kwargs(self, worker_init_fn: WorkerInit | None = None) -> dict[str, Any]:
+        """Keyword arguments for `torch.utils.data.DataLoader`, legal in every combination.
+
+        Where there are workers and `gc` is not "default", a `worker_init_fn` is among them, which
+        sets up the garbage collector of each worker. So give a function of your own here, and not
+        to the DataLoader as well.
+
+        Args:
+            worker_init_fn: A function of your own that each worker calls with its number first.
+        """
         kwargs: dict[str, Any] = {
             "batch_size": self.batch_size,
             "num_workers": self.num_workers,
@@ -126,6 +143,10 @@ class ThroughputConfig:
         if self.num_workers:
             kwargs["prefetch_factor"] = self.prefetch_factor
             kwargs["persistent_workers"] = self.persistent_workers
+        if self.num_workers and self.gc != DEFAULT:
+            kwargs["worker_init_fn"] = CollectorInit(self.gc, worker_init_fn)
+        elif worker_init_fn is not None:
+            kwargs["worker_init_fn"] = worker_init_fn
         return kwargs
 
     def dataloader(self, dataset: Dataset[Any], **kwargs: Any) -> DataLoader[Any]:  # noqa: ANN401
@@ -133,14 +154,18 @@ class ThroughputConfig:
 
         Args:
             dataset: A map-style or iterable dataset.
-            **kwargs: Whatever else the DataLoader takes (`shuffle`, `collate_fn`, `sampler`, …).
+            **kwargs: Whatever else the DataLoader takes (`shuffle`, `collate_fn`, `sampler`,
+                `worker_init_fn`, …). A `batch_sampler`, or `batch_size=None` for a dataset that
+                gives batches itself, replaces the batch size of these settings.
 
         Raises:
             ConfigError: An argument is one that these settings decide.
         """
         from torch.utils.data import DataLoader
 
-        tuned = self.dataloader_kwargs()
+        tuned = self.dataloader_kwargs(kwargs.pop("worker_init_fn", None))
+        if kwargs.get("batch_sampler") is not None or kwargs.get("batch_size", 0) is None:
+            del tuned["batch_size"]
         taken = sorted(set(tuned) & set(kwargs))
         if taken:
             raise ConfigError(
@@ -148,12 +173,13 @@ class ThroughputConfig:
             )
         return DataLoader(dataset, **tuned, **kwargs)
 
-    def apply_threads(self) -> None:
-        """Set the thread counts of torch and of the BLAS and OpenMP pools of this process.
+    def apply_to_process(self) -> None:
+        """Set up this process: the threads of torch, BLAS and OpenMP, and the garbage collector.
 
-        Counts that are None stay as they are. Where torch is not imported yet, it will find its
-        number of threads in the environment. `load_config` calls this, so that a measured trial and
-        the training that follows it run alike.
+        Thread counts that are None stay as they are, as does the collector with `gc` "default".
+        Where torch is not imported yet, it will find its number of threads in the environment.
+        `load_config` calls this, so that a measured trial and the training that follows it run
+        alike.
 
         Raises:
             ConfigError: The inter-op count came too late: torch accepts it only before its first
@@ -169,6 +195,8 @@ class ThroughputConfig:
                 os.environ |= dict.fromkeys(THREAD_VARIABLES, str(self.num_threads))
         if self.num_interop_threads is not None:
             self._apply_interop_threads(self.num_interop_threads)
+        # Last, so that what was imported above is frozen, too.
+        apply_collector(self.gc)
 
     def _apply_interop_threads(self, number: int) -> None:
         import torch
@@ -182,7 +210,7 @@ class ThroughputConfig:
                     f"work: call autotune.load_config earlier ({error})"
                 ) from error
 
-    def to_dict(self) -> dict[str, int | bool | None]:
+    def to_dict(self) -> dict[str, int | bool | str | None]:
         """The settings as plain values, for files and messages."""
         return dataclasses.asdict(self)
 

@@ -30,6 +30,7 @@ class Counters:
 
     at_s: float
     tree_cpu_s: float
+    own_cpu_s: float
     busy_s: float
     stolen_s: float
     throttled_s: float
@@ -64,6 +65,7 @@ class CounterReader:
         return Counters(
             at_s=time.monotonic(),
             tree_cpu_s=self._tree_cpu.read(),
+            own_cpu_s=time.process_time(),
             busy_s=busy_s,
             stolen_s=stolen_s,
             throttled_s=cgroup.throttled_s(),
@@ -85,6 +87,7 @@ class CounterReader:
         return {
             "capacity_cores": self.capacity_cores,
             "cpu_s": cpu_s,
+            "own_cpu_s": end.own_cpu_s - start.own_cpu_s,
             # The counters tick independently: their difference may fall below zero.
             "other_cpu_s": max(0.0, *others_s),
             "stolen_s": end.stolen_s - start.stolen_s,

@@ -23,7 +23,7 @@ def load_config(
     default: ThroughputConfig,
     effective_batch_size: int | None = None,
 ) -> ThroughputConfig:
-    """The settings to train with; their thread counts are set when this returns.
+    """The settings to train with; when this returns, the process is set up for them.
 
     In ordinary training: what the file at `path` holds, or `default` where there is none (or
     where `path` is None). Under `autotune run`: the configuration to be measured.
@@ -64,7 +64,7 @@ def load_config(
             config = config.with_effective_batch_size(effective_batch_size)
     else:
         config = default
-    config.apply_threads()
+    config.apply_to_process()
     return config
 
 

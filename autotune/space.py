@@ -7,9 +7,11 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from autotune.collector import COLLECTORS, DEFAULT, FROZEN
 from autotune.config import ThroughputConfig
 from autotune.errors import BadInputError, ConfigError
 
+AxisValue = int | bool | str
 AXIS_NAMES = (
     "batch_size",
     "num_workers",
@@ -17,14 +19,17 @@ AXIS_NAMES = (
     "num_threads",
     "num_interop_threads",
     "pin_memory",
+    "gc",
 )
+# Axes whose values are words, in the order in which they are listed.
+WORD_AXES = {"gc": COLLECTORS}
 # Of more divisors than these, the default batch axis takes so many, spread evenly.
 _MAX_BATCH_SIZES = 8
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
-    """The values of each axis, ascending and without repeats.
+    """The values of each axis, ascending (words: as `WORD_AXES` lists them), without repeats.
 
     Attributes:
         axes: For each of some `AXIS_NAMES`, its values. An axis that is missing stays as it is in
@@ -35,7 +40,7 @@ class Space:
         BadInputError: An axis is unknown, empty, or holds a value that no configuration can have.
     """
 
-    axes: Mapping[str, tuple[int | bool, ...]]
+    axes: Mapping[str, tuple[AxisValue, ...]]
     effective_batch_size: int | None = None
 
     def __post_init__(self) -> None:
@@ -43,7 +48,7 @@ class Space:
             check_axis(name, values)
         self._check_divisors()
         ordered = {
-            name: tuple(sorted(set(self.axes[name]))) for name in AXIS_NAMES if name in self.axes
+            name: _ordered(name, self.axes[name]) for name in AXIS_NAMES if name in self.axes
         }
         object.__setattr__(self, "axes", ordered)
 
@@ -76,12 +81,17 @@ class Space:
         effective = self.effective_batch_size
         if effective is None:
             return
-        wrong = [size for size in self.axes.get("batch_size", ()) if effective % size]
+        wrong = [size for size in self.axes.get("batch_size", ()) if effective % int(size)]
         if wrong:
             raise BadInputError(
                 f"axis batch_size: must hold divisors of the effective batch size {effective} that "
                 f"the script asks for, and {', '.join(map(str, wrong))} is none: remove it"
             )
+
+
+def _ordered(name: str, values: Iterable[AxisValue]) -> tuple[AxisValue, ...]:
+    listed: tuple[AxisValue, ...] = WORD_AXES.get(name, ())
+    return tuple(sorted(set(values), key=listed.index if listed else int))
 
 
 def check_axis(name: str, values: Iterable[object]) -> None:
@@ -111,13 +121,15 @@ def default_axes(
     baseline: ThroughputConfig,
     effective_batch_size: int | None,
     uses_cuda: bool,
-) -> dict[str, tuple[int | bool, ...]]:
+) -> dict[str, tuple[AxisValue, ...]]:
     """The axes to search where the user names none.
 
     Batch sizes are the divisors of the effective batch, or half to sixteen times the baseline's.
     Workers go to twice the cores (loading may wait rather than compute), threads to the cores; a
     baseline without a number of threads is a script without torch, and has none to tune. Only where
-    there is a GPU do page-locked batches help, by non-blocking copies to it.
+    there is a GPU do page-locked batches help, by non-blocking copies to it. The garbage collector
+    matters where loading takes CPU time, which the baseline's measurement tells: see
+    `plan.without_idle_axes`.
     """
     if effective_batch_size is None:
         size = baseline.batch_size
@@ -128,7 +140,7 @@ def default_axes(
     powers = [2**power for power in range(8)]
     workers = [0, *(n for n in powers if n <= 2 * usable_cores)]
     threads = [n for n in range(1, usable_cores + 1) if usable_cores <= 4 or n in powers]
-    axes: dict[str, tuple[int | bool, ...]] = {
+    axes: dict[str, tuple[AxisValue, ...]] = {
         "batch_size": tuple(sorted(batch_sizes)),
         "num_workers": tuple(workers),
         "prefetch_factor": (2, 4),
@@ -137,6 +149,8 @@ def default_axes(
         axes["num_threads"] = tuple(sorted({*threads, usable_cores}))
     if uses_cuda:
         axes["pin_memory"] = (False, True)
+    # Not "raised": it is about as fast (docs/collector.md), and lets garbage grow for much longer.
+    axes["gc"] = tuple(dict.fromkeys((DEFAULT, FROZEN, baseline.gc)))
     return axes
 
 

@@ -9,7 +9,8 @@ Each part runs alone on the machine and prints what it found; `--only NAME` runs
   gain           stated speed-up against that of ordinary training
   interference   whole runs on a quiet machine, and beside a CPU hog
   trap           a loader-bound loop whose prefetch buffer is full at first
-  forks          forked trials against fresh processes
+  forks          forked trials against fresh processes, on unlike loops
+  collector      training with Python's garbage collector as it is, frozen, and raised
   instrument     what timing costs a loop
 """
 
@@ -32,9 +33,10 @@ from pathlib import Path
 
 from autotune.best_config import read_best_config
 from autotune.blocks import BlockRequest
+from autotune.collector import COLLECTORS
 from autotune.config import ThroughputConfig
 from autotune.machine import this_machine
-from autotune.measurement import Failure, StartMode
+from autotune.measurement import Failure, Measurement, StartMode
 from autotune.search.confirmation import Choice, choose
 from autotune.search.definition import StudyDefinition
 from autotune.search.rounds import RoundPlan, measure_round
@@ -47,6 +49,20 @@ WORKLOADS = Path(__file__).with_name("workloads.py").resolve()
 LONG_S = 3600.0
 START_S = 120.0
 BASELINE = ThroughputConfig(batch_size=32)
+# Loops that have little in common: what they compute, how they load, what that makes of objects.
+LOOPS = {
+    "tiny rows, a worker": (
+        "records",
+        ThroughputConfig(batch_size=4096, num_workers=1, num_threads=1),
+    ),
+    "tiny rows": ("records", ThroughputConfig(batch_size=4096, num_threads=1)),
+    "large arrays": ("arrays", ThroughputConfig(batch_size=16, num_workers=1, num_threads=1)),
+    "JPEG decoder": ("decoded", ThroughputConfig(batch_size=64, num_workers=2, num_threads=1)),
+    "sleeping loader": ("storage", ThroughputConfig(batch_size=64, num_workers=4, num_threads=1)),
+    "lists in the step": ("lists", ThroughputConfig(batch_size=256, num_threads=1)),
+    "language model": ("tokens", ThroughputConfig(batch_size=16, num_threads=2)),
+    "augmentation": ("images", ThroughputConfig(batch_size=64, num_workers=2, num_threads=1)),
+}
 
 
 def main() -> None:
@@ -59,6 +75,7 @@ def main() -> None:
         "interference": interference,
         "trap": trap,
         "forks": forks,
+        "collector": collector,
         "instrument": instrument,
     }
     parser = argparse.ArgumentParser(
@@ -240,7 +257,12 @@ def trap(scale: float) -> None:
         for _ in range(scaled(5, scale)):
             with runner.start(config, StartMode.FORK) as trial:
                 outcome = visit(
-                    trial, definition, incumbent=0.0, limits=no_limits(), keeper=QuietKeeper(60.0)
+                    trial,
+                    definition,
+                    num_blocks=definition.max_blocks,
+                    incumbent=0.0,
+                    limits=no_limits(),
+                    keeper=QuietKeeper(60.0),
                 )
             ours.append(outcome.measurement.samples_per_s)
             naive.append(naive_rate(runner, config))
@@ -264,19 +286,55 @@ def naive_rate(runner: Runner, config: ThroughputConfig) -> float:
 
 
 def forks(scale: float) -> None:
-    """The same settings forked and in fresh processes, measured in turn."""
-    for workload, config in {
-        "images": ThroughputConfig(batch_size=64, num_workers=2, num_threads=1),
-        "tokens": ThroughputConfig(batch_size=16, num_threads=2),
-    }.items():
+    """The same settings forked ÷ fresh, measured in turn: rate, and CPU seconds per sample."""
+    for name, (workload, config) in LOOPS.items():
         # Two configurations of one, as above; here they tell how they are started.
         twin = dataclasses.replace(config, num_interop_threads=2)
         modes = {config: StartMode.FRESH, twin: StartMode.FORK}
-        choice = confirm(workload, config, [twin], seed=0, modes=modes, rounds=scaled(5, scale))
-        found = choice.speedup
-        print(
-            f"  {workload}: forked ÷ fresh {found.ratio:.3f} ({found.low:.3f} to {found.high:.3f})"
+        # Long enough for many full collections of the heap: each takes as long as several steps.
+        runs = in_rounds(
+            workload,
+            (config, twin),
+            seed=0,
+            rounds=scaled(5, scale),
+            confirm_s=6.0,
+            modes=modes,
         )
+        found = choose(rates_of(runs), config).speedup
+        fresh, forked = (
+            statistics.median(run.cpu_s_per_sample for run in runs[which])
+            for which in (config, twin)
+        )
+        print(
+            f"  {name:19} {found.ratio:.3f} ({found.low:.3f} to {found.high:.3f}), "
+            f"CPU {forked / fresh:.3f}",
+            flush=True,
+        )
+
+
+def collector(scale: float) -> None:
+    """Ordinary training, in turn, with each garbage collector ÷ the default; medians."""
+    # CPU seconds per sample beside the rate: they say the same on a machine that is not quiet.
+    seconds = max(2.0, 8.0 * scale)
+    options = ("--warm-up", "3", "--seconds", str(seconds))
+    print(f"  {'':19} {'samples/s':>9} " + "".join(f"{name:>36}" for name in COLLECTORS[1:]))
+    for name, (workload, config) in LOOPS.items():
+        found: dict[str, list[dict[str, float]]] = {setting: [] for setting in COLLECTORS}
+        for _ in range(scaled(5, scale)):
+            for setting, runs in found.items():
+                changed = dataclasses.replace(config, gc=setting)
+                runs.append(training_figures(workload, changed, *options))
+        plain = found[COLLECTORS[0]]
+        cells = []
+        for setting in COLLECTORS[1:]:
+            # Runs that follow each other share the machine's drift.
+            pairs = list(zip(plain, found[setting], strict=True))
+            rates = [b["samples_per_s"] / a["samples_per_s"] for a, b in pairs]
+            cpu = statistics.median(b["cpu_s_per_sample"] / a["cpu_s_per_sample"] for a, b in pairs)
+            span = f"({min(rates):.2f} to {max(rates):.2f})"
+            cells.append(f"{statistics.median(rates):.2f}x {span}, CPU {cpu:.2f}x")
+        rate = statistics.median(run["samples_per_s"] for run in plain)
+        print(f"  {name:19} {rate:9,.0f} " + "".join(f"{cell:>36}" for cell in cells), flush=True)
 
 
 def instrument(scale: float) -> None:
@@ -326,12 +384,30 @@ def confirm(
     candidates: Sequence[ThroughputConfig],
     *,
     seed: int,
+    confirm_s: float | None = None,
+) -> Choice:
+    """Confirm these configurations as a study would, in three rounds of fresh processes."""
+    runs = in_rounds(workload, (baseline, *candidates), seed=seed, confirm_s=confirm_s)
+    return choose(rates_of(runs), baseline)
+
+
+def rates_of(
+    runs: dict[ThroughputConfig, list[Measurement]],
+) -> dict[ThroughputConfig, list[float]]:
+    return {config: [run.units_per_s for run in found] for config, found in runs.items()}
+
+
+def in_rounds(
+    workload: str,
+    configs: Sequence[ThroughputConfig],
+    *,
+    seed: int,
     rounds: int = 3,
     confirm_s: float | None = None,
     modes: dict[ThroughputConfig, StartMode] | None = None,
-) -> Choice:
-    """Confirm these configurations as a study would."""
-    rates: dict[ThroughputConfig, list[float]] = {}
+) -> dict[ThroughputConfig, list[Measurement]]:
+    """Measure configurations in rounds as a confirmation does; one run of each in a round."""
+    runs: dict[ThroughputConfig, list[Measurement]] = {config: [] for config in configs}
     shuffle = random.Random(seed)
     with runner_of(workload) as (runner, definition):
         if confirm_s is not None:
@@ -348,13 +424,11 @@ def confirm(
             return runner.start(config, (modes or {}).get(config, StartMode.FRESH))
 
         for _ in range(rounds):
-            for config, found in measure_round(
-                [baseline, *candidates], start, plan, shuffle
-            ).items():
+            for config, found in measure_round(configs, start, plan, shuffle).items():
                 if isinstance(found, Failure):
                     raise TrialFailedError(found)
-                rates.setdefault(config, []).append(found.measurement.units_per_s)
-    return choose({config: rates[config] for config in (baseline, *candidates)}, baseline)
+                runs[config].append(found.measurement)
+    return runs
 
 
 @contextlib.contextmanager
@@ -383,9 +457,14 @@ def run_autotune(
 
 def train(workload: str, config: ThroughputConfig, *options: str) -> float:
     """Samples per second of ordinary training with these settings."""
+    return training_figures(workload, config, *options)["samples_per_s"]
+
+
+def training_figures(workload: str, config: ThroughputConfig, *options: str) -> dict[str, float]:
+    """What workloads.py prints of ordinary training with these settings."""
     command = [*script(workload, config), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout)["samples_per_s"])
+    return dict(json.loads(done.stdout))
 
 
 def script(workload: str, config: ThroughputConfig = BASELINE) -> list[str]:

@@ -12,15 +12,13 @@ import dataclasses
 import statistics
 import sys
 
-from measurement import open_runner
-
 from autotune.blocks import BlockRequest
 from autotune.config import ThroughputConfig
 from autotune.errors import AutotuneError
 from autotune.machine import this_machine
 from autotune.measurement import StartMode
 from autotune.search.definition import StudyDefinition
-from autotune.trials.runner import Runner
+from autotune.trials.runner import Runner, open_runner
 from autotune.trials.trial import TrialFailedError
 
 DEADLINE_S = 300.0
@@ -40,7 +38,9 @@ def main() -> None:
     print(f"machine: {this_machine()}")
     print(f"command: {definition.command_line}")
 
-    with open_runner(definition.runnable_command) as runner:
+    with open_runner(
+        definition.runnable_command, start_mode=None, start_deadline_s=DEADLINE_S
+    ) as runner:
         compare(runner, args.repeats)
 
 

@@ -12,6 +12,7 @@ import json
 import time
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
 from torch import nn
@@ -85,6 +86,39 @@ class Rows(Dataset[Batch]):
         return self.rows[index], torch.tensor(index % 10)
 
 
+class Records(Dataset[dict[str, torch.Tensor]]):
+    """Rows of a table with columns of several kinds: four small Python objects for each sample."""
+
+    def __init__(self) -> None:
+        self.ids = torch.randint(0, 4000, (300_000, 6))
+        self.values = torch.randn(300_000, 8)
+        self.labels = torch.randint(0, 10, (300_000,))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return {
+            "ids": self.ids[index],
+            "values": self.values[index],
+            "label": self.labels[index],
+        }
+
+
+class Arrays(Dataset[Batch]):
+    """Arrays of 0.8 MB each: few objects, much memory."""
+
+    def __init__(self) -> None:
+        self.arrays = np.random.default_rng(0).standard_normal((64, 3, 256, 256), dtype=np.float32)
+
+    def __len__(self) -> int:
+        return 16_384
+
+    def __getitem__(self, index: int) -> Batch:
+        array = self.arrays[index % len(self.arrays)]
+        return torch.from_numpy(np.maximum(array, 0.0) + 0.1), torch.tensor(index % 10)
+
+
 class Tokens(Dataset[Batch]):
     """Windows of a text that lies in memory: loading costs nearly nothing."""
 
@@ -128,6 +162,37 @@ class LanguageModel(nn.Module):
         return self.head(self.layers(self.embedding(tokens_bt))).transpose(1, 2)
 
 
+class TableModel(nn.Module):
+    """Embeddings of the categories beside the numbers, and a perceptron."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(4000, 16)
+        self.layers = nn.Sequential(nn.Linear(6 * 16 + 8, 128), nn.ReLU(), nn.Linear(128, 10))
+
+    def forward(self, ids_bc: torch.Tensor, values_bf: torch.Tensor) -> torch.Tensor:
+        """Logits, [B, 10], from C categories and F numbers of each row."""
+        return self.layers(torch.cat([self.embedding(ids_bc).flatten(1), values_bf], dim=1))
+
+
+class ListModel(nn.Module):
+    """A step that turns its batch into nested Python lists and back: 64 lists for each sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = perceptron()
+
+    def forward(self, x_bf: torch.Tensor) -> torch.Tensor:
+        """Logits, [B, 10]."""
+        rows = [[[value] for value in row] for row in x_bf.tolist()]
+        return self.layers(torch.tensor([[value for [value] in row] for row in rows]))
+
+
+def pooled() -> nn.Module:
+    """A model that looks at means of large arrays only."""
+    return nn.Sequential(nn.AvgPool2d(32), nn.Flatten(), nn.Linear(3 * 8 * 8, 10))
+
+
 def convolutions() -> nn.Module:
     """A small image classifier."""
     layers = [nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.Conv2d(16, 32, 3, 2), nn.ReLU()]
@@ -144,6 +209,9 @@ WORKLOADS = {
     "tokens": (Tokens, LanguageModel),
     "decoded": (Decoded, convolutions),
     "rows": (Rows, perceptron),
+    "records": (Records, TableModel),
+    "arrays": (Arrays, pooled),
+    "lists": (Rows, ListModel),
     "storage": (lambda: Slow(0.002), perceptron),
     # The loader is the bottleneck, and a slow first step leaves its workers time to get ahead.
     "trap": (lambda: Slow(TRAP_SAMPLE_S), perceptron),
@@ -152,6 +220,13 @@ WORKLOADS = {
     # The same with less: what a step costs beside it, and how threads wake up, can be felt.
     "idle": (lambda: Slow(0.0), perceptron),
 }
+
+
+def tree_cpu_s() -> float:
+    """CPU seconds that this process and its loader's workers have used."""
+    this = psutil.Process()
+    times = [process.cpu_times() for process in (this, *this.children())]
+    return sum(found.user + found.system for found in times)
 
 
 def main() -> None:
@@ -172,27 +247,32 @@ def main() -> None:
 
     start_s = time.monotonic()
     counted_from_s = start_s + (args.warm_up if args.seconds else 0.0)
-    num_samples, num_steps = 0, 0
+    num_samples, num_steps, start_cpu_s = 0, 0, tree_cpu_s()
     for _ in itertools.count():
-        for x, y in autotune.steps(loader):
-            loss = nn.functional.cross_entropy(model(x), y)
+        for batch in autotune.steps(loader):
+            *inputs, y = batch.values() if isinstance(batch, dict) else batch
+            loss = nn.functional.cross_entropy(model(*inputs), y)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             if args.name == "trap":
                 time.sleep(TRAP_FIRST_STEP_S if num_steps == 0 else TRAP_STEP_S)
             if args.name in SAMPLE_S:
-                time.sleep(SAMPLE_S[args.name] * len(x))
+                time.sleep(SAMPLE_S[args.name] * len(y))
             num_steps += 1
             now_s = time.monotonic()
             if now_s < counted_from_s:
-                start_s = now_s
+                start_s, start_cpu_s = now_s, tree_cpu_s()
                 continue
-            num_samples += len(x)
+            num_samples += len(y)
             if (args.steps and num_steps == args.steps) or (
                 args.seconds and now_s > counted_from_s + args.seconds
             ):
-                print(json.dumps({"samples_per_s": num_samples / (now_s - start_s)}))
+                figures = {
+                    "samples_per_s": num_samples / (now_s - start_s),
+                    "cpu_s_per_sample": (tree_cpu_s() - start_cpu_s) / num_samples,
+                }
+                print(json.dumps(figures))
                 return
 
 

@@ -97,7 +97,7 @@ def _override(
     changes["gradient_accumulation_steps"] = effective // batch_size
     config = dataclasses.replace(tuned, **changes)
     if "num_threads" in overrides:
-        dataclasses.replace(config, num_interop_threads=None).apply_threads()
+        dataclasses.replace(config, num_interop_threads=None).apply_to_process()
     flags = ", ".join(
         f"--{name.replace('_', '-')} {value}" for name, value in sorted(overrides.items())
     )

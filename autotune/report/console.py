@@ -15,6 +15,7 @@ from autotune.report.view import StudyView
 from autotune.report.words import (
     bottlenecks,
     certainty,
+    collector,
     comparison,
     how,
     runners_up,
@@ -59,7 +60,7 @@ def print_answer(console: Console, view: StudyView) -> None:
     for line in runners_up(result):
         say(console, f"next: {line}")
     _print_findings(console, view)
-    for line in (*bottlenecks(result), how(result), *warnings(result)):
+    for line in (*bottlenecks(result), *collector(view), how(result), *warnings(result)):
         say(console, line)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 
+from autotune.collector import DEFAULT
 from autotune.config import ThroughputConfig
 from autotune.report.view import StudyView
 from autotune.search.bottleneck import Bottleneck, Bound
@@ -15,6 +16,8 @@ from autotune.search.lessons import Lesson, learn
 
 # A setting that does so much more or less beside the others than alone is worth a word.
 _INTERACTION = 0.05
+# Settings whose names do not tell a reader what they are.
+_LABELS = {"gc": "garbage collector"}
 _ADVICE = {
     Bound.DATA: "prepare the data once and store it (decode, tokenize or resize ahead), use "
     "cheaper transforms, or give the loader more cores",
@@ -30,7 +33,7 @@ class Finding:
     """One setting's line.
 
     Attributes:
-        setting: Which.
+        setting: Which, as it is called for people.
         severity: How much the baseline's value held training back.
         before: The baseline's value, and where it comes from.
         after: The value in the best.
@@ -54,7 +57,7 @@ def findings(view: StudyView) -> list[Finding]:
     lessons = learn(view.records)
     return [
         Finding(
-            setting=effect.change.setting,
+            setting=label(effect.change.setting),
             severity=effect.severity,
             before=f"{shown(effect.change.before)} ({_origin(view, effect.change.setting)})",
             after=shown(_kept(effect)),
@@ -74,6 +77,11 @@ def outlook(bottleneck: Bottleneck) -> str:
     return f"what is left is no setting{ceiling}: {_ADVICE[bottleneck.bound]}"
 
 
+def label(setting: str) -> str:
+    """A setting's name for people."""
+    return _LABELS.get(setting, setting)
+
+
 def shown(value: Value) -> str:
     """A setting's value for people."""
     return (
@@ -89,7 +97,10 @@ def _kept(effect: Effect) -> Value:
 
 
 def _origin(view: StudyView, setting: str) -> str:
-    if view.facts.script_default.get(setting) is not None:
+    value = view.facts.script_default.get(setting)
+    if setting == "gc" and value in (None, DEFAULT):
+        return "Python's"
+    if value is not None:
         return "the script's"
     return "the loader's default" if setting == "prefetch_factor" else "torch's default"
 

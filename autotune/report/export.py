@@ -172,6 +172,8 @@ def _plain(value: Any) -> int | bool | str:  # noqa: ANN401
     """A setting as Python's own type; "none" where it is not set."""
     if pd.isna(value):
         return "none"
+    if isinstance(value, str):
+        return value
     return bool(value) if isinstance(value, bool | np.bool_) else int(value)
 
 

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from autotune.config import ThroughputConfig
 from autotune.measurement import figure
-from autotune.report.diagnosis import shown
+from autotune.report.diagnosis import label, shown
 from autotune.report.view import StudyView
 from autotune.search.effects import Effect
 from autotune.search.records import Phase, TrialRecord
@@ -64,7 +64,7 @@ def _path(view: StudyView) -> tuple[list[str], list[float]] | None:
     for number, effect in enumerate(_workers_first(changed)):
         change = effect.change
         config = view.space.changed(config, **{change.setting: change.after})
-        waiting.append(f"{change.setting} {shown(change.before)} → {shown(change.after)}")
+        waiting.append(f"{label(change.setting)} {shown(change.before)} → {shown(change.after)}")
         if config in estimates.configs and config not in estimates.failed:
             rate = estimates.units_per_s(config)
             if rate > rates[-1] or number == len(changed) - 1:
@@ -120,7 +120,7 @@ def heat_map(view: StudyView, across: str, down: str) -> go.Figure:
     )
     plot.update_xaxes(type="category")
     plot.update_yaxes(type="category")
-    return _styled(plot, x=across, y=down)
+    return _styled(plot, x=label(across), y=label(down))
 
 
 def utilisation(view: StudyView) -> go.Figure:
@@ -233,7 +233,7 @@ def importance(view: StudyView) -> go.Figure | None:
     plot = go.Figure(
         go.Bar(
             x=100 * shares.to_numpy(),
-            y=list(shares.index),
+            y=list(map(label, shares.index)),
             orientation="h",
             marker={"color": OTHER},
             texttemplate="%{x:.0f} %",

@@ -94,7 +94,7 @@ def _columns() -> list[str]:
 
 def _types() -> dict[str, str]:
     """Types that hold also where a study has few trials or none."""
-    kinds = {"int": "Int64", "float": "float64", "bool": "boolean"}
+    kinds = {"int": "Int64", "float": "float64", "bool": "boolean", "str": "str"}
     fields = (*dataclasses.fields(ThroughputConfig), *dataclasses.fields(Measurement))
     types = {field.name: kinds[str(field.type).removesuffix(" | None")] for field in fields}
     return {

@@ -13,11 +13,12 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from autotune.report import figures
-from autotune.report.diagnosis import findings
+from autotune.report.diagnosis import findings, label
 from autotune.report.view import StudyView
 from autotune.report.words import (
     bottlenecks,
     certainty,
+    collector,
     comparison,
     headline,
     how,
@@ -66,7 +67,7 @@ def make_page(view: StudyView, frame: pd.DataFrame) -> str:
         runners_up=runners_up(result) if result else [],
         findings=findings(view) if view.best else [],
         severity_rule=SEVERITY_RULE[0].upper() + SEVERITY_RULE[1:],
-        bottlenecks=bottlenecks(result) if result else [],
+        bottlenecks=[*bottlenecks(result), *collector(view)] if result else [],
         sections=sections,
         trials=trial_rows(frame),
         about=list(_about(view)),
@@ -90,7 +91,7 @@ def _sections(view: StudyView) -> Iterator[_Section]:
         _Plot(
             name=f"map-{across}-{down}",
             figure=figures.heat_map(view, across, down),
-            title=f"{down} by {across}",
+            title=f"{label(down)} by {label(across)}",
         )
         for across, down in figures.pairs(view)
     )

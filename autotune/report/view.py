@@ -16,7 +16,7 @@ from autotune.search.records import TrialRecord, read_records
 from autotune.search.storage import shown_url, storage_url
 from autotune.search.study import find_study
 from autotune.search.training_length import TrainingLength
-from autotune.space import Space
+from autotune.space import AxisValue, Space
 from autotune.validation import validate
 
 
@@ -45,8 +45,8 @@ class Facts:
     command: tuple[str, ...] = ()
     machine: Machine | None = None
     baseline: ThroughputConfig | None = None
-    script_default: Mapping[str, int | bool | None] = dataclasses.field(default_factory=dict)
-    searched_axes: Mapping[str, tuple[int | bool, ...]] | None = None
+    script_default: Mapping[str, AxisValue | None] = dataclasses.field(default_factory=dict)
+    searched_axes: Mapping[str, tuple[AxisValue, ...]] | None = None
     effective_batch_size: int | None = None
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     training: TrainingLength | None = None

@@ -8,13 +8,18 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from autotune.best_config import Performance
+from autotune.collector import DEFAULT
 from autotune.measurement import figure
 from autotune.report.diagnosis import outlook
 from autotune.report.view import StudyView
 from autotune.search.answer import Result, UnconfirmedGain
+from autotune.search.loading import collector_share
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# Less than this share of loading may be noise.
+_LEAST_SHARE = 0.05
 
 
 # A probability below it says no more than that the search had too little time.
@@ -85,6 +90,25 @@ def bottlenecks(result: Result) -> list[str]:
             lines.append(f"the chosen settings are {result.bottleneck}")
         lines.append(outlook(result.bottleneck))
     return lines
+
+
+def collector(view: StudyView) -> list[str]:
+    """What the garbage collector takes of loading, where trials with and without it tell.
+
+    With the chosen settings, or else with the baseline's.
+    """
+    for config in (view.best, view.baseline):
+        share = None if config is None else collector_share(view.records, config)
+        if config is None or share is None:
+            continue
+        if share < _LEAST_SHARE:
+            return []
+        others = dataclasses.replace(config, gc=DEFAULT).summary
+        return [
+            f"the garbage collector, left as it is, takes {100 * share:.0f} % of the loader's CPU "
+            f"time with {others}"
+        ]
+    return []
 
 
 def comparison(view: StudyView) -> list[tuple[str, str, str]]:

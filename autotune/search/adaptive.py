@@ -32,7 +32,7 @@ _SURE = 0.9
 # of what is no matter, since means are uncertain.
 _TIE = INDIFFERENCE / 2
 # How far an earlier search of the same loop may be off, beyond its own doubts.
-_AFTER_ANOTHER = Spreads(step=0.05, batch=0.03, workers=0.07)
+_AFTER_ANOTHER = Spreads(step=0.05, batch=0.03, collector=0.05, workers=0.07)
 # Spreads are fitted anew whenever there are so many times as many observations, and when one lies
 # so many standard deviations from what was expected.
 _REFIT = 1.5
@@ -279,6 +279,7 @@ class AdaptiveSearch:
         top = belief.mean[order[0]]
         equals = [place for place in order if belief.mean[place] >= top - _TIE]
         chosen = min(equals, key=lambda place: preference(self.configs[place], self.configs[0]))
+        chosen = self._with_first_collector(chosen, belief, may_run)
         order.remove(chosen)
         return [
             Standing(
@@ -291,6 +292,20 @@ class AdaptiveSearch:
             )
             for place in (chosen, *order)
         ]
+
+    def _with_first_collector(self, place: int, belief: Belief, may_run: NDArray[np.bool_]) -> int:
+        """The same settings with the first configuration's garbage collector, if that is no loss.
+
+        It is none where another collector is expected to gain less than what is no matter, or less
+        than a standard deviation of that.
+        """
+        config = dataclasses.replace(self.configs[place], gc=self.configs[0].gc)
+        twin = self._places.get(config, place)
+        covariance = belief.covariance
+        variance = covariance[place, place] + covariance[twin, twin] - 2 * covariance[place, twin]
+        gain = belief.mean[place] - belief.mean[twin]
+        least = max(INDIFFERENCE, math.sqrt(max(0.0, float(variance))))
+        return twin if may_run[twin] and gain < least else place
 
     def _costs_s(self, belief: Belief) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """What starting a run of each configuration takes, and a block, [N] each."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -27,6 +28,9 @@ Integers = NDArray[np.intp]
 # of workers, of the batches ahead. Whether there are workers at all is told apart. Chosen on the
 # truth tables rows and decoded (benchmarks/search.py), as the spreads below.
 _BATCH, _THREADS, _WORKERS, _PREFETCH = 3.0, 0.7, 1.0, 4.0
+# How far two settings of the garbage collector are apart: what the law gets wrong about a loop is
+# mostly the same with each of them.
+_COLLECTOR = 1.5
 # The level of all rates: nothing is known of it beforehand.
 _LEVEL = 1.0
 # Workers cost something, too: how far the law may be off where they bring nothing.
@@ -48,6 +52,7 @@ _DOUBTS = {
     "noise": _NOISE_DOUBT,
     "workers_noise": _NOISE_DOUBT,
     "batch": _CHANGE_DOUBT,
+    "collector": _CHANGE_DOUBT,
 }
 _JITTER = 1e-9
 
@@ -78,6 +83,7 @@ class Spreads:
     Attributes:
         step: Of the law's error, shared by similar batch sizes and threads.
         batch: Of what changes suddenly from one batch size to the next, whatever the rest.
+        collector: Of what a setting of the garbage collector brings, or costs, whatever the rest.
         workers: Of its error about workers, shared by similar settings that have some.
         own: Of what is peculiar to one configuration.
         process: Of what is peculiar to one process.
@@ -88,6 +94,7 @@ class Spreads:
 
     step: float = 0.15
     batch: float = 0.1
+    collector: float = 0.15
     workers: float = 0.25
     own: float = 0.02
     process: float = 0.03
@@ -103,6 +110,8 @@ class Similarity:
     Attributes:
         step: By what the step depends on.
         batch: By the batch size alone, and less smoothly.
+        collector: 1 for those with the same garbage collector, 0 for others; 0 for all in a space
+            that has one only, whose level it is.
         workers: By everything, among those that have workers; 0 for the others.
         same: 1 for a configuration with itself, else 0.
         has_workers: Which configurations have workers, [N].
@@ -112,6 +121,7 @@ class Similarity:
 
     step: Array
     batch: Array
+    collector: Array
     workers: Array
     same: Array
     has_workers: NDArray[np.bool_]
@@ -126,7 +136,10 @@ class Similarity:
             _logs([config.num_threads or 1 for config in configs], _THREADS),
             _logs([config.num_interop_threads or 1 for config in configs], _THREADS),
             np.array([float(config.pin_memory) for config in configs]),
+            *_categories([config.gc for config in configs], _COLLECTOR),
         ]
+        collectors = np.array([config.gc for config in configs])
+        same_collector = collectors[:, None] == collectors
         has_workers = np.array([config.num_workers > 0 for config in configs])
         workers = _logs([max(1, config.num_workers) for config in configs], _WORKERS)
         prefetch = _logs([config.prefetch_factor or 1 for config in configs], _PREFETCH)
@@ -134,6 +147,7 @@ class Similarity:
         return cls(
             step=_alike(of_step),
             batch=np.exp(-np.abs(np.subtract.outer(doublings, doublings)) / _CHANGE),
+            collector=np.where(same_collector.all(), 0.0, same_collector.astype(float)),
             workers=np.outer(has_workers, has_workers) * _alike([*of_step, workers, prefetch]),
             same=np.eye(len(configs)),
             has_workers=has_workers,
@@ -146,6 +160,7 @@ class Similarity:
         return Similarity(
             step=self.step[pairs],
             batch=self.batch[pairs],
+            collector=self.collector[pairs],
             workers=self.workers[pairs],
             same=self.same[pairs],
             has_workers=self.has_workers[index],
@@ -160,6 +175,7 @@ class Similarity:
             _LEVEL**2
             + spreads.step**2 * self.step
             + spreads.batch**2 * self.batch
+            + spreads.collector**2 * self.collector
             + np.outer(workers, workers) * self.workers
             + spreads.own**2 * self.same
             + (0.0 if self.doubt is None else self.doubt)
@@ -330,6 +346,12 @@ def _noise(spreads: Spreads, has_workers: NDArray[np.bool_], duration_s: Array) 
 
 def _logs(values: Sequence[int], length: float) -> Array:
     return np.asarray(np.log2(np.array(values, dtype=float)) / length)
+
+
+def _categories(values: Sequence[str], length: float) -> list[Array]:
+    """Coordinates that put any two different values as far apart as numbers that differ by 1."""
+    named = np.array(values)
+    return [(named == value) / (math.sqrt(2) * length) for value in sorted(set(values))]
 
 
 def _alike(coordinates: Sequence[Array]) -> Array:

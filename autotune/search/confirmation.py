@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy.special import stdtrit
 
+from autotune.collector import COLLECTORS
 from autotune.config import DEFAULT_PREFETCH_FACTOR, ThroughputConfig
 from autotune.space import AXIS_NAMES
 
@@ -113,6 +114,8 @@ def preference(config: ThroughputConfig, baseline: ThroughputConfig) -> tuple[in
         config.num_workers,
         config.num_threads or 0,
         config.num_prefetched,
+        # What the collector is for is worth having where nothing else brings it.
+        COLLECTORS.index(config.gc),
         config.batch_size,
     )
 

@@ -19,7 +19,7 @@ from autotune.errors import BadInputError
 from autotune.files import read_yaml
 from autotune.measurement import StartMode
 from autotune.search.training_length import TrainingLength, parse_training_length
-from autotune.space import check_axis
+from autotune.space import AxisValue, check_axis
 from autotune.validation import validate
 
 _Seconds = Annotated[float, Field(gt=0, le=86400 * 30, allow_inf_nan=False)]
@@ -66,7 +66,7 @@ class StudyDefinition:
 
     name: _Name
     command: tuple[str, ...]
-    axes: dict[str, tuple[int | bool, ...]] = dataclasses.field(default_factory=dict)
+    axes: dict[str, tuple[AxisValue, ...]] = dataclasses.field(default_factory=dict)
     sampler: SamplerName = SamplerName.AUTO
     budget_s: _Seconds = 3600.0
     training: TrainingLength | None = None

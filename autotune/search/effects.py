@@ -8,11 +8,11 @@ import enum
 from autotune.config import DEFAULT_PREFETCH_FACTOR, ThroughputConfig
 from autotune.search.confirmation import INDIFFERENCE, Ratio
 from autotune.search.estimates import Estimates
-from autotune.space import Space
+from autotune.space import AxisValue, Space
 
 # What a setting must bring to be called so; less than the last is no matter.
 _CRITICAL, _MEDIUM, _LOW = 0.25, 0.05, INDIFFERENCE
-Value = int | bool | None
+Value = AxisValue | None
 
 
 class Severity(enum.StrEnum):

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from autotune.blocks import LoopFacts
+from autotune.blocks import LoopFacts, Sample
 from autotune.config import ThroughputConfig
 from autotune.machine import this_machine
 from autotune.measurement import Measurement, StartMode
 from autotune.search.definition import SamplerName, StudyDefinition
+from autotune.search.loading import loader_cpu_share
 from autotune.search.visits import Limits, run_through, settling_s
-from autotune.space import Space, default_axes
+from autotune.space import AxisValue, Space, default_axes
 from autotune.trials.introductions import Introduction
 from autotune.trials.neighbours import QuietKeeper
 from autotune.trials.runner import Runner
@@ -22,6 +23,10 @@ _WIDENED = ("batch_size", "num_workers", "prefetch_factor")
 # It is tried where the last step along the axis brought more than this; estimates of two
 # configurations that are equally fast seldom differ as much.
 _WORTH_WIDENING = 0.05
+# The garbage collector is searched where loading takes at least this share of a core. It takes up
+# to about half of loading (docs/collector.md), so that below this it brings at most some 2 %, which
+# is no matter.
+_LEAST_LOADING = 0.05
 # What the adaptive search visits: two where structure decides, and many times that where many are
 # alike (measured: benchmarks/search.py).
 _FEWEST_VISITS, _MOST_VISITS = 2, 40
@@ -92,11 +97,11 @@ def make_plan(
 
 def _within(
     facts: LoopFacts,
-    axes: Mapping[str, tuple[int | bool, ...]],
+    axes: Mapping[str, tuple[AxisValue, ...]],
     baseline: ThroughputConfig,
     *,
     named: Collection[str],
-) -> tuple[dict[str, tuple[int | bool, ...]], tuple[str, ...]]:
+) -> tuple[dict[str, tuple[AxisValue, ...]], tuple[str, ...]]:
     """The axes as far as a loop allows them, and what it does not allow, a sentence each.
 
     Args:
@@ -125,6 +130,24 @@ def _within(
             sizes_text = ", ".join(map(str, left_out))
             notes.append(f"batch_size {sizes_text} is left out: an epoch has {limit} samples")
     return {name: values for name, values in allowed.items() if values}, tuple(notes)
+
+
+def without_idle_axes(plan: Plan, definition: StudyDefinition, baseline: Sequence[Sample]) -> Plan:
+    """The plan without the axis of the garbage collector, where loading takes little CPU time.
+
+    An axis that the user named stays.
+
+    Args:
+        plan: What is to be searched.
+        definition: What was asked for.
+        baseline: What the baseline's trial showed.
+    """
+    if "gc" in definition.axes or "gc" not in plan.space.axes:
+        return plan
+    if loader_cpu_share(baseline, plan.baseline) >= _LEAST_LOADING:
+        return plan
+    axes = {name: values for name, values in plan.space.axes.items() if name != "gc"}
+    return _with_axes(plan, axes)
 
 
 def widen(
@@ -157,7 +180,7 @@ def widen(
         )
         if fixed or len(values) < 2 or settings[name] != values[-1]:
             continue
-        added = 2 * values[-1]
+        added = 2 * int(values[-1])
         if name == "batch_size" and plan.num_samples is not None and added > plan.num_samples:
             continue
         before, after = (
@@ -169,6 +192,10 @@ def widen(
             axes[name] = (*values, added)
     if axes == plan.space.axes:
         return None
+    return _with_axes(plan, axes)
+
+
+def _with_axes(plan: Plan, axes: Mapping[str, tuple[AxisValue, ...]]) -> Plan:
     space = dataclasses.replace(plan.space, axes=axes)
     return dataclasses.replace(
         plan, space=space, configurations=space.configurations(plan.baseline)
@@ -191,6 +218,7 @@ def try_out(definition: StudyDefinition, runner: Runner) -> tuple[Plan, Estimate
             end_s=time.monotonic(),
         )
         outcome = run_through(trial, definition, limits=limits, keeper=QuietKeeper(0.0))
+        plan = without_idle_axes(plan, definition, outcome.samples)
     return plan, estimate(
         definition,
         plan,

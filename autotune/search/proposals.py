@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
 from autotune.config import ThroughputConfig
 from autotune.search.definition import SamplerName
+from autotune.space import WORD_AXES, AxisValue
 
 # A sampler that keeps proposing what may not run is passed over after so many tries.
 _MAX_REPEATS = 10
@@ -60,14 +62,15 @@ class GridProposer:
 class SamplerProposer:
     """One of Optuna's samplers, on the ranks of the axes' values, in a study of its own.
 
-    Ranks keep the order of the values and their even spacing, whatever the values are. The study
-    is kept in memory: it sees also the proposals that were turned down because they had run.
+    Ranks keep the order of the values and their even spacing, whatever the values are; words have
+    neither, and their ranks are categories. The study is kept in memory: it sees also the proposals
+    that were turned down because they had run.
     """
 
     def __init__(
         self,
         sampler: optuna.samplers.BaseSampler,
-        axes: Mapping[str, Sequence[int | bool]],
+        axes: Mapping[str, Sequence[AxisValue]],
         seed: int,
     ) -> None:
         self._axes = axes
@@ -87,17 +90,17 @@ class SamplerProposer:
         for _ in range(_MAX_REPEATS):
             trial = self._study.ask()
             ranks = {
-                name: trial.suggest_int(name, 0, len(values) - 1)
-                for name, values in self._axes.items()
+                name: int(trial._suggest(name, self._distribution(name)))
+                for name in self._axes
                 if name != "prefetch_factor"
             }
             # Without workers there is nothing to prefetch.
             workers = self._axes.get("num_workers")
             if "prefetch_factor" in self._axes and (
-                workers is None or workers[ranks["num_workers"]] > 0
+                workers is None or workers[ranks["num_workers"]] != 0
             ):
-                highest = len(self._axes["prefetch_factor"]) - 1
-                ranks["prefetch_factor"] = trial.suggest_int("prefetch_factor", 0, highest)
+                distribution = self._distribution("prefetch_factor")
+                ranks["prefetch_factor"] = int(trial._suggest("prefetch_factor", distribution))
             chosen = by_ranks.get(frozenset(ranks.items()))
             if chosen is not None:
                 self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -115,15 +118,18 @@ class SamplerProposer:
                 continue
             self._values[ranks] = units_per_s
             params = dict(ranks)
-            distributions: dict[str, optuna.distributions.BaseDistribution] = {
-                name: optuna.distributions.IntDistribution(0, len(self._axes[name]) - 1)
-                for name in params
-            }
+            distributions = {name: self._distribution(name) for name in params}
             self._study.add_trial(
                 optuna.trial.create_trial(
                     params=params, distributions=distributions, value=units_per_s
                 )
             )
+
+    def _distribution(self, name: str) -> BaseDistribution:
+        num_values = len(self._axes[name])
+        if name in WORD_AXES:
+            return CategoricalDistribution(range(num_values))
+        return IntDistribution(0, num_values - 1)
 
     def _ranks(self, config: ThroughputConfig) -> frozenset[tuple[str, int]] | None:
         """The rank of each setting on its axis; None where a value is not on it."""
@@ -140,7 +146,7 @@ class SamplerProposer:
 
 
 def make_proposer(
-    name: SamplerName, axes: Mapping[str, Sequence[int | bool]], seed: int
+    name: SamplerName, axes: Mapping[str, Sequence[AxisValue]], seed: int
 ) -> Proposer:
     """The proposer called `name`."""
     if name is SamplerName.GRID:

@@ -169,10 +169,10 @@ def _read_blocks(
 
 
 def _configure(
-    baseline: ThroughputConfig, axes: Sequence[str], values: Sequence[float]
+    baseline: ThroughputConfig, axes: Sequence[str], values: Sequence[float | str]
 ) -> ThroughputConfig:
     settings = {
-        name: None if math.isnan(value) else int(value)
+        name: value if isinstance(value, str) else None if math.isnan(value) else int(value)
         for name, value in zip(axes, values, strict=True)
     }
     config = dataclasses.replace(baseline, persistent_workers=None, **settings)  # type: ignore[arg-type]

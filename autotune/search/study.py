@@ -21,10 +21,11 @@ from autotune.measurement import Failure, FailureCause, StartMode
 from autotune.search.forks import without_forked
 from autotune.search.records import Outcome, Phase, TrialRecord, read_trial, stored_trials
 from autotune.search.storage import open_storage, reading, shown_url, sqlite_path
-from autotune.space import AXIS_NAMES
+from autotune.space import AXIS_NAMES, WORD_AXES
 
 # Of what is stored in a study; another number means that it cannot be read.
-SCHEMA_VERSION = 3
+# Forked trials of version 3 ran with a frozen heap, and cannot be compared with those of now.
+SCHEMA_VERSION = 4
 
 
 class StudyStore:
@@ -247,6 +248,8 @@ _DEFAULT_LARGEST = 2**12
 
 
 def _distribution(name: str, value: Any) -> BaseDistribution:  # noqa: ANN401
+    if name in WORD_AXES:
+        return CategoricalDistribution(WORD_AXES[name])
     if isinstance(value, bool):
         return CategoricalDistribution((False, True))
     low = 0 if name == "num_workers" else 1

@@ -37,7 +37,7 @@ from autotune.search.finals import Finals, complete_rounds, confirmation_s
 from autotune.search.fork_check import finds_forks_wrong
 from autotune.search.guided import GuidedSearch
 from autotune.search.in_order import num_measured, num_ruled_out, search_in_order, show_visits
-from autotune.search.plan import Plan, estimate, make_plan
+from autotune.search.plan import Plan, estimate, make_plan, without_idle_axes
 from autotune.search.progress import Observer
 from autotune.search.recorder import Recorder
 from autotune.search.records import Phase, TrialRecord
@@ -45,7 +45,7 @@ from autotune.search.spread import BlockSpread
 from autotune.search.storage import reading
 from autotune.search.study import StudyStore
 from autotune.search.trend import change_within_runs
-from autotune.space import Space
+from autotune.space import AxisValue, Space
 from autotune.trials.runner import Runner
 from autotune.trials.trial import TrialFailedError
 
@@ -87,7 +87,7 @@ class Tuner:
         self._started_s = time.monotonic()
         self._recorder = Recorder(definition, store=store, runner=runner, observer=observer)
         self._finals = Finals(self._recorder)
-        self._first_axes: Mapping[str, tuple[int | bool, ...]] = {}
+        self._first_axes: Mapping[str, tuple[AxisValue, ...]] = {}
         self._searches_again = False
 
     def run(self) -> Result:
@@ -117,6 +117,7 @@ class Tuner:
             for line in (*trial.facts.notes, *plan.notes):
                 self._observer.note(line)
             baseline = measure_baseline(self._recorder, plan, trial)
+        plan = self._drop_idle_axes(plan)
         relative_error = BlockSpread.of([baseline]).relative_error(baseline)
         self._observer.note(
             f"{len(plan.configurations)} configurations; baseline "
@@ -143,9 +144,7 @@ class Tuner:
         self._searches_again = False
         if self._definition.sampler is SamplerName.AUTO:
             plan, complete = guided.search(plan)
-            self._store.set_facts(
-                num_configurations=len(plan.configurations), searched_axes=_plain(plan.space)
-            )
+            self._set_space(plan)
         else:
             complete = search_in_order(self._recorder, plan, baseline)
         finalists = self._finalists(plan, baseline, guided)
@@ -204,10 +203,31 @@ class Tuner:
             **workload | {"machine": dataclasses.asdict(machine)},
             **conditions,
             training=dataclasses.asdict(training) if training else None,
-            searched_axes=_plain(plan.space),
-            num_configurations=len(plan.configurations),
         )
+        if stored_result(self._store) is None:
+            # What a complete study searched in the end stays: it may be less than this, or more.
+            self._set_space(plan)
         return plan
+
+    def _drop_idle_axes(self, plan: Plan) -> Plan:
+        """The plan without what the baseline shows to be idle.
+
+        The study's first run of the baseline decides, so that a study that is resumed searches the
+        same space.
+        """
+        first = next(
+            record
+            for record in self._store.records()
+            if record.phase is Phase.BASELINE and record.measurement is not None
+        )
+        plan = without_idle_axes(plan, self._definition, first.samples)
+        self._set_space(plan)
+        return plan
+
+    def _set_space(self, plan: Plan) -> None:
+        self._store.set_facts(
+            searched_axes=_plain(plan.space), num_configurations=len(plan.configurations)
+        )
 
     def _probe_forking(self, plan: Plan, baseline: TrialRecord) -> None:
         """Measure the baseline as trials of the search are; give up forking where it fails."""
@@ -373,5 +393,5 @@ class Tuner:
         )
 
 
-def _plain(space: Space) -> dict[str, list[int | bool]]:
+def _plain(space: Space) -> dict[str, list[AxisValue]]:
     return {name: list(values) for name, values in space.axes.items()}

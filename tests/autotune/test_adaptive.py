@@ -1,5 +1,6 @@
 """The adaptive search, on a bench that follows a known law."""
 
+import dataclasses
 import itertools
 import math
 import random
@@ -89,6 +90,40 @@ def test_it_finds_the_best_among_few_visits_and_is_rather_sure(seed):
     assert best.probability > 0.6
     assert math.exp(best.log_ratio) == pytest.approx(law(BASELINE) / law(best.config), rel=0.1)
     assert search.num_visited < len(CONFIGS) / 2
+
+
+class CollectorBench(MadeUpBench):
+    """Loading takes less with a frozen heap, in that proportion."""
+
+    def __init__(self, share, **options):
+        super().__init__(seconds=self.seconds, **options)
+        self._share = share
+
+    def loading_s(self, config):
+        return 0.004 * (self._share if config.gc == "frozen" else 1.0)
+
+    def seconds(self, config):
+        plain_s = law(dataclasses.replace(config, gc="default"))
+        saved_s = 0.0 if config.num_workers else 0.004 - self.loading_s(config)
+        return plain_s - saved_s
+
+    def _measure(self, config, num_blocks):
+        self._load_s = self.loading_s(config)
+        return super()._measure(config, num_blocks)
+
+
+@pytest.mark.parametrize(("share", "chosen"), [(0.25, "frozen"), (1.0, "default")])
+def test_the_collector_is_changed_where_that_gains_and_kept_where_it_does_not(share, chosen):
+    alone = [config for config in CONFIGS if not config.num_workers]
+    space = [dataclasses.replace(c, gc=gc) for c in alone for gc in ("default", "frozen")]
+    bench = CollectorBench(share, noise=0.002)
+    search = search_on(bench, space)
+    assert search.run(math.inf)
+    best, *_ = search.standings()
+    assert best.config.gc == chosen
+    assert best.was_measured
+    assert bench.seconds(best.config) <= 1.03 * min(map(bench.seconds, space))
+    assert {visit.config.gc for visit in bench.visits} == {"default", "frozen"}
 
 
 def step_s(config):

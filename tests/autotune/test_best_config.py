@@ -1,3 +1,4 @@
+import dataclasses
 import warnings
 
 import pytest
@@ -107,9 +108,23 @@ def test_the_file_has_the_documented_keys_and_comments(path):
         "pin_memory",
         "num_threads",
         "num_interop_threads",
+        "gc",
     ]
     assert set(data["baseline"]) == {*FIGURES, "config"}
     assert "# The settings." in path.read_text()
+
+
+def test_a_collector_that_was_chosen_is_written_and_read(tmp_path, best):
+    path = tmp_path / "best_config.yaml"
+    chosen = dataclasses.replace(best.config, gc="frozen")
+    write_best_config(path, dataclasses.replace(best, config=chosen))
+    assert read_best_config(path).config == chosen
+    assert "gc: frozen" in path.read_text()
+
+
+def test_a_file_from_before_there_was_a_collector_is_read(path, best):
+    change(path, "config.gc", KeyError)
+    assert read_best_config(path).config == best.config
 
 
 def test_training_reads_the_settings_and_sets_the_threads(path):
@@ -152,6 +167,8 @@ def test_another_machine_gives_a_warning(path):
         ("schema_version", 1, "schema_version must be 2, not 1"),
         ("config.batch_size", "8", r"config.batch_size: .*valid integer, not '8'"),
         ("config.batch_size", 0, "batch_size must be a whole number of at least 1, not 0"),
+        ("config.gc", "off", "gc must be one of default, frozen, raised, not 'off'"),
+        ("config.gc", True, "config.gc: .*valid string, not True"),
         ("config.batch_sizes", 8, "config.batch_sizes is no known key"),
         ("config", KeyError, "config is missing"),
         ("expected.samples_per_s", -1, "expected.samples_per_s: .*greater than 0, not -1"),

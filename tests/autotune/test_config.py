@@ -4,7 +4,7 @@ import sys
 
 import pytest
 import torch
-from torch.utils.data import TensorDataset
+from torch.utils.data import BatchSampler, SequentialSampler, TensorDataset
 
 import autotune
 from autotune import ConfigError, ThroughputConfig
@@ -63,15 +63,50 @@ def test_the_loader_refuses_what_the_settings_decide():
         ThroughputConfig(batch_size=3).dataloader(TensorDataset(torch.arange(7)), batch_size=2)
 
 
+def test_a_batch_sampler_replaces_the_batch_size():
+    sampler = BatchSampler(SequentialSampler(range(7)), batch_size=5, drop_last=False)
+    config = ThroughputConfig(batch_size=3)
+    loader = config.dataloader(TensorDataset(torch.arange(7)), batch_sampler=sampler)
+    assert [len(batch) for (batch,) in loader] == [5, 2]
+    # The other arguments that it excludes are torch's to refuse.
+    with pytest.raises(ValueError, match="batch_sampler option is mutually exclusive"):
+        config.dataloader(TensorDataset(torch.arange(7)), batch_sampler=sampler, shuffle=True)
+    loader = config.dataloader(TensorDataset(torch.arange(7)), batch_sampler=None)
+    assert loader.batch_size == 3
+
+
+def test_a_dataset_that_gives_batches_itself_is_not_batched_again():
+    config = ThroughputConfig(batch_size=3, num_workers=1)
+    loader = config.dataloader(TensorDataset(torch.arange(8).view(2, 4)), batch_size=None)
+    assert [len(batch) for (batch,) in loader] == [4, 4]
+
+
+def test_a_sampler_of_the_users_decides_the_order():
+    config = ThroughputConfig(batch_size=3)
+    loader = config.dataloader(TensorDataset(torch.arange(7)), sampler=[6, 0, 3])
+    assert [batch.tolist() for (batch,) in loader] == [[6, 0, 3]]
+
+
+@pytest.mark.parametrize("name", ["num_workers", "pin_memory", "batch_size"])
+def test_no_other_argument_overrides_the_settings(name):
+    sampler = BatchSampler(SequentialSampler(range(7)), batch_size=5, drop_last=False)
+    data = TensorDataset(torch.arange(7))
+    with pytest.raises(ConfigError, match=f"{name} is decided by the configuration: leave it out"):
+        ThroughputConfig(batch_size=3).dataloader(data, **{name: 2})
+    if name != "batch_size":
+        with pytest.raises(ConfigError, match=f"{name} is decided"):
+            ThroughputConfig(batch_size=3).dataloader(data, batch_sampler=sampler, **{name: 2})
+
+
 def test_threads_are_set_and_none_leaves_them():
     before = torch.get_num_threads()
     try:
-        ThroughputConfig(batch_size=1, num_threads=1).apply_threads()
+        ThroughputConfig(batch_size=1, num_threads=1).apply_to_process()
         assert torch.get_num_threads() == 1
-        ThroughputConfig(batch_size=1).apply_threads()
+        ThroughputConfig(batch_size=1).apply_to_process()
         assert torch.get_num_threads() == 1
     finally:
-        ThroughputConfig(batch_size=1, num_threads=before).apply_threads()
+        ThroughputConfig(batch_size=1, num_threads=before).apply_to_process()
 
 
 def test_settings_survive_a_round_trip_as_plain_values():
@@ -94,7 +129,7 @@ def test_torch_that_is_imported_later_finds_its_threads():
     code = """
 import sys
 from autotune.config import ThroughputConfig
-ThroughputConfig(batch_size=1, num_threads=1).apply_threads()
+ThroughputConfig(batch_size=1, num_threads=1).apply_to_process()
 assert "torch" not in sys.modules
 import torch
 print(torch.get_num_threads())

@@ -44,6 +44,12 @@ def test_what_follows_from_another_setting_is_no_change_of_its_own():
     assert [preference(config, deeper)[0] for config in (deeper, workers, BASELINE)] == [0, 1, 1]
 
 
+def test_of_two_equally_fast_the_one_with_pythons_own_collector_is_chosen():
+    frozen = dataclasses.replace(CHEAP, gc="frozen")
+    rates = {BASELINE: [100.0] * 3, frozen: [201.0] * 3, CHEAP: [200.0] * 3}
+    assert choose(rates, BASELINE).best == CHEAP
+
+
 def test_a_gain_that_is_too_small_to_matter_is_none():
     same = choose({BASELINE: [10.0] * 20, CHEAP: [10.1] * 20}, BASELINE)
     assert not same.speedup.significant

@@ -139,6 +139,7 @@ def test_the_plots_of_optuna_work_on_a_study(trials):
         "prefetch_factor": 2,
         "num_threads": 2,
         "pin_memory": False,
+        "gc": "default",
     }
     plots = optuna.visualization
     names = ["batch_size", "num_threads"]

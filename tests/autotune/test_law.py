@@ -1,5 +1,6 @@
 """What the law makes of the costs that a few trials without workers showed."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -65,6 +66,33 @@ def test_loading_that_sleeps_needs_no_core():
     law = BottleneckLaw([costs(config, **truth) for config in SEEN], usable_cores=2)
     [found] = seconds(law, make(16, num_workers=50))
     assert found == pytest.approx(0.002, rel=0.05)
+
+
+def test_collectors_are_not_mixed():
+    plain = {"sample_s": 0.002, "load_s": 0.006}
+    frozen = {"sample_s": 0.001, "load_s": 0.003}
+    seen = [costs(config, **plain) for config in SEEN]
+    seen += [costs(make(c.batch_size, c.num_threads, gc="frozen"), **frozen) for c in SEEN]
+    law = BottleneckLaw(seen, usable_cores=16)
+    found = seconds(law, make(32), make(32, gc="frozen"), make(32, gc="raised"))
+    # Nothing ran with "raised": it is taken to cost what the first trials show.
+    assert found == pytest.approx([0.008, 0.004, 0.008], rel=0.02)
+    found = seconds(law, *(make(32, num_workers=1, gc=name) for name in ("default", "frozen")))
+    assert found == pytest.approx([0.006, 0.003], rel=0.02)
+
+
+def test_one_trial_with_another_collector_scales_what_the_others_tell():
+    plain = {"fixed_s": 0.02, "sample_s": 0.001, "parallel_s": 0.004, "load_s": 0.006}
+    seen = [costs(config, **plain) for config in SEEN]
+    seen.append(
+        dataclasses.replace(costs(make(16), **plain), config=make(16, gc="frozen"), load_s=0.003)
+    )
+    law = BottleneckLaw(seen, usable_cores=2)
+    expected = costs(make(256, 2), **plain)
+    [found] = seconds(law, make(256, 2, gc="frozen"))
+    assert found == pytest.approx(expected.step_s + 0.003, rel=0.03)
+    default, frozen = law.gain([make(16), make(16, gc="frozen")])
+    assert default > 1.5 * frozen
 
 
 def test_workers_can_gain_what_loading_takes():

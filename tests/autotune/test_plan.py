@@ -7,9 +7,11 @@ import pytest
 from autotune.blocks import LoopFacts
 from autotune.config import ThroughputConfig
 from autotune.search.definition import StudyDefinition
-from autotune.search.plan import Plan, make_plan, widen
+from autotune.search.plan import Plan, make_plan, widen, without_idle_axes
 from autotune.space import Space
 from autotune.trials.runner import Introduction
+
+from . import made_up
 
 BASELINE = ThroughputConfig(batch_size=4)
 AXES = {"batch_size": (4, 8), "num_workers": (0, 2), "prefetch_factor": (2, 4)}
@@ -139,3 +141,41 @@ def test_a_setting_that_is_fixed_at_its_default_or_is_no_axis_does_no_harm():
     all_fixed = dict.fromkeys(planned().space.axes, "so it is")
     [only] = planned(LoopFacts(fixed=all_fixed)).configurations
     assert only == planned().baseline
+
+
+def searched(*blocks, baseline=BASELINE, axes=None):
+    """The axes that are left after a baseline with these blocks."""
+    space = Space(axes={"batch_size": (4, 8), "gc": ("default", "frozen")})
+    plan = Plan(baseline=baseline, space=space, configurations=space.configurations(baseline))
+    definition = StudyDefinition(name="x", command=("x",), axes=axes or {})
+    found = without_idle_axes(plan, definition, [made_up.sample(*blocks)])
+    assert found.configurations == found.space.configurations(baseline)
+    return found.space.axes
+
+
+# Loading takes 1 and 20 % of the time.
+IDLE = made_up.block(duration_s=1.0, cpu_s=1.0, own_cpu_s=1.0, wait_cpu_s=0.01)
+BUSY = made_up.block(duration_s=1.0, cpu_s=1.0, own_cpu_s=1.0, wait_cpu_s=0.2)
+
+
+def test_the_collector_is_not_searched_where_loading_takes_no_cpu_time():
+    assert "gc" not in searched(IDLE)
+    assert "gc" in searched(BUSY)
+    # It waits, but no core is busy with that.
+    assert "gc" not in searched(dataclasses.replace(IDLE, wait_s=0.9))
+
+
+def test_with_workers_their_cpu_time_counts_and_not_that_of_the_training_process():
+    baseline = ThroughputConfig(batch_size=4, num_workers=2)
+    of_workers = dataclasses.replace(IDLE, cpu_s=1.5)
+    assert "gc" in searched(of_workers, baseline=baseline)
+    assert "gc" not in searched(BUSY, baseline=baseline)
+
+
+def test_disturbed_blocks_do_not_decide_about_the_collector():
+    assert "gc" not in searched(IDLE, dataclasses.replace(BUSY, stolen_s=0.9))
+
+
+def test_a_collector_that_the_user_named_is_searched_whatever_loading_takes():
+    axes = {"gc": ("default", "frozen")}
+    assert searched(IDLE, axes=axes)["gc"] == ("default", "frozen")

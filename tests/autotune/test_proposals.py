@@ -15,6 +15,7 @@ SPACE = Space(
         "prefetch_factor": (2, 4),
         "num_threads": (1, 2),
         "pin_memory": (False, True),
+        "gc": ("default", "frozen", "raised"),
     }
 )
 CONFIGS = SPACE.configurations(BASELINE)

@@ -1,5 +1,6 @@
 """Truth tables: what is read out of recorded blocks, and what a replayed run is charged."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -145,3 +146,13 @@ def test_seeds_decide(recorded):
 def test_the_exhaustive_search_starts_every_configuration_afresh(recorded):
     table = recorded()
     assert table.exhaustive_s(4.0) == pytest.approx(len(RATES) * (2.5 + 0.5 + 4.0))
+
+
+def test_a_column_of_words_is_read(recorded, tmp_path):
+    recorded()
+    path = tmp_path / "made_up.csv.gz"
+    frame = pd.read_csv(path)
+    pd.concat([frame.assign(gc="default"), frame.assign(gc="frozen")]).to_csv(path, index=False)
+    runs = read_truth(path).runs
+    assert len(runs) == 2 * len(RATES)
+    assert dataclasses.replace(config(4, 1), gc="frozen") in runs

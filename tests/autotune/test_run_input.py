@@ -18,6 +18,8 @@ from .runs import autotune_run
         (("--axis", "batch_size=1", "--axis", "batch-size=2"), "batch_size is given twice"),
         (("--storage", "none/there/x.db"), "none/there/x.db: cannot be written"),
         (("--axis", "batch_size=0"), "at least 1, not 0"),
+        (("--axis", "batch_size=many"), "must look like batch_size=2,4,8"),
+        (("--axis", "gc=default,off"), "axis gc: gc must be one of default, frozen, raised, not"),
         (("--budget", "soon"), "--budget: must be a duration"),
         (("--budget", "0"), "--budget: must be a duration"),
         (("--sampler", "magic"), "magic"),

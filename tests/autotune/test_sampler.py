@@ -89,3 +89,22 @@ def test_other_parameters_are_drawn():
     assert suggest(trial).batch_size in AXES["batch_size"]
     study.tell(trial, 5.0)
     assert study.best_value == pytest.approx(5.0)
+
+
+def test_collectors_are_suggested_by_their_names():
+    axes = {"batch_size": (4, 8), "gc": ("default", "frozen", "raised")}
+    study = optuna.create_study(
+        direction="maximize",
+        sampler=AdaptiveSampler(Space(axes=axes), BASELINE, usable_cores=2),
+    )
+    rates = {"default": 100.0, "frozen": 200.0, "raised": 190.0}
+    seen = []
+
+    def rate(trial):
+        trial.suggest_categorical("batch_size", axes["batch_size"])
+        seen.append(trial.suggest_categorical("gc", axes["gc"]))
+        return rates[seen[-1]]
+
+    study.optimize(rate, n_trials=4)
+    assert seen[0] == "default"
+    assert "frozen" in seen

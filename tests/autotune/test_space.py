@@ -19,6 +19,11 @@ def test_order_and_repeats_of_values_do_not_matter():
     assert Space(axes={"num_threads": (2, 1, 2)}) == Space(axes={"num_threads": (1, 2)})
 
 
+def test_words_are_ordered_as_the_setting_lists_them():
+    axes = Space(axes={"gc": ("raised", "frozen", "default", "frozen")}).axes
+    assert axes == {"gc": ("default", "frozen", "raised")}
+
+
 def test_the_effective_batch_is_kept_by_all():
     space = Space(axes={"batch_size": (1, 2, 8)}, effective_batch_size=8)
     assert {config.effective_batch_size for config in space.configurations(BASELINE)} == {8}
@@ -41,6 +46,9 @@ def test_an_axis_that_is_missing_stays_as_in_the_baseline():
         ({"num_threads": (None,)}, "axis num_threads"),
         ({"prefetch_factor": (0,)}, "axis prefetch_factor"),
         ({"pin_memory": (1,)}, "axis pin_memory"),
+        ({"gc": ("default", "off")}, "axis gc: gc must be one of default, frozen, raised"),
+        ({"gc": (1,)}, "axis gc: gc must be one of"),
+        ({"batch_size": ("8",)}, "axis batch_size: batch_size must be a whole number"),
     ],
 )
 def test_a_bad_axis_is_named(axes, message):
@@ -72,6 +80,23 @@ def test_default_batch_sizes_divide_the_effective_batch(effective):
     assert all(effective % size == 0 for size in axes["batch_size"])
     assert {1, effective} <= set(axes["batch_size"])
     assert len(axes["batch_size"]) <= 9
+
+
+@pytest.mark.parametrize(
+    ("collector", "values"),
+    [
+        ("default", ("default", "frozen")),
+        ("frozen", ("default", "frozen")),
+        ("raised", ("default", "frozen", "raised")),
+    ],
+)
+def test_the_collector_is_searched_with_the_scripts_own(collector, values):
+    baseline = ThroughputConfig(batch_size=2, gc=collector)
+    axes = default_axes(
+        usable_cores=2, baseline=baseline, effective_batch_size=None, uses_cuda=False
+    )
+    assert Space(axes=axes).axes["gc"] == values
+    assert baseline in Space(axes=axes).configurations(baseline)
 
 
 @pytest.mark.parametrize("uses_cuda", [True, False])

@@ -77,6 +77,7 @@ def test_optuna_sees_the_settings_and_the_objective(store, url):
         "prefetch_factor": 2,
         "num_threads": 1,
         "pin_memory": True,
+        "gc": "default",
     }
     assert "prefetch_factor" not in without.params
     assert with_workers.value == pytest.approx(80.0)
