@@ -122,7 +122,7 @@ def _within(
         )
     limit = facts.samples_per_epoch
     if limit is not None and "batch_size" in axes and "batch_size" not in facts.fixed:
-        sizes = [n for n in axes["batch_size"] if n <= limit or n == baseline.batch_size]
+        sizes = [n for n in axes["batch_size"] if int(n) <= limit or n == baseline.batch_size]
         left_out = sorted(set(axes["batch_size"]) - set(sizes))
         # Without any of those that were asked for, there is still the baseline's.
         allowed["batch_size"] = tuple(sizes) or (baseline.batch_size,)
