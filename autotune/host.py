@@ -29,8 +29,6 @@ from autotune.threads import describe_threads, stop_watching, watch_starts
 
 # Holds the settings of a trial in the environment of what it starts.
 SETTINGS_VARIABLE = "AUTOTUNE_SETTINGS"
-# What a trial notes of the files that it leaves is in a file of this name and the start's number.
-NOTES_PREFIX = "left-"
 # Of an exception's text, so many characters of each end are reported.
 _LONGEST_TEXT = 8000
 
@@ -198,7 +196,7 @@ def become_trial(
             has_optimizer=has_optimizer,
             rank=place.rank,
             root_pid=root_pid,
-            notes=Path(path).parent / f"{NOTES_PREFIX}{order.get('start', start)}",
+            notes=Path(order["notes"]),
             num_repeated=order["num_repeated"],
         )
     return _trial

@@ -83,23 +83,3 @@ class LeftFiles:
 
     def _elsewhere(self) -> str:
         return str(Path(tempfile.gettempdir()) / "spared")
-
-
-def remove(notes: Path) -> list[str]:
-    """Remove what a trial has noted, and the notes; gives the paths that were there.
-
-    A directory stays if something is in it that the trial did not create.
-    """
-    try:
-        paths = [os.fsdecode(part) for part in notes.read_bytes().split(b"\0") if part]
-    except OSError:
-        return []
-    removed = []
-    for path in reversed(paths):
-        try:
-            Path(path).rmdir() if Path(path).is_dir() else Path(path).unlink()
-            removed.append(path)
-        except OSError:
-            continue
-    notes.unlink(missing_ok=True)
-    return removed

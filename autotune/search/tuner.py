@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence, Set
 from importlib import metadata
+from pathlib import Path
 
 from autotune.best_config import MachineRecord
 from autotune.blocks import LoopFacts
@@ -48,6 +49,9 @@ from autotune.search.trend import change_within_runs
 from autotune.space import AxisValue, Space
 from autotune.trials.runner import Runner
 from autotune.trials.trial import TrialFailedError
+
+# Of the files that trials created, so many are named.
+_MOST_NAMED = 5
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,9 +137,19 @@ class Tuner:
             again = self._search_and_confirm(confirmed.plan, baseline, guided)
             # What was run beside the baseline is worth more than nothing.
             confirmed = again if len(again.runs) > 1 else confirmed
+        self._tell_removed_files()
         result = self._answer(confirmed, guided)
         self._store.set_facts(result=dataclasses.asdict(result))
         return result
+
+    def _tell_removed_files(self) -> None:
+        names = sorted({Path(path).name for path in self._runner.removed_files})
+        if names:
+            more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+            self._observer.note(
+                "the steps of trials created files, which were removed: "
+                f"{', '.join(names[:_MOST_NAMED])}{more}. Write none where autotune.is_trial()"
+            )
 
     def _search_and_confirm(
         self, plan: Plan, baseline: TrialRecord, guided: GuidedSearch

@@ -23,6 +23,9 @@ from pathlib import Path
 RESOURCE_TRACKER = "resource_tracker import main"
 # Unlinking takes milliseconds, unless a process that cannot be killed holds the pipe as well.
 TRACKER_DEADLINE_S = 2.0
+# In its directory a trial notes the files that its steps create, in a file of this name and the
+# start's number: their absolute paths, each followed by a zero byte.
+NOTES_PREFIX = "left-"
 
 
 def main() -> None:
@@ -43,6 +46,8 @@ def main() -> None:
             directories.append(line[1:].rstrip("\n"))
     _kill(groups, marks)
     for directory in directories:
+        for notes in Path(directory).glob(f"{NOTES_PREFIX}*"):
+            remove_left_files(notes)
         _remove(Path(directory))
 
 
@@ -58,6 +63,23 @@ def _kill(groups: Set[int], marks: Set[bytes]) -> None:
         time.sleep(0.01)
     _signal_groups(groups, signal.SIGKILL)
     _signal(_members(groups, marks), signal.SIGKILL)
+
+
+def remove_left_files(notes: Path) -> list[str]:
+    """Remove what a trial has noted, and the notes; gives the paths that were there.
+
+    A directory stays if something is in it that the trial did not create.
+    """
+    paths: list[bytes] = []
+    with contextlib.suppress(OSError):
+        paths = notes.read_bytes().split(b"\0")
+        notes.unlink()
+    removed = []
+    for path in map(os.fsdecode, reversed(list(filter(None, paths)))):
+        with contextlib.suppress(OSError):
+            Path(path).rmdir() if Path(path).is_dir() else Path(path).unlink()
+            removed.append(path)
+    return removed
 
 
 def _signal_groups(groups: Set[int], number: signal.Signals) -> None:

@@ -16,10 +16,10 @@ from typing import NoReturn, Self
 
 from autotune.channel import Channel, ChannelClosedError, Listener
 from autotune.config import THREAD_VARIABLES, ThroughputConfig
-from autotune.host import NOTES_PREFIX
 from autotune.measurement import Failure, FailureCause, StartMode
 from autotune.trials.causes import describe_exit, describe_hang
 from autotune.trials.groups import ProcessGroups
+from autotune.trials.guard import NOTES_PREFIX
 from autotune.trials.introductions import (
     Introduction,
     Reception,
@@ -96,6 +96,8 @@ class Runner:
         self.introduction: Introduction | None = None
         # Samples that trials draw all batches from; 0 for all that there are.
         self.num_repeated = 0
+        # Paths of files that the steps of trials created, and that were removed with them.
+        self.removed_files: list[str] = []
         self._groups = groups
         self._launcher = Launcher(command, groups=groups, listener=listener)
         self._reception = Reception(listener)
@@ -200,6 +202,7 @@ class Runner:
                     config=chosen.to_dict(),
                     root_pid=host.process.pid,
                     num_repeated=self.num_repeated,
+                    notes=str(_notes_beside(host.output)),
                 )
         except ChannelClosedError as error:
             exit_code = self._end_host(host, REAP_DEADLINE_S)
@@ -219,7 +222,7 @@ class Runner:
         def restart() -> Trial:
             return self._when_ready(self._start_fresh(config))
 
-        return Trial(host.channel, chosen, origin, StartMode.FRESH, restart)
+        return Trial(host.channel, chosen, origin, StartMode.FRESH, restart, self.removed_files)
 
     def _bring_up_fork_host(self) -> bool:
         """Whether a host is there that can be forked; starts one where none is."""
@@ -252,6 +255,7 @@ class Runner:
                 start=start,
                 config=config.to_dict(),
                 num_repeated=self.num_repeated,
+                notes=str(_notes_beside(output)),
                 output=str(output),
                 environment=environment,
             )
@@ -279,7 +283,12 @@ class Runner:
             end=lambda grace_s: self._end_fork(host, pid, grace_s),
         )
         return Trial(
-            channel, config, origin, StartMode.FORK, lambda: self.start(config, StartMode.FORK)
+            channel,
+            config,
+            origin,
+            StartMode.FORK,
+            lambda: self.start(config, StartMode.FORK),
+            self.removed_files,
         )
 
     def _raise_host_gone(self, host: _Host, error: Exception) -> NoReturn:

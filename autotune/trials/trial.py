@@ -20,10 +20,10 @@ from autotune.channel import Channel, ChannelClosedError, Message
 from autotune.clock import unix_s
 from autotune.config import ThroughputConfig
 from autotune.errors import AutotuneError, BadInputError
-from autotune.instrument.left_files import remove
 from autotune.machine import this_machine
 from autotune.measurement import Failure, FailureCause, StartMode
 from autotune.trials.causes import describe_exception, describe_exit, describe_hang
+from autotune.trials.guard import remove_left_files
 from autotune.trials.memory import OomWatch, TreeMemory, memory_left_bytes
 from autotune.validation import validate
 
@@ -124,7 +124,7 @@ class Trial:
             is known.
         ready_s: From the request for the trial until it could be measured.
         active_s: Seconds in which it was started or ran; it does not count while it is stopped.
-        removed_files: Paths of files that its steps created, and that were removed with it.
+        removed_files: Gets the paths of files that its steps created and that were removed with it.
         restart: Starts another trial of the same kind.
     """
 
@@ -135,9 +135,10 @@ class Trial:
         origin: TrialOrigin,
         mode: StartMode,
         restart: Callable[[], Trial],
+        removed_files: list[str],
     ) -> None:
         self.restart = restart
-        self.removed_files: list[str] = []
+        self.removed_files = removed_files
         self.config = config
         self.mode = mode
         self.facts = LoopFacts()
@@ -268,7 +269,7 @@ class Trial:
         self._ended = True
         self._channel.close()
         exit_code = self._origin.end(grace_s)
-        self.removed_files += remove(self._origin.notes)
+        self.removed_files += remove_left_files(self._origin.notes)
         output = read_tail(self._origin.output)
         self._origin.output.unlink(missing_ok=True)
         return exit_code, output

@@ -236,6 +236,7 @@ def test_whatever_a_broken_trial_sends_is_a_sample_or_a_failure(tmp_path, answer
         Origin(tmp_path / "output").origin,
         mode="fresh",
         restart=lambda: pytest.fail("nothing is to be started"),
+        removed_files=[],
     )
     other.send_bytes(answer)
     other.close()
