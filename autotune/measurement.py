@@ -103,6 +103,7 @@ class Measurement:
         warm_up_s: Seconds of uncounted steps at the start.
         settled: Whether the loop stopped getting faster in that time.
         steps_per_epoch: Steps until the data begins again, where the loader tells.
+        samples_per_epoch: Samples that an epoch is drawn from, where the loader tells.
         epoch_end_s: What an epoch's end costs beyond an ordinary step; None where none was seen.
         compute_units_per_s: The step's throughput by itself, where it was probed.
         load_units_per_s: The loader's throughput by itself, where it was probed.
@@ -135,6 +136,7 @@ class Measurement:
     joules_per_sample: float | None
     samples_per_update: float | None = None
     later_epochs_ratio: float | None = None
+    samples_per_epoch: int | None = None
 
 
 def sustained_share(blocks: Sequence[Block]) -> float:
@@ -205,6 +207,7 @@ def summarise(
     config: ThroughputConfig,
     *,
     steps_per_epoch: int | None = None,
+    samples_per_epoch: int | None = None,
     probes: Probes | None = None,
 ) -> Measurement:
     """The figures of one trial of `config`.
@@ -213,6 +216,7 @@ def summarise(
         samples: At least one. The loop is frozen between them, so that their blocks join up.
         config: What ran.
         steps_per_epoch: Length of the loader, where it has one.
+        samples_per_epoch: Samples that an epoch is drawn from, where they are known.
         probes: What probing found, where it was done.
     """
     measured = [block for sample in samples for block in sample.blocks]
@@ -263,6 +267,7 @@ def summarise(
         joules_per_sample=_joules_per_sample(blocks),
         samples_per_update=num_samples / num_updates if num_updates else None,
         later_epochs_ratio=_ratio(*_by_epoch(samples)),
+        samples_per_epoch=samples_per_epoch,
     )
 
 

@@ -202,8 +202,6 @@ class TimedLoop:
         start_s = time.monotonic()
         num_taken = self.source.num_taken
         num_discarded, num_steps, num_updates = 0, 1, 0
-        yield self._take()
-        num_discarded += self.source.drain()
         window = dataclasses.replace(request, min_s=_WINDOW_S, cut_s=request.settle_s)
         if request.settle_steps is not None:
             window = dataclasses.replace(
@@ -212,6 +210,8 @@ class TimedLoop:
         previous = 0.0
         settled = False
         try:
+            yield self._take()
+            num_discarded += self.source.drain()
             while True:
                 block = yield from self._block(self._take, window)
                 num_steps += block.num_steps

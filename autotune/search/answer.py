@@ -188,26 +188,26 @@ def make_best_config(
 
 
 def longer_epoch(baseline: Sequence[TrialRecord], chosen: Sequence[TrialRecord]) -> float | None:
-    """An epoch's length ÷ that with the baseline's settings, where it is no shorter.
+    """An epoch's length ÷ that with the baseline's settings, where these settings are no gain.
 
-    Settings that bring more samples per second and make no epoch shorter are counted wrongly, or
-    have an epoch hold more samples: they are no gain. None where an epoch is shorter, or its length
-    is not known.
+    They are none where they seem to bring more samples per second, and yet make an epoch of the
+    same samples longer: something is counted wrongly. None where that is not so, or not known: an
+    epoch of a fixed number of steps holds more samples with a larger batch.
     """
-    before_s, after_s = _epoch_s(baseline), _epoch_s(chosen)
-    if before_s is None or after_s is None or baseline is chosen:
+    before, after = _epoch(baseline), _epoch(chosen)
+    if before is None or after is None or before[1] != after[1]:
         return None
-    return after_s / before_s if after_s >= before_s else None
+    ratio = after[0] / before[0]
+    return ratio if ratio > 1 + INDIFFERENCE else None
 
 
-def _epoch_s(records: Sequence[TrialRecord]) -> float | None:
-    """Seconds that an epoch takes; the mean over some runs."""
-    found = [
-        record.measurement.steps_per_epoch * record.measurement.seconds_per_step
-        for record in records
-        if record.measurement is not None and record.measurement.steps_per_epoch
-    ]
-    return sum(found) / len(found) if found else None
+def _epoch(records: Sequence[TrialRecord]) -> tuple[float, int] | None:
+    """Seconds that an epoch takes, the mean over some runs, and its samples."""
+    found = [record.measurement for record in records if record.measurement is not None]
+    lengths_s = [m.steps_per_epoch * m.seconds_per_step for m in found if m.steps_per_epoch]
+    if not lengths_s or found[0].samples_per_epoch is None:
+        return None
+    return sum(lengths_s) / len(lengths_s), found[0].samples_per_epoch
 
 
 def fork_differences(

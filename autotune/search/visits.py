@@ -106,6 +106,7 @@ class Run:
         self._life_steps: int | None = None
         self._has_ended = False
         self._num_renewals = 0
+        self._step_s = 0.0
         self._settle()
 
     @property
@@ -223,6 +224,7 @@ class Run:
                 self.samples,
                 self.trial.config,
                 steps_per_epoch=self.trial.facts.steps_per_epoch,
+                samples_per_epoch=self.trial.facts.samples_per_epoch,
                 probes=self.probes,
             ),
             samples=self.samples,
@@ -274,8 +276,8 @@ class Run:
             raise TrialFailedError(
                 Failure(
                     cause=FailureCause.LOOP_ENDED,
-                    message=f"the training loop ended after {self._life_steps} steps, which is too "
-                    "short to be measured: give the command more steps",
+                    message=f"the training loop ended after {self._life_steps} steps: too few to "
+                    "be measured; give the command more steps",
                 )
             )
         self._num_renewals += 1

@@ -8,10 +8,12 @@ from autotune.search.answer import longer_epoch
 from .made_up import PLAIN, block, record_of, sample
 
 
-def run(*, steps_per_epoch, num_steps, duration_s):
+def run(*, steps_per_epoch, num_steps, duration_s, samples_per_epoch=400):
     found = block(num_steps=num_steps, duration_s=duration_s)
     samples = (sample(found),)
-    measurement = summarise(samples, PLAIN, steps_per_epoch=steps_per_epoch)
+    measurement = summarise(
+        samples, PLAIN, steps_per_epoch=steps_per_epoch, samples_per_epoch=samples_per_epoch
+    )
     return record_of(samples, measurement=measurement)
 
 
@@ -33,3 +35,10 @@ def test_an_epoch_of_unknown_length_tells_nothing():
     unknown = [run(steps_per_epoch=None, num_steps=4, duration_s=1.0)]
     assert longer_epoch(BASELINE, unknown) is None
     assert longer_epoch(unknown, BASELINE) is None
+
+
+def test_an_epoch_of_other_samples_tells_nothing():
+    more = [run(steps_per_epoch=100, num_steps=5, duration_s=1.0, samples_per_epoch=800)]
+    assert longer_epoch(BASELINE, more) is None
+    untold = [run(steps_per_epoch=100, num_steps=5, duration_s=1.0, samples_per_epoch=None)]
+    assert longer_epoch(untold, untold[:]) is None

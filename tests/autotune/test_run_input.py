@@ -70,7 +70,7 @@ def test_the_default_study_is_the_one_that_pyproject_names(study):
         ({"before": "sys.exit(0)"}, "ended without calling autotune.load_config"),
         ({"before": "import no_such_module"}, "No module named 'no_such_module'"),
         ({"load": "); sys.exit(0"}, "ended without calling autotune.steps"),
-        ({"step": "sys.exit(0)"}, "ended inside its loop, with exit code 0"),
+        ({"step": "sys.exit(0)"}, "too few to be measured"),
         ({"length": 0}, "the loader delivered no batch"),
         ({"step": "raise ValueError('x')"}, "ValueError: x"),
     ],
