@@ -172,7 +172,13 @@ class Run:
             wanted = num_blocks
 
     def pass_first_epoch(self) -> bool:
-        """Measure until the first epoch has ended; says whether it has within the time given."""
+        """Measure until the first epoch has ended; says whether it has within the time given.
+
+        Where it is known to take longer, nothing is measured.
+        """
+        steps_per_epoch = self.trial.facts.steps_per_epoch or 0
+        if steps_per_epoch * self._step_s > self._limits.first_epoch_s:
+            return False
         end_s = time.monotonic() + self._limits.first_epoch_s
         while time.monotonic() < end_s and not self.is_spent:
             sample = self.measure()

@@ -162,7 +162,7 @@ class Trial:
             TrialFailedError: It did not within `deadline_s` seconds, or failed before.
         """
         with self._memory.running():
-            message = self._expect(_Ready, deadline_s, "call autotune.steps")
+            message = self._expect(_Ready, deadline_s, "get to the first batch of its loop")
         self._ready = True
         self._signal(signal.SIGSTOP)
         self.ready_s = self.active_s = time.monotonic() - self._origin.requested_at_s

@@ -156,7 +156,7 @@ def test_where_threads_run_trials_start_afresh_and_say_why(light_script, start_r
             "import autotune, time; C = autotune.ThroughputConfig(batch_size=1); "
             "autotune.load_config(None, default=C); time.sleep(60)",
             FailureCause.TIMED_OUT,
-            "did not call autotune.steps within 2 s",
+            "did not get to the first batch of its loop within 2 s",
         ),
     ],
 )
