@@ -37,7 +37,7 @@ _REST_S = 2.0
 # A loop that ends by itself is run again from its start up to so many times, where a start takes
 # hundredths of a second, or where it takes seconds. It has to have so many steps, of which one part
 # in so many is warm-up.
-_MOST_FORKED, _MOST_FRESH = 40, 3
+_MOST_FORKED, _MOST_FRESH = 40, 1
 _SHORTEST_LIFE, _SETTLED_PART = 8, 4
 # Looking at all parameters takes about so long at most.
 _CHECK_S = 1.0
@@ -129,16 +129,21 @@ class Run:
         """Blocks without a pause between; the caller decides whether to keep them in `samples`.
 
         Args:
-            num_blocks: How many.
+            num_blocks: How many; fewer where the loop ends, and none where that is for good.
             min_s: Shortest duration of each, where that is more than usual.
+
+        Raises:
+            TrialFailedError: The loop ends before there was any.
         """
         request = dataclasses.replace(
             self._request, num_blocks=num_blocks, min_s=max(min_s, self._request.min_s)
         )
         sample = self._ask(request, num_blocks * max(min_s, self.block_s))
-        while not sample.blocks:
+        while not sample.blocks and not self.is_spent:
             # The loop ended before there was one.
             sample = self._ask(request, num_blocks * max(min_s, self.block_s))
+        if not any(found.blocks for found in (*self.samples, sample)):
+            raise self._too_short()
         return sample
 
     def measure_until(
@@ -279,15 +284,18 @@ class Run:
             TrialFailedError: It is too short to be measured.
         """
         if (self._life_steps or 0) < _SHORTEST_LIFE or self.is_spent:
-            raise TrialFailedError(
-                Failure(
-                    cause=FailureCause.LOOP_ENDED,
-                    message=f"the training loop ended after {self._life_steps} steps: too few to "
-                    "be measured; give the command more steps",
-                )
-            )
+            raise self._too_short()
         self._num_renewals += 1
         self.trial.renew()
+
+    def _too_short(self) -> TrialFailedError:
+        return TrialFailedError(
+            Failure(
+                cause=FailureCause.LOOP_ENDED,
+                message=f"the training loop ended after {self._life_steps} steps: too few to be "
+                "measured; give the command more steps",
+            )
+        )
 
 
 def visit(

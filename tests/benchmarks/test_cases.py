@@ -513,7 +513,7 @@ def test_cases_are_chosen_by_name_kind_and_speed():
 # Axes that make a whole run short. Where a value is to be ruled out, it is among them.
 FAST_AXES = {
     "unsharded_iterable": {"batch_size": [16, 32], "num_workers": [0, 2], "prefetch_factor": [2]},
-    "while_true_then_save": {"batch_size": [32, 64], "num_workers": [0]},
+    "while_true_then_save": {"batch_size": [32, 64], "num_workers": [0], "gc": ["default"]},
     "batch_larger_than_data": {"num_workers": [0]},
 }
 
@@ -529,7 +529,7 @@ def test_a_whole_case_is_right(name, tmp_path):
     found = run_case(
         name,
         ROOT,
-        budget_s=25.0,
+        budget_s=40.0,
         train_s=0.5,
         num_pairs=1,
         options=("--study", str(study)),
