@@ -62,7 +62,9 @@ class Case:
 
 
 # Words for a cost that changes once, and for one that goes on changing.
-_CHANGES = r"(after|from|since).{0,40}epoch|cost.{0,40}chang|chang.{0,40}cost|cache"
+_CHANGES = (
+    r"epochs after the first|(after|from|since).{0,40}epoch|cost.{0,40}chang|chang.{0,40}cost|cache"
+)
 _SLOWS = r"slow(s|er|ing|ed)?.{0,40}(time|run|long|down)|chang.{0,40}(time|cost)|drift"
 # A worker that is given other samples in each epoch needs several to have seen them all.
 _PRIVATE_CACHES = 8

@@ -218,7 +218,11 @@ class Run:
         compute = dataclasses.replace(self._request, mode=BlockMode.COMPUTE)
         load = dataclasses.replace(self._request, mode=BlockMode.LOAD, multiple_of=num_workers)
         compute_sample = self._ask(compute, self.block_s)
+        if self._has_ended:
+            return
         load_sample = self._ask(load, self.block_s)
+        if self._has_ended:
+            return
         self.probes = Probes(
             compute_units_per_s=compute_sample.blocks[0].units_per_s,
             load_units_per_s=load_sample.blocks[0].units_per_s,

@@ -9,7 +9,8 @@ from autotune.blocks import BlockMode, LoopFacts, Sample
 from autotune.config import ThroughputConfig
 from autotune.measurement import StartMode
 from autotune.search.definition import StudyDefinition
-from autotune.search.visits import MAX_REPEATS, Limits, run_through, visit
+from autotune.search.visits import MAX_REPEATS, Limits, Run, run_through, visit
+from autotune.trials.trial import TrialFailedError
 
 from .made_up import SETTLING, block_at
 
@@ -59,6 +60,28 @@ class FakeTrial:
         self.num_blocks += 1
         stolen_s = 0.5 if self.num_blocks in self._disturbed else 0.0
         return dataclasses.replace(block_at(100.0), stolen_s=stolen_s)
+
+
+class EndingTrial(FakeTrial):
+    """One whose loop ends after a few blocks, each time that it is begun."""
+
+    def __init__(self, life, mode=StartMode.FORK):
+        super().__init__()
+        self.mode, self.life, self.left, self.num_renewals = mode, life, life, 0
+
+    def measure(self, request, *, deadline_s):
+        found = super().measure(request, deadline_s=deadline_s)
+        blocks = found.blocks[: self.left]
+        self.left -= len(blocks)
+        ended = len(blocks) < request.num_blocks
+        return dataclasses.replace(found, blocks=blocks, life_steps=20 if ended else None)
+
+    def renew(self):
+        self.num_renewals += 1
+        self.left = self.life
+
+    def is_finite(self, *, deadline_s):
+        return True
 
 
 def limits(left_s=1000.0):
@@ -155,3 +178,31 @@ def test_patience_grows_with_what_is_expected_and_ends_with_the_budget():
     assert late.patience_s(0.1) == 10.0
     assert late.patience_s(10.0) == 30.0
     assert not plenty.are_reached
+
+
+def test_a_loop_that_ends_is_begun_again_until_it_is_measured():
+    trial = EndingTrial(life=2)
+    assert visit_of(trial).measurement.num_blocks == 6
+    assert trial.num_renewals == 2
+    # What is left of a loop is measured in one go with its warm-up.
+    again = [request for request in trial.requests[1:] if request.settle_s]
+    assert [request.settle_steps for request in again] == [5, 5]
+
+
+def test_a_loop_that_takes_seconds_to_start_is_begun_again_once():
+    trial = EndingTrial(life=2, mode=StartMode.FRESH)
+    found = run_through(trial, DEFINITION, limits=limits(), keeper=FakeKeeper()).measurement
+    assert trial.num_renewals == 1
+    assert found.num_blocks == 4
+
+
+def test_a_loop_that_ends_before_a_block_cannot_be_measured():
+    with pytest.raises(TrialFailedError, match="ended after 20 steps"):
+        visit_of(EndingTrial(life=0))
+
+
+def test_a_loop_that_ends_while_its_halves_are_timed_has_no_probes():
+    run = Run(EndingTrial(life=3), DEFINITION, limits(), whole=True)
+    run.samples.append(run.measure(3))
+    run.probe()
+    assert run.probes is None
