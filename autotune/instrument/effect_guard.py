@@ -13,6 +13,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 # Raised before the operation. Source: https://docs.python.org/3/library/audit_events.html
@@ -106,7 +107,8 @@ def _writes(path: Any, mode: str | None, flags: int) -> bool:  # noqa: ANN401
 def _announced(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def save(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        sys.audit("autotune.save", args[-1])
+        given = (*args, *kwargs.values())
+        sys.audit("autotune.save", next((a for a in given if isinstance(a, (str, Path))), None))
         return original(*args, **kwargs)
 
     return save

@@ -42,15 +42,16 @@ class LeftFiles:
 
     def note(self, event: str, args: tuple[Any, ...]) -> None:
         """Take an audit event into account, before what it announces happens."""
-        if event == "os.rename" and os.fspath(args[0]) in self._created:
-            self._note(args[1])
+        if event == "os.rename":
+            if _absolute(args[0]) in self._created:
+                self._note(args[1])
         elif event in ("open", "os.mkdir", "autotune.save"):
             self._note(args[0])
 
     def _note(self, path: Any) -> None:  # noqa: ANN401
         if not self._in_step() or not isinstance(path, (str, bytes, os.PathLike)):
             return
-        text = str(Path(os.fsdecode(path)).absolute())
+        text = _absolute(path)
         if text in self._created or os.path.lexists(text):
             return
         self._created.add(text)
@@ -63,23 +64,27 @@ class LeftFiles:
         """Whether a file is not this trial's own, and stays as it is."""
         if not self._in_step() or not isinstance(path, (str, bytes, os.PathLike)):
             return False
-        text = str(Path(os.fsdecode(path)).absolute())
+        text = _absolute(path)
         return text not in self._created and os.path.lexists(text)
 
     def _sparing_rename(self, original: Any) -> Any:  # noqa: ANN401
         @functools.wraps(original)
-        def rename(source: Any, target: Any, **more: Any) -> None:  # noqa: ANN401
-            original(source, self._elsewhere() if self._spares(target) else target, **more)
+        def rename(src: Any, dst: Any, **more: Any) -> None:  # noqa: ANN401
+            original(src, self._elsewhere() if self._spares(dst) else dst, **more)
 
         return rename
 
     def _sparing_save(self, original: Any) -> Any:  # noqa: ANN401
         @functools.wraps(original)
-        def save(thing: Any, f: Any, *args: Any, **more: Any) -> Any:  # noqa: ANN401
+        def save(obj: Any, f: Any, *args: Any, **more: Any) -> Any:  # noqa: ANN401
             sys.audit("autotune.save", f)
-            return original(thing, self._elsewhere() if self._spares(f) else f, *args, **more)
+            return original(obj, self._elsewhere() if self._spares(f) else f, *args, **more)
 
         return save
 
     def _elsewhere(self) -> str:
         return str(Path(tempfile.gettempdir()) / "spared")
+
+
+def _absolute(path: Any) -> str:  # noqa: ANN401
+    return str(Path(os.fsdecode(path)).absolute())

@@ -507,7 +507,9 @@ def test_what_steps_write_is_removed_and_replaces_nothing(start):
             torch.save(model.state_dict(), f"checkpoints/{i % 3}.pt")
             torch.load(f"checkpoints/{i % 3}.pt")
             torch.save(model.state_dict(), "best.pt")
-            torch.save(model.state_dict(), "new.pt")
+            torch.save(obj=model.state_dict(), f="new.pt")
+            torch.save(model.state_dict(), "half.pt")
+            os.rename(src="half.pt", dst="whole.pt")
             os.replace("new.pt", "last.pt")
             with open("log.txt", "a") as log:
                 log.write("step")
