@@ -27,6 +27,7 @@ _SUSPENDED_S = 0.1
 _FINITE = (
     *(
         "wait_s",
+        "stall_s",
         "epoch_end_s",
         "cpu_s",
         "own_cpu_s",
@@ -48,6 +49,7 @@ class Interference(enum.StrEnum):
     MEMORY = "memory pressure"
     SUSPENSION = "a suspended machine"
     CORES = "a change of the usable cores"
+    COMPILATION = "a step that was compiled"
 
 
 class BlockMode(enum.StrEnum):
@@ -59,6 +61,7 @@ class BlockMode(enum.StrEnum):
     EPOCH = "epoch"
     CHECK = "check"
     REVISIT = "revisit"
+    COPY = "copy"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +72,8 @@ class BlockRequest:
         mode: TRAIN feeds the loop from its loader; COMPUTE feeds it the same few batches again
             and again; LOAD takes batches and gives the loop none; EPOCH times one restart of the
             loader, and no block; CHECK times nothing and looks at the parameters; REVISIT loads
-            some samples twice.
+            some samples twice; COPY times what
+            the loop copies to a GPU in a few steps.
         num_blocks: How many blocks; may be 0, for settling alone.
         min_s: Shortest duration of a block; for EPOCH, the longest that workers are given to come
             to rest before.
@@ -100,6 +104,8 @@ class Block:
         num_updates: Optimizer steps in them, as they were seen; 0 where none was.
         duration_s: From the first request for a batch to the end of the last step.
         wait_s: The part of it that the loop waited for the loader.
+        stall_s: The part of it that a GPU had nothing to do, since the loop had no batch; None
+            where none tells. While work is queued there, the loop may wait at no cost.
         ready_change: Batches that the loader held ready at the end, less those at the start.
         num_epoch_ends: Times that the data ended and began again.
         epoch_end_s: The part of `wait_s` that these took, up to the first batch after each.
@@ -113,6 +119,7 @@ class Block:
         pressure_s: Seconds in which some process of the machine or cgroup waited for memory.
         suspended_s: Seconds that the machine slept; they are not part of the duration.
         cores_changed: Whether the trial was given other cores to run on.
+        num_compiled: Graphs that `torch.compile` compiled meanwhile.
         energy_j: Joules that the machine's processors and memory used; None where it does not tell.
     """
 
@@ -121,6 +128,7 @@ class Block:
     num_units: float
     duration_s: float
     wait_s: float
+    stall_s: float | None = None
     num_updates: int = 0
     ready_change: int = 0
     num_epoch_ends: int = 0
@@ -135,6 +143,7 @@ class Block:
     pressure_s: float = 0.0
     suspended_s: float = 0.0
     cores_changed: bool = False
+    num_compiled: int = 0
     energy_j: float | None = None
 
     def __post_init__(self) -> None:
@@ -150,6 +159,11 @@ class Block:
     def units_per_s(self) -> float:
         """Throughput of the block by itself."""
         return self.num_units / self.duration_s
+
+    @property
+    def lost_s(self) -> float:
+        """The part of its duration that the loader cost: of a GPU's time, where there is one."""
+        return self.wait_s if self.stall_s is None else min(self.stall_s, self.duration_s)
 
     @property
     def interference(self) -> tuple[Interference, ...]:
@@ -170,6 +184,7 @@ class Block:
             Interference.MEMORY: self.pressure_s > _PRESSURE_SHARE * self.duration_s,
             Interference.SUSPENSION: self.suspended_s > _SUSPENDED_S,
             Interference.CORES: self.cores_changed,
+            Interference.COMPILATION: self.num_compiled > 0,
         }
         return tuple(cause for cause, applies in found.items() if applies)
 
@@ -185,6 +200,7 @@ class Settling:
         step_s: Seconds per step in the last of them.
         settled: Whether the loop stopped getting faster within the time given.
         num_discarded: Batches thrown away because more were ready than would be in steady state.
+        num_compiled: Graphs that `torch.compile` compiled meanwhile.
         steps_per_update: Micro-steps to an optimizer step; None where fewer than two were seen.
     """
 
@@ -194,7 +210,41 @@ class Settling:
     step_s: float
     settled: bool
     num_discarded: int = 0
+    num_compiled: int = 0
     steps_per_update: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceMemory:
+    """Memory of one accelerator, as a trial's training process saw it.
+
+    Attributes:
+        device: Its number in that process.
+        allocated_bytes: Most that tensors took.
+        reserved_bytes: Most that torch's allocator took for them.
+        used_bytes: Most that was taken of the device, by whomever: contexts, libraries and other
+            processes included.
+        total_bytes: All that it has.
+        num_retries: Times that the allocator found nothing free, gave back what it could, and tried
+            again; each stalls the device.
+    """
+
+    device: int
+    allocated_bytes: int
+    reserved_bytes: int
+    used_bytes: int
+    total_bytes: int
+    num_retries: int = 0
+
+    @property
+    def used_share(self) -> float:
+        """Share of the device that was taken, 0 to 1."""
+        return self.used_bytes / self.total_bytes if self.total_bytes else 0.0
+
+    @property
+    def others_bytes(self) -> int:
+        """What was taken beside that which torch's allocator took."""
+        return max(0, self.used_bytes - self.reserved_bytes)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,7 +257,7 @@ class Sample:
         settling: The uncounted steps before them, where the request asked for settling.
         memory_bytes: Peak memory of the process tree so far (see `trials.memory`).
         shared_memory_bytes: Of `/dev/shm`, what is used beyond what was at the trial's start.
-        device_memory_bytes: Peak memory reserved on the GPU; None where none is used.
+        devices: Memory of each accelerator in use.
         life_steps: Where the loop ended meanwhile and gives no more blocks, the batches that it
             was given from its start; else None.
     """
@@ -217,13 +267,18 @@ class Sample:
     settling: Settling | None = None
     memory_bytes: int = 0
     shared_memory_bytes: int = 0
-    device_memory_bytes: int | None = None
+    devices: tuple[DeviceMemory, ...] = ()
     life_steps: int | None = None
 
     @property
     def disturbed(self) -> bool:
         """Whether any of its blocks was disturbed."""
         return any(block.interference for block in self.blocks)
+
+    @property
+    def fullest_device(self) -> DeviceMemory | None:
+        """The accelerator with the least left; None where none is used."""
+        return max(self.devices, key=lambda device: device.used_share, default=None)
 
 
 # Loading counts as faster the second time from this factor on: what lies in a processor's cache by
@@ -300,8 +355,11 @@ class Probes:
         load_units_per_s: Throughput of the loader when the step costs nothing.
         epoch_start_s: From asking for a new epoch to its first batch; None where the data cannot
             be read again.
+        copy_s: Seconds of a step in which the loop waits for its batch to be copied to a GPU; None
+            without one.
     """
 
     compute_units_per_s: float
     load_units_per_s: float
     epoch_start_s: float | None = None
+    copy_s: float | None = None

@@ -136,6 +136,12 @@ def _axis_value(name: str, text: str) -> AxisValue:
     metavar="NAME=VALUES",
     help="Values of one axis: --axis batch_size=2,4,8. Repeatable.",
 )
+@click.option(
+    "--gpu-headroom",
+    type=click.FloatRange(0, 1, max_open=True),
+    metavar="SHARE",
+    help="Share of a GPU's memory that the settings must leave free.  [default: 0.1]",
+)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Seed of the sampler.")
 @click.option("--fresh", is_flag=True, help="Start a new study instead of going on with the last.")
 @click.option(

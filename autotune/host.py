@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
+from autotune import accelerator
 from autotune.channel import CHANNEL_VARIABLE, Channel, ChannelClosedError, Message
 from autotune.config import ThroughputConfig
 from autotune.instrument.optimizer_watch import optimizer_exists
@@ -181,7 +182,6 @@ def become_trial(
             config_path=config_path,
             default_num_threads=_default_num_threads(),
             fork_obstacle=fork_obstacle(),
-            uses_cuda=_uses_cuda(),
             versions=_versions(),
         )
         stop_watching()
@@ -212,8 +212,8 @@ def fork_obstacle() -> str | None:
         return f"forking a process that uses torch is not safe on {platform.system()}"
     if find_place().world_size > 1:
         return "several ranks start together"
-    if _uses_cuda():
-        return "CUDA is initialised when load_config is called"
+    if (obstacle := accelerator.fork_obstacle()) is not None:
+        return obstacle
     if is_initialized():
         return "torch.distributed is initialised when load_config is called"
     return describe_threads()
@@ -306,12 +306,6 @@ def _leave(exit_code: int) -> NoReturn:
         with contextlib.suppress(Exception):
             stream.flush()
     os._exit(exit_code)
-
-
-def _uses_cuda() -> bool:
-    """Whether the script has put anything on a GPU; asking does not touch CUDA."""
-    torch = sys.modules.get("torch")
-    return torch is not None and bool(torch.cuda.is_initialized())
 
 
 def _default_num_threads() -> int | None:

@@ -7,7 +7,7 @@ import enum
 import statistics
 from collections.abc import Sequence
 
-from autotune.blocks import Block, Probes, Sample
+from autotune.blocks import Block, DeviceMemory, Probes, Sample
 from autotune.config import ThroughputConfig
 
 # From this factor on, the rates of two epochs differ for another reason than noise.
@@ -33,6 +33,10 @@ class FailureCause(enum.StrEnum):
     KILLED = "killed"
     TIMED_OUT = "timed out"
     NO_DATA = "no data"
+    # It ran, but so that the training would not be safe from running out of it.
+    NO_HEADROOM = "too little GPU memory left"
+    # What a forked process cannot use, since CUDA was initialised before the fork.
+    DEVICE_AFTER_FORK = "GPU not usable after a fork"
     NOT_FINITE = "not finite"
     LOOP_ENDED = "loop ended early"
     NEVER_CALLED = "never called autotune"
@@ -47,12 +51,16 @@ class FailureCause(enum.StrEnum):
     INTERRUPTED = "interrupted"
 
     @property
+    def is_of_device(self) -> bool:
+        """Whether it was a GPU's memory that ran out, or nearly did."""
+        return self in (FailureCause.OUT_OF_DEVICE_MEMORY, FailureCause.NO_HEADROOM)
+
+    @property
     def is_exhaustion(self) -> bool:
         """Whether something ran out of which larger batches and more workers need more."""
-        return self in (
+        return self.is_of_device or self in (
             FailureCause.OUT_OF_MEMORY,
             FailureCause.OUT_OF_SHARED_MEMORY,
-            FailureCause.OUT_OF_DEVICE_MEMORY,
             FailureCause.TOO_MANY_FILES,
         )
 
@@ -87,7 +95,8 @@ class Measurement:
         samples_per_update: Samples per optimizer step, as these were seen; None where none was.
         later_epochs_ratio: Throughput after the first epoch's end ÷ that before it; None where no
             end was seen. Where the two differ, the figures are those of later epochs.
-        data_wait_share: Share of the time that the loop waited for the loader, 0 to 1.
+        data_wait_share: Share of the time that the loop waited for the loader, 0 to 1; on a GPU,
+            that it had nothing to do meanwhile.
         cpu_utilisation: CPU seconds of the process tree ÷ (wall seconds x cores it may use).
         cpu_s_per_sample: CPU seconds of the process tree per sample.
         wait_cpu_share: Share of these that the training process used while it waited for its
@@ -95,7 +104,13 @@ class Measurement:
         throttled_share: Share of the time of the cores it may use that a cgroup's quota took.
         peak_memory_bytes: Peak memory of the process tree.
         shared_memory_bytes: Most of `/dev/shm` that the trial used.
-        device_memory_bytes: Peak memory on the GPU; None where none is used.
+        device_memory_bytes: Most that torch's allocator took of the GPU that is fullest; None where
+            none is used, as for the next two.
+        device_memory_share: Most that was taken of that GPU, by whomever, 0 to 1.
+        copy_s: Seconds of a step that the loop waits for its batch to be copied to the GPU, where
+            that was probed.
+        num_memory_retries: Times that its memory ran out, so that the allocator gave back what it
+            could and tried again.
         measured_s: Wall seconds inside the counted blocks.
         num_steps: Micro-steps in the counted blocks.
         num_blocks: Blocks measured.
@@ -137,6 +152,14 @@ class Measurement:
     samples_per_update: float | None = None
     later_epochs_ratio: float | None = None
     samples_per_epoch: int | None = None
+    device_memory_share: float | None = None
+    num_memory_retries: int | None = None
+    copy_s: float | None = None
+
+    @property
+    def uses_device(self) -> bool:
+        """Whether the training runs on an accelerator."""
+        return self.device_memory_bytes is not None
 
 
 def sustained_share(blocks: Sequence[Block]) -> float:
@@ -239,21 +262,22 @@ def summarise(
     cpu_s = sum(block.cpu_s for block in blocks)
     capacity_s = sum(block.duration_s * block.capacity_cores for block in blocks)
     settling = next((sample.settling for sample in samples if sample.settling), None)
-    device_memory = [s.device_memory_bytes for s in samples if s.device_memory_bytes is not None]
+    device = fullest_device(samples)
+    num_retries = [memory.num_retries for sample in samples for memory in sample.devices]
     wait_cpu_share = sum(block.wait_cpu_s for block in blocks) / cpu_s if cpu_s else 0.0
     return Measurement(
         samples_per_s=num_samples * balance / duration_s,
         units_per_s=sum(block.num_units for block in blocks) * balance / duration_s,
         seconds_per_step=seconds_per_step,
         seconds_per_optimizer_step=seconds_per_step * steps_per_update,
-        data_wait_share=sum(block.wait_s for block in blocks) / elapsed_s,
+        data_wait_share=sum(block.lost_s for block in blocks) / elapsed_s,
         cpu_utilisation=cpu_s / capacity_s,
         cpu_s_per_sample=cpu_s / num_samples,
         wait_cpu_share=wait_cpu_share if config.num_workers else None,
         throttled_share=min(1.0, sum(block.throttled_s for block in blocks) / capacity_s),
         peak_memory_bytes=max(sample.memory_bytes for sample in samples),
         shared_memory_bytes=max(sample.shared_memory_bytes for sample in samples),
-        device_memory_bytes=max(device_memory, default=None),
+        device_memory_bytes=device.reserved_bytes if device else None,
         measured_s=elapsed_s,
         num_steps=num_steps,
         num_blocks=len(measured),
@@ -268,7 +292,16 @@ def summarise(
         samples_per_update=num_samples / num_updates if num_updates else None,
         later_epochs_ratio=_ratio(*_by_epoch(samples)),
         samples_per_epoch=samples_per_epoch,
+        device_memory_share=device.used_share if device else None,
+        num_memory_retries=max(num_retries, default=None),
+        copy_s=probes.copy_s if probes else None,
     )
+
+
+def fullest_device(samples: Sequence[Sample]) -> DeviceMemory | None:
+    """The accelerator with the least left at any time; None where none is used."""
+    found = [device for sample in samples if (device := sample.fullest_device) is not None]
+    return max(found, key=lambda device: device.used_share, default=None)
 
 
 def _joules_per_sample(blocks: Sequence[Block]) -> float | None:

@@ -25,6 +25,8 @@ AXIS_NAMES = (
 WORD_AXES = {"gc": COLLECTORS}
 # Of more divisors than these, the default batch axis takes so many, spread evenly.
 _MAX_BATCH_SIZES = 8
+# Without a name for the axis, no more workers are tried at first.
+_MOST_WORKERS = 32
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,16 +122,15 @@ def default_axes(
     usable_cores: int,
     baseline: ThroughputConfig,
     effective_batch_size: int | None,
-    uses_cuda: bool,
 ) -> dict[str, tuple[AxisValue, ...]]:
     """The axes to search where the user names none.
 
     Batch sizes are the divisors of the effective batch, or half to sixteen times the baseline's.
-    Workers go to twice the cores (loading may wait rather than compute), threads to the cores; a
-    baseline without a number of threads is a script without torch, and has none to tune. Only where
-    there is a GPU do page-locked batches help, by non-blocking copies to it. The garbage collector
-    matters where loading takes CPU time, which the baseline's measurement tells: see
-    `plan.without_idle_axes`.
+    Workers go to twice the cores (loading may wait rather than compute), on machines with many to
+    32 at first: where the most are best, more are tried. Threads go to the cores; a baseline
+    without a number of threads is a script without torch, and has none to tune. What the baseline's
+    measurement shows decides of the garbage collector and of page-locked memory, and leaves out
+    threads that a GPU makes idle: see `plan.with_fitting_axes`.
     """
     if effective_batch_size is None:
         size = baseline.batch_size
@@ -138,7 +139,7 @@ def default_axes(
         divisors = [n for n in range(1, effective_batch_size + 1) if effective_batch_size % n == 0]
         batch_sizes = _thinned(divisors) | {baseline.batch_size}
     powers = [2**power for power in range(8)]
-    workers = [0, *(n for n in powers if n <= 2 * usable_cores)]
+    workers = [0, *(n for n in powers if n <= min(2 * usable_cores, _MOST_WORKERS))]
     threads = [n for n in range(1, usable_cores + 1) if usable_cores <= 4 or n in powers]
     axes: dict[str, tuple[AxisValue, ...]] = {
         "batch_size": tuple(sorted(batch_sizes)),
@@ -147,8 +148,6 @@ def default_axes(
     }
     if baseline.num_threads is not None:
         axes["num_threads"] = tuple(sorted({*threads, usable_cores}))
-    if uses_cuda:
-        axes["pin_memory"] = (False, True)
     # Not "raised": it is about as fast (docs/collector.md), and lets garbage grow for much longer.
     axes["gc"] = tuple(dict.fromkeys((DEFAULT, FROZEN, baseline.gc)))
     return axes

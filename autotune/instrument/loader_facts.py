@@ -51,6 +51,8 @@ def describe_loader(loader: Any, config: ThroughputConfig) -> LoaderFacts:  # no
         fixed["num_workers"] = f"the loader was made with num_workers={num_workers}"
     elif is_torch and num_workers and loader.prefetch_factor != config.prefetch_factor:
         fixed["prefetch_factor"] = f"the loader was made with {loader.prefetch_factor}"
+    if is_torch and bool(loader.pin_memory) != config.pin_memory:
+        fixed["pin_memory"] = f"the loader was made with pin_memory={loader.pin_memory}"
     return LoaderFacts(
         batch_size=batch_size if is_torch else None,
         steps_per_epoch=_length(loader),

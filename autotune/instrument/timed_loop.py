@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import sys
 import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, NoReturn
 
+from autotune.accelerator import Accelerator, num_compiled
 from autotune.blocks import Block, BlockMode, BlockRequest, LoopFacts, Settling
 from autotune.counters import CounterReader
 from autotune.host import TrialProcess
 from autotune.instrument.batch_source import END, BatchSource
+from autotune.instrument.copies import CopyWatch
 from autotune.instrument.optimizer_watch import OptimizerWatch
 from autotune.instrument.revisit import revisit
 from autotune.measurement import FailureCause
@@ -26,6 +27,11 @@ _SPEED_UP = 0.03
 # for 16 of its 20 ms, steps took up to 17 ms longer for 0.1 s, and were as before from then on;
 # loops that compute all the time were as before after 0.05 s. It makes no difference to long steps.
 _PLACEMENT_S, _LONG_STEP_S = 0.1, 0.5
+# In warm-up, so many windows in which something is compiled are not part of its time; a loop that
+# compiles for ever is not waited for.
+_MOST_COMPILING = 16
+# Steps in which it is looked at what a loop copies.
+_NUM_WATCHED = 4
 # A loop that waits for more of the time than this waits for its loader; cores that are busy for
 # more than this are what the loader waits for.
 _WAITING_SHARE, _SATURATED_SHARE = 0.05, 0.8
@@ -80,6 +86,7 @@ class TimedLoop:
         self._watch = watch
         self._count = count
         self._facts = facts
+        self._device = Accelerator()
         self._num_fed = 0
         self._step_s = 0.0
         self._least_lead_in = 0
@@ -131,9 +138,8 @@ class TimedLoop:
             self._send(answer)
 
     def _send(self, answer: dict[str, Any], **more: Any) -> None:  # noqa: ANN401
-        self._trial.send(
-            type="blocks", device_memory_bytes=_device_memory_bytes(), **answer, **more
-        )
+        devices = [dataclasses.asdict(memory) for memory in self._device.memory()]
+        self._trial.send(type="blocks", devices=devices, **answer, **more)
 
     def _stand_still(self) -> NoReturn:
         """Wait to be ended by the coordinator: what follows the loop must not run."""
@@ -152,11 +158,14 @@ class TimedLoop:
 
     def _answer(self, request: BlockRequest, answer: dict[str, Any]) -> Generator[Any, None, None]:
         self._counters.find_processes()
+        self._device.look()
         if request.mode is BlockMode.CHECK:
             answer["finite"] = self._watch.all_finite()
         elif request.mode is BlockMode.REVISIT:
             found = revisit(self.source.loader)
             answer["revisit"] = None if found is None else dataclasses.asdict(found)
+        elif request.mode is BlockMode.COPY:
+            answer["copy_s"] = yield from self._copy_s()
         elif request.mode is BlockMode.EPOCH:
             capacity = self._trial.config.num_prefetched
             answer["epoch_start_s"] = self.source.begin_epoch(capacity, request.min_s)
@@ -176,6 +185,18 @@ class TimedLoop:
             else:
                 yield from self._lead_in(self._least_lead_in)
             yield from self._blocks(self._take, request, answer)
+
+    def _copy_s(self) -> Generator[Any, None, float | None]:
+        """Seconds that copies to a GPU keep the loop waiting for, in a step."""
+        if not self._device.is_used:
+            return None
+        watch = CopyWatch()
+        yield from self._lead_in()
+        for _ in range(_NUM_WATCHED):
+            batch = self._take()
+            with watch.watching():
+                yield batch
+        return watch.copy_s / _NUM_WATCHED
 
     def _take_all(self) -> Any:  # noqa: ANN401
         """A batch of each loader that feeds a step; gives that of the first."""
@@ -198,10 +219,14 @@ class TimedLoop:
         allocator. They also leave the workers time to fill their buffer: where it is seen to
         empty again, what is left in it is thrown away, since a loader that cannot keep up has no
         buffer in its steady state.
+
+        Steps in which something is compiled are not part of the time given, nor is the first one
+        of all on a device, which loads its libraries.
         """
-        start_s = time.monotonic()
+        start_s = begun_s = time.monotonic()
+        compiled = num_compiled()
         num_taken = self.source.num_taken
-        num_discarded, num_steps, num_updates = 0, 1, 0
+        num_discarded, num_steps, num_updates, num_compiling = 0, 1, 0, 0
         window = dataclasses.replace(request, min_s=_WINDOW_S, cut_s=request.settle_s)
         if request.settle_steps is not None:
             window = dataclasses.replace(
@@ -211,11 +236,18 @@ class TimedLoop:
         settled = False
         try:
             yield self._take()
+            if num_compiled() or self._device.is_used:
+                self._device.synchronise()
+                begun_s = time.monotonic()
             num_discarded += self.source.drain()
             while True:
                 block = yield from self._block(self._take, window)
                 num_steps += block.num_steps
                 num_updates += block.num_updates
+                if block.num_compiled and num_compiling < _MOST_COMPILING:
+                    num_compiling += 1
+                    begun_s, previous = time.monotonic(), 0.0
+                    continue
                 emptying = block.ready_change < -self._trial.config.num_workers
                 if emptying:
                     num_discarded += self.source.discard_ready()
@@ -224,7 +256,7 @@ class TimedLoop:
                 faster = 0 < previous < block.units_per_s / (1 + _SPEED_UP)
                 first_window, previous = previous == 0, block.units_per_s
                 settled = not emptying and not faster
-                late = time.monotonic() - start_s > request.settle_s
+                late = time.monotonic() - begun_s > request.settle_s
                 if request.settle_steps is not None:
                     late |= num_steps >= request.settle_steps
                 if late or (settled and not first_window):
@@ -238,6 +270,7 @@ class TimedLoop:
                     step_s=self._step_s,
                     settled=settled,
                     num_discarded=num_discarded,
+                    num_compiled=num_compiled() - compiled,
                     steps_per_update=round((num_steps - 1) / num_updates)
                     if num_updates > 1
                     else None,
@@ -294,7 +327,11 @@ class TimedLoop:
             found: Gets the block, also where the loop ends within it.
         """
         tally = _Tally()
-        _synchronise()
+        self._device.synchronise()
+        clock = self._device.stall_clock()
+        if clock is not None:
+            clock.begin(self._step_s)
+        compiled = num_compiled()
         num_ready = self.source.num_ready()
         source, num_ends, ends_s = self.source, self.source.num_epoch_ends, self.source.epoch_end_s
         updates, num_lost = self._watch.counts(), 0
@@ -302,10 +339,12 @@ class TimedLoop:
         start_s = asked_s = time.monotonic()
 
         def finish() -> Block:
-            _synchronise()
+            self._device.synchronise()
             return self._finish(
                 tally,
                 duration_s=time.monotonic() - start_s - self._paused_s,
+                stall_s=None if clock is None else clock.stalled_s(),
+                num_compiled=num_compiled() - compiled,
                 ready_change=self.source.num_ready() - num_ready,
                 num_epoch_ends=self.source.num_epoch_ends - (num_ends if same() else 0),
                 epoch_end_s=self.source.epoch_end_s - (ends_s if same() else 0.0),
@@ -317,8 +356,12 @@ class TimedLoop:
         try:
             while True:
                 asked_cpu_s = time.process_time()
+                if clock is not None:
+                    clock.ask()
                 batch = take()
                 got_s = time.monotonic()
+                if clock is not None:
+                    clock.get()
                 wait_s, wait_cpu_s = got_s - asked_s, time.process_time() - asked_cpu_s
                 num_samples, num_units = self._count(batch)
                 num_before = self._watch.updates_since(updates)
@@ -368,18 +411,3 @@ class TimedLoop:
             wait_cpu_s=tally.wait_cpu_s,
             **seen,
         )
-
-
-def _synchronise() -> None:
-    """Wait for the GPU, at the edges of blocks only; nothing where there is none in use."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-
-
-def _device_memory_bytes() -> int | None:
-    """Peak memory that torch reserved on the GPU; None where none is in use."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return None
-    return int(torch.cuda.max_memory_reserved())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from autotune.report.device import device
 from autotune.report.diagnosis import findings
 from autotune.report.progress import say
 from autotune.report.view import StudyView
@@ -60,7 +61,8 @@ def print_answer(console: Console, view: StudyView) -> None:
     for line in runners_up(result):
         say(console, f"next: {line}")
     _print_findings(console, view)
-    for line in (*bottlenecks(result), *collector(view), how(result), *warnings(result)):
+    told = (*bottlenecks(result), *collector(view), *device(view))
+    for line in (*told, how(result), *warnings(result)):
         say(console, line)
 
 

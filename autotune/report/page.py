@@ -13,6 +13,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from autotune.report import figures
+from autotune.report.device import device
 from autotune.report.diagnosis import findings, label
 from autotune.report.view import StudyView
 from autotune.report.words import (
@@ -67,7 +68,7 @@ def make_page(view: StudyView, frame: pd.DataFrame) -> str:
         runners_up=runners_up(result) if result else [],
         findings=findings(view) if view.best else [],
         severity_rule=SEVERITY_RULE[0].upper() + SEVERITY_RULE[1:],
-        bottlenecks=[*bottlenecks(result), *collector(view)] if result else [],
+        bottlenecks=[*bottlenecks(result), *collector(view), *device(view)] if result else [],
         sections=sections,
         trials=trial_rows(frame),
         about=list(_about(view)),

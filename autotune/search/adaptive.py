@@ -20,7 +20,7 @@ from autotune.config import ThroughputConfig
 from autotune.measurement import Failure
 from autotune.search.belief import Belief, Observation, Similarity, Spreads, fit_spreads
 from autotune.search.confirmation import INDIFFERENCE, preference
-from autotune.search.knowledge import is_heavier
+from autotune.search.knowledge import needs_as_much
 from autotune.search.law import BottleneckLaw, Costs
 from autotune.search.policy import Proposal, probabilities_near_best, propose
 
@@ -52,7 +52,9 @@ class Reading:
         num_units: Units in them that the loader can sustain.
         num_steps: Micro-steps in them.
         wait_s: The part of the time that the loop waited for data.
-        wait_cpu_s: CPU seconds of the training process in that time.
+        lost_s: The part of the time that loading cost: as `wait_s`, but of a GPU's time where
+            there is one.
+        wait_cpu_s: CPU seconds of the training process while it waited for data.
         start_s: What came before, its start and settling; None where runs of the search start
             otherwise.
         error: Standard deviation of the logarithm of `num_units`, as far as it was reckoned from
@@ -64,6 +66,7 @@ class Reading:
     num_units: float
     num_steps: int
     wait_s: float
+    lost_s: float
     wait_cpu_s: float
     start_s: float | None = None
     error: float = 0.0
@@ -341,7 +344,7 @@ class AdaptiveSearch:
     def _may_run(self) -> NDArray[np.bool_]:
         """Which configurations have not failed, and need not fail by what failed so far, [N]."""
         exhausted = [
-            self.configs[index]
+            (self.configs[index], failure.cause)
             for index, failure in self._failed.items()
             if failure.cause.is_exhaustion
         ]
@@ -353,7 +356,7 @@ class AdaptiveSearch:
                     index in measured
                     or not (
                         self._rules_out(config)
-                        or any(is_heavier(config, other) for other in exhausted)
+                        or any(needs_as_much(config, *other) for other in exhausted)
                     )
                 )
                 for index, config in enumerate(self.configs)
@@ -392,7 +395,7 @@ class AdaptiveSearch:
         costs = [
             Costs(
                 config=self.configs[index],
-                step_s=max(1e-12, (reading.duration_s - reading.wait_s) / reading.num_units),
+                step_s=max(1e-12, (reading.duration_s - reading.lost_s) / reading.num_units),
                 load_s=reading.wait_s / reading.num_units,
                 load_cpu_s=reading.wait_cpu_s / reading.num_units,
             )

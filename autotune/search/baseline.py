@@ -18,6 +18,8 @@ _START_PATIENCE = 10.0
 _LEAST_START_DEADLINE_S = 30.0
 # Once the time is up, so many times.
 _LATE_START_PATIENCE = 3.0
+# Of a GPU's memory, what equal trials may take more or less.
+_SHARE_SLACK = 0.01
 # The end of the first epoch is waited for so long at most, and for so much of the budget.
 _FIRST_EPOCH_S, _FIRST_EPOCH_SHARE = 5.0, 0.05
 # Loading some samples twice takes about so long at most.
@@ -89,6 +91,11 @@ def _measure(recorder: Recorder, plan: Plan, trial: Trial) -> TrialRecord | None
         store.set_facts(first_epoch_s=recorder.first_epoch_s)
     else:
         recorder.first_epoch_s = 0.0
+    share = outcome.measurement.device_memory_share
+    if share is not None:
+        recorder.gpu_headroom = min(recorder.gpu_headroom, max(0.0, 1 - share - _SHARE_SLACK))
+    recorder.warm_up_s = outcome.measurement.warm_up_s
+    recorder.baseline = plan.baseline
     # From here on it is known what a start takes, and a step.
     recorder.sample_s = 1 / outcome.measurement.samples_per_s
     recorder.expects_finite = finite is True

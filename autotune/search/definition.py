@@ -59,6 +59,7 @@ class StudyDefinition:
         num_finalists: Configurations that are confirmed beside the baseline; AUTO needs one.
         allow_busy: Whether to measure on a machine that other processes keep busy.
         start_deadline_s: Longest time from a start to the loop's first batch.
+        gpu_headroom: Share of a GPU's memory that the chosen settings must leave free, 0 to 1.
         seed: For samplers that draw, and for the order of confirming runs.
     """
 
@@ -79,6 +80,7 @@ class StudyDefinition:
     num_finalists: Annotated[int, Field(ge=1, le=100)] = 3
     allow_busy: bool = False
     start_deadline_s: _Seconds = 600.0
+    gpu_headroom: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.1
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
     def __post_init__(self) -> None:

@@ -159,7 +159,10 @@ class GuidedSearch:
         return max(HORIZON_S, _HORIZON_STEPS * baseline.seconds_per_optimizer_step)
 
     def _has_memory_for_more(self, config: ThroughputConfig) -> bool:
-        """Whether twice of what a configuration took would fit."""
+        """Whether twice of what a configuration took of the machine's memory would fit.
+
+        Of a GPU's is known what it takes: see `memory_forecast`.
+        """
         held = [
             record.measurement.peak_memory_bytes + record.measurement.shared_memory_bytes
             for record in self._recorder.store.records()

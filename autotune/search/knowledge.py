@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Set
 from types import MappingProxyType
 
 from autotune.config import ThroughputConfig
+from autotune.measurement import FailureCause
 from autotune.search.confirmation import INDIFFERENCE, preference
 from autotune.search.lessons import Lesson, learn
 from autotune.search.records import TrialRecord, telling_failures
@@ -28,14 +29,14 @@ class Knowledge:
         measured: Units per second of the configurations visited; 0 for those that failed.
         without_workers: Of visited ones without workers, what they could reach if loading took no
             time at all; not of those that were disturbed throughout.
-        exhausted: Configurations that ran out of memory, or of files.
+        exhausted: Configurations that ran out of memory, or of files, and why.
         in_doubt: Configurations that were visited once, and disturbed throughout.
         lessons: What failures teach.
     """
 
     measured: Mapping[ThroughputConfig, float]
     without_workers: Mapping[ThroughputConfig, float]
-    exhausted: tuple[ThroughputConfig, ...]
+    exhausted: tuple[tuple[ThroughputConfig, FailureCause], ...]
     in_doubt: tuple[ThroughputConfig, ...]
     lessons: tuple[Lesson, ...] = ()
 
@@ -44,7 +45,7 @@ class Knowledge:
         """What short trials of the search, forked or fresh, have shown."""
         measured: dict[ThroughputConfig, float] = {}
         without_workers: dict[ThroughputConfig, float] = {}
-        exhausted: list[ThroughputConfig] = []
+        exhausted: list[tuple[ThroughputConfig, FailureCause]] = []
         visits: list[ThroughputConfig] = []
         disturbed: list[ThroughputConfig] = []
         records = tuple(records)
@@ -65,7 +66,7 @@ class Knowledge:
                 measured[record.config] = 0.0
                 without_workers.pop(record.config, None)
                 if failure.cause.is_exhaustion:
-                    exhausted.append(record.config)
+                    exhausted.append((record.config, failure.cause))
         return cls(
             measured=MappingProxyType(measured),
             without_workers=MappingProxyType(without_workers),
@@ -95,7 +96,7 @@ class Knowledge:
         """
         if any(lesson.covers(config) for lesson in self.lessons):
             return True
-        if any(is_heavier(config, failed) for failed in self.exhausted):
+        if any(needs_as_much(config, failed, cause) for failed, cause in self.exhausted):
             return True
         if config.num_workers == 0:
             return False
@@ -126,6 +127,18 @@ class Knowledge:
 
 def _without_workers(config: ThroughputConfig) -> ThroughputConfig:
     return dataclasses.replace(config, num_workers=0, prefetch_factor=None, persistent_workers=None)
+
+
+def needs_as_much(
+    config: ThroughputConfig, exhausted: ThroughputConfig, cause: FailureCause
+) -> bool:
+    """Whether `config` needs at least as much of what another one ran out of.
+
+    The memory of a GPU depends on the batch alone, everything else on what the loader holds, too.
+    """
+    if cause.is_of_device:
+        return config.batch_size >= exhausted.batch_size
+    return is_heavier(config, exhausted)
 
 
 def is_heavier(config: ThroughputConfig, other: ThroughputConfig) -> bool:

@@ -51,14 +51,14 @@ def read(record: TrialRecord) -> Reading:
     if record.phase.is_brief and record.duration_s is not None:
         all_s = sum(block.duration_s for sample in samples for block in sample.blocks)
         start_s = max(0.0, record.duration_s - all_s)
+    epoch_ends_s = duration_s - measurement.measured_s
     return Reading(
         at_s=at_s / sum(bool(sample.blocks) for sample in samples) + measurement.measured_s / 2,
         duration_s=duration_s,
         num_units=num_units,
         num_steps=num_steps,
-        wait_s=max(
-            0.0, sum(block.wait_s for block in blocks) + duration_s - measurement.measured_s
-        ),
+        wait_s=max(0.0, sum(block.wait_s for block in blocks) + epoch_ends_s),
+        lost_s=max(0.0, sum(block.lost_s for block in blocks) + epoch_ends_s),
         wait_cpu_s=sum(block.wait_cpu_s for block in blocks),
         start_s=start_s,
         error=_error(record.config, sustained_share(blocks) * num_steps, num_steps),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from autotune.blocks import DeviceMemory
 from autotune.config import ThroughputConfig
-from autotune.measurement import Failure, FailureCause
+from autotune.measurement import Failure, FailureCause, fullest_device
 from autotune.search.knowledge import is_heavier
 from autotune.search.records import TrialRecord
 
-_MIB = 2**20
+_MIB, _GIB = 2**20, 2**30
 
 
 def foresee_exhaustion(
@@ -18,6 +19,7 @@ def foresee_exhaustion(
     *,
     memory_left_bytes: int,
     shared_memory_left_bytes: int | None,
+    gpu_headroom: float,
 ) -> Failure | None:
     """Why `config` should not even be started; None where it will fit, or nothing is known.
 
@@ -26,7 +28,18 @@ def foresee_exhaustion(
         records: What has run.
         memory_left_bytes: What may still be taken of the machine's memory.
         shared_memory_left_bytes: The same of `/dev/shm`; None where there is none.
+        gpu_headroom: Share of a GPU's memory that must stay free.
     """
+    device = _on_device(config, records)
+    if device is not None:
+        needed, total = device
+        if needed > (1 - gpu_headroom) * total:
+            return Failure(
+                cause=FailureCause.NO_HEADROOM,
+                message=f"not started: by smaller batches about {needed / _GIB:,.1f} GiB of the "
+                f"GPU's {total / _GIB:,.1f} GiB would be taken, and a training must leave "
+                f"{100 * gpu_headroom:.0f} % (--gpu-headroom)",
+            )
     wanted = _memory_bytes(config, records)
     if wanted > memory_left_bytes:
         return _failure(FailureCause.OUT_OF_MEMORY, wanted, memory_left_bytes, "memory")
@@ -58,6 +71,31 @@ def _memory_bytes(config: ThroughputConfig, records: Sequence[TrialRecord]) -> f
                 per_sample = (more - less) / (larger.batch_size - smaller.batch_size)
                 wanted = max(wanted, more + per_sample * (config.batch_size - larger.batch_size))
     return wanted
+
+
+def _on_device(
+    config: ThroughputConfig, records: Sequence[TrialRecord]
+) -> tuple[float, int] | None:
+    """Bytes of a GPU that will be taken at least, and its bytes; None where nothing tells.
+
+    Tensors take as much more for each further sample of a batch as for others, told by two batch
+    sizes; the allocator takes more than that, and contexts and other processes as much as they did.
+    """
+    found: dict[int, DeviceMemory] = {}
+    for record in records:
+        device = fullest_device(record.samples)
+        size = record.config.batch_size
+        if record.measurement is None or device is None or size >= config.batch_size:
+            continue
+        if size not in found or device.allocated_bytes < found[size].allocated_bytes:
+            found[size] = device
+    if len(found) < 2:
+        return None
+    *_, smaller, larger = sorted(found)
+    less, more = found[smaller], found[larger]
+    per_sample = (more.allocated_bytes - less.allocated_bytes) / (larger - smaller)
+    tensors = more.allocated_bytes + max(0.0, per_sample) * (config.batch_size - larger)
+    return tensors + more.others_bytes, more.total_bytes
 
 
 def _shared_memory_bytes(config: ThroughputConfig, records: Sequence[TrialRecord]) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from autotune.blocks import LoopFacts, Sample
 from autotune.config import ThroughputConfig
 from autotune.machine import this_machine
-from autotune.measurement import Measurement, StartMode
+from autotune.measurement import Measurement, StartMode, fullest_device
 from autotune.search.definition import SamplerName, StudyDefinition
 from autotune.search.loading import loader_cpu_share
 from autotune.search.visits import Limits, run_through, settling_s
@@ -27,6 +27,8 @@ _WORTH_WIDENING = 0.05
 # to about half of loading (docs/collector.md), so that below this it brings at most some 2 %, which
 # is no matter.
 _LEAST_LOADING = 0.05
+# Beside a GPU, no more threads are tried, but for the baseline's own number.
+_MOST_THREADS_BESIDE_DEVICE = 8
 # What the adaptive search visits: two where structure decides, and many times that where many are
 # alike (measured: benchmarks/search.py).
 _FEWEST_VISITS, _MOST_VISITS = 2, 40
@@ -42,6 +44,7 @@ class Plan:
         configurations: The combinations of their values.
         num_samples: Samples that an epoch is drawn from; no batch is larger. None if unknown.
         notes: What this loop does not let one search, a sentence each.
+        fixed: Settings that it does not take from its configuration.
     """
 
     baseline: ThroughputConfig
@@ -49,6 +52,7 @@ class Plan:
     configurations: tuple[ThroughputConfig, ...]
     num_samples: int | None = None
     notes: tuple[str, ...] = ()
+    fixed: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +85,6 @@ def make_plan(
         usable_cores=this_machine().usable_cores,
         baseline=baseline,
         effective_batch_size=effective,
-        uses_cuda=introduction.uses_cuda,
     )
     facts = facts or LoopFacts()
     axes, notes = _within(facts, {**axes, **definition.axes}, baseline, named=definition.axes)
@@ -92,6 +95,7 @@ def make_plan(
         configurations=space.configurations(baseline),
         num_samples=facts.samples_per_epoch,
         notes=notes,
+        fixed=frozenset(facts.fixed),
     )
 
 
@@ -132,9 +136,11 @@ def _within(
     return {name: values for name, values in allowed.items() if values}, tuple(notes)
 
 
-def without_idle_axes(plan: Plan, definition: StudyDefinition, baseline: Sequence[Sample]) -> Plan:
-    """The plan without the axis of the garbage collector, where loading takes little CPU time.
+def with_fitting_axes(plan: Plan, definition: StudyDefinition, baseline: Sequence[Sample]) -> Plan:
+    """The plan with those axes that matter by what the baseline showed.
 
+    The garbage collector matters where loading takes CPU time, page-locked memory where batches go
+    to a GPU. There the step's computing is not done by threads: a few serve what is left for them.
     An axis that the user named stays.
 
     Args:
@@ -142,12 +148,20 @@ def without_idle_axes(plan: Plan, definition: StudyDefinition, baseline: Sequenc
         definition: What was asked for.
         baseline: What the baseline's trial showed.
     """
-    if "gc" in definition.axes or "gc" not in plan.space.axes:
-        return plan
-    if loader_cpu_share(baseline, plan.baseline) >= _LEAST_LOADING:
-        return plan
-    axes = {name: values for name, values in plan.space.axes.items() if name != "gc"}
-    return _with_axes(plan, axes)
+    axes = dict(plan.space.axes)
+    if loader_cpu_share(baseline, plan.baseline) < _LEAST_LOADING:
+        axes.pop("gc", None)
+    if fullest_device(baseline) is not None:
+        if "pin_memory" not in plan.fixed:
+            axes["pin_memory"] = (False, True)
+        axes["num_threads"] = tuple(
+            n
+            for n in axes.get("num_threads", ())
+            if int(n) <= _MOST_THREADS_BESIDE_DEVICE or n == plan.baseline.num_threads
+        )
+        axes = {name: values for name, values in axes.items() if values}
+    axes |= {name: plan.space.axes[name] for name in definition.axes if name in plan.space.axes}
+    return plan if axes == plan.space.axes else _with_axes(plan, axes)
 
 
 def widen(
@@ -218,7 +232,7 @@ def try_out(definition: StudyDefinition, runner: Runner) -> tuple[Plan, Estimate
             end_s=time.monotonic(),
         )
         outcome = run_through(trial, definition, limits=limits, keeper=QuietKeeper(0.0))
-        plan = without_idle_axes(plan, definition, outcome.samples)
+        plan = with_fitting_axes(plan, definition, outcome.samples)
     return plan, estimate(
         definition,
         plan,

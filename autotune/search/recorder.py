@@ -44,7 +44,10 @@ class Recorder:
         keeper: Waits for a quiet machine.
         sample_s: Seconds that a sample takes with the baseline; None until that is known.
         expects_finite: Whether the baseline's parameters stayed finite.
-        first_epoch_s: See `visits.Limits`.
+        first_epoch_s: See `visits.Limits`, as for the next.
+        warm_up_s: See there.
+        gpu_headroom: See there; less where the baseline itself leaves less.
+        baseline: Its configuration, once it is measured.
         lessons: What the failures so far teach.
 
     Args:
@@ -67,8 +70,12 @@ class Recorder:
         self.sample_s: float | None = None
         self.expects_finite = False
         self.first_epoch_s = 0.0
+        self.warm_up_s = 0.0
+        self.gpu_headroom = definition.gpu_headroom
+        self.baseline: ThroughputConfig | None = None
         self.lessons: tuple[Lesson, ...] = ()
         self._something_worked = False
+        self._told_reason: str | None = None
         self._failures: list[TrialRecord] = []
         self.definition = definition
         self.store = store
@@ -90,6 +97,8 @@ class Recorder:
             end_s=self._deadline_s,
             expects_finite=self.expects_finite,
             first_epoch_s=self.first_epoch_s,
+            warm_up_s=self.warm_up_s,
+            gpu_headroom=None if config == self.baseline else self.gpu_headroom,
         )
 
     def rules_out(self, config: ThroughputConfig) -> bool:
@@ -129,7 +138,8 @@ class Recorder:
     ) -> TrialRecord:
         """One short trial by itself, started as trials of the search are.
 
-        If it is killed, once more: see `telling_failures`.
+        If it is killed, once more: see `telling_failures`. If it is forked and cannot use the GPU
+        for that, once more in a fresh process, as all that follow.
 
         Args:
             config: What runs.
@@ -138,10 +148,29 @@ class Recorder:
             incumbent: See there.
         """
         record = self._visit(config, phase, num_blocks=num_blocks, incumbent=incumbent)
-        killed = record.failure is not None and record.failure.cause is FailureCause.KILLED
-        if killed and self.left_s > 0:
+        failure = record.failure
+        if failure is None:
+            return record
+        is_forked = record.start_mode is StartMode.FORK
+        if failure.cause is FailureCause.DEVICE_AFTER_FORK and is_forked:
+            self.give_up_forking(f"a forked trial failed: {failure.message}")
+            self.tell_fresh_reason()
+            record = self._visit(config, phase, num_blocks=num_blocks, incumbent=incumbent)
+        elif failure.cause is FailureCause.KILLED and self.left_s > 0:
             record = self._visit(config, phase, num_blocks=num_blocks, incumbent=incumbent)
         return record
+
+    def give_up_forking(self, reason: str) -> None:
+        """Start every further trial of the study afresh."""
+        self.store.set_facts(fork_failure=reason)
+        self.runner.give_up_forking(reason)
+
+    def tell_fresh_reason(self) -> None:
+        """Say once why trials are not forked, where nobody asked for that."""
+        reason = self.runner.fresh_reason
+        if reason not in (None, "asked for", self._told_reason):
+            self.observer.note(f"each trial starts afresh: {reason}")
+            self._told_reason = reason
 
     def _visit(
         self,
@@ -157,6 +186,7 @@ class Recorder:
             self.store.records(),
             memory_left_bytes=memory_left_bytes(),
             shared_memory_left_bytes=shared_memory_left_bytes(),
+            gpu_headroom=self.gpu_headroom,
         )
         number = self.store.begin(config, phase)
         mode = self.runner.mode
@@ -226,6 +256,7 @@ class Recorder:
             self._check_failures(record)
         else:
             self.store.complete(number, found)
+            self.warm_up_s = max(self.warm_up_s, found.measurement.warm_up_s)
             record = self.store.records()[number]
             if record.phase is not Phase.PROBE:
                 self._something_worked = True

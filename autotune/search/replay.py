@@ -332,6 +332,7 @@ class ReplayedRun:
             num_units=float(num_units.sum()) * math.exp(self._bench.drift(middle_s)),
             num_steps=int(run.num_steps[places].sum()),
             wait_s=float(run.wait_s[places].sum()),
+            lost_s=float(run.wait_s[places].sum()),
             wait_cpu_s=float(run.wait_cpu_s[places].sum()),
             start_s=self._start_s,
         )

@@ -95,7 +95,9 @@ class _Round:
                 self._attempt(config, functools.partial(self._settle, config, trial))
             self._take_turns()
             for config, run in tuple(self._runs.items()):
-                self._attempt(config, run.check_finite)
+                self._attempt(config, run.check_headroom)
+                if config in self._runs:
+                    self._attempt(config, run.check_finite)
             if self._plan.probed:
                 for run in self._runs.values():
                     # What was measured stands, even if the loop does not bear to be probed.

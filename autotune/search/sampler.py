@@ -116,5 +116,6 @@ def _reading_of(trial: FrozenTrial, config: ThroughputConfig) -> Reading:
         # As if the unit were the sample: steps matter for what a measurement takes, and no more.
         num_steps=max(1, round(num_units / config.batch_size)),
         wait_s=wait_s,
+        lost_s=wait_s,
         wait_cpu_s=wait_s,
     )

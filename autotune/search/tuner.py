@@ -38,7 +38,7 @@ from autotune.search.finals import Finals, complete_rounds, confirmation_s
 from autotune.search.fork_check import finds_forks_wrong
 from autotune.search.guided import GuidedSearch
 from autotune.search.in_order import num_measured, num_ruled_out, search_in_order, show_visits
-from autotune.search.plan import Plan, estimate, make_plan, without_idle_axes
+from autotune.search.plan import Plan, estimate, make_plan, with_fitting_axes
 from autotune.search.progress import Observer
 from autotune.search.recorder import Recorder
 from autotune.search.records import Phase, TrialRecord
@@ -121,7 +121,7 @@ class Tuner:
             for line in (*trial.facts.notes, *plan.notes):
                 self._observer.note(line)
             baseline = measure_baseline(self._recorder, plan, trial)
-        plan = self._drop_idle_axes(plan)
+        plan = self._fit_axes(plan)
         relative_error = BlockSpread.of([baseline]).relative_error(baseline)
         self._observer.note(
             f"{len(plan.configurations)} configurations; baseline "
@@ -184,7 +184,6 @@ class Tuner:
         introduction = self._runner.introduction
         assert introduction is not None
         plan = make_plan(self._definition, introduction, facts)
-        self._first_axes = plan.space.axes
         machine = MachineRecord.of(this_machine())
         workload = {
             "command": list(self._definition.command),
@@ -223,8 +222,8 @@ class Tuner:
             self._set_space(plan)
         return plan
 
-    def _drop_idle_axes(self, plan: Plan) -> Plan:
-        """The plan without what the baseline shows to be idle.
+    def _fit_axes(self, plan: Plan) -> Plan:
+        """The plan with the axes that matter by what the baseline shows.
 
         The study's first run of the baseline decides, so that a study that is resumed searches the
         same space.
@@ -234,7 +233,8 @@ class Tuner:
             for record in self._store.records()
             if record.phase is Phase.BASELINE and record.measurement is not None
         )
-        plan = without_idle_axes(plan, self._definition, first.samples)
+        plan = with_fitting_axes(plan, self._definition, first.samples)
+        self._first_axes = plan.space.axes
         self._set_space(plan)
         return plan
 
@@ -253,17 +253,14 @@ class Tuner:
             mode = self._runner.mode
             record = self._recorder.visit(plan.baseline, Phase.PROBE)
             if record.failure is not None and mode is StartMode.FORK:
-                reason = f"a forked trial failed: {record.failure.message}"
-                self._store.set_facts(fork_failure=reason)
-                self._runner.give_up_forking(reason)
+                self._recorder.give_up_forking(f"a forked trial failed: {record.failure.message}")
                 record = self._recorder.visit(plan.baseline, Phase.PROBE)
             if record.start_mode is StartMode.FORK and record.start_up_s is not None:
                 self._observer.note(
                     f"trials are forked: first batch after {record.start_up_s:.2f} s, where a "
                     f"fresh process takes {baseline.start_up_s:.2f} s"
                 )
-        if self._runner.fresh_reason not in (None, "asked for"):
-            self._observer.note(f"each trial starts afresh: {self._runner.fresh_reason}")
+        self._recorder.tell_fresh_reason()
 
     def _tell_estimate(self, plan: Plan, baseline: TrialRecord) -> None:
         assert baseline.measurement is not None and baseline.start_up_s is not None

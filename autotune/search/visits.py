@@ -10,7 +10,7 @@ import math
 import time
 
 from autotune.blocks import BlockMode, BlockRequest, Probes, Sample
-from autotune.measurement import Failure, FailureCause, StartMode, summarise
+from autotune.measurement import Failure, FailureCause, StartMode, fullest_device, summarise
 from autotune.search.definition import StudyDefinition
 from autotune.search.records import Outcome
 from autotune.trials.neighbours import QuietKeeper
@@ -52,6 +52,10 @@ class Limits:
         first_step_deadline_s: Patience with the first steps where nothing is known.
         end_s: Monotonic time after which nothing is measured again.
         expects_finite: Whether parameters that become NaN or infinite are a failure.
+        warm_up_s: The longest warm-up so far: what compiles its steps may compile them again for
+            other batches.
+        gpu_headroom: Share of a GPU's memory that must stay free; None for the baseline, which is
+            what it is.
         first_epoch_s: Seconds that may be spent on getting past the first epoch, where later ones
             may differ; 0 where they do not.
     """
@@ -61,6 +65,8 @@ class Limits:
     end_s: float
     expects_finite: bool = False
     first_epoch_s: float = 0.0
+    warm_up_s: float = 0.0
+    gpu_headroom: float | None = None
 
     @property
     def are_reached(self) -> bool:
@@ -207,6 +213,27 @@ class Run:
             )
             raise TrialFailedError(Failure(cause=FailureCause.NOT_FINITE, message=message))
 
+    def check_headroom(self) -> None:
+        """Make sure that the GPU's memory is not nearly full: a long training would run out of it.
+
+        Raises:
+            TrialFailedError: It is, or has been, so that torch's allocator had to try again.
+        """
+        device, headroom = fullest_device(self.samples), self._limits.gpu_headroom
+        if device is None or headroom is None:
+            return
+        num_retries = max(m.num_retries for sample in self.samples for m in sample.devices)
+        if device.used_share <= 1 - headroom and not num_retries:
+            return
+        message = (
+            f"{100 * device.used_share:.0f} % of the GPU's {device.total_bytes / 2**30:,.1f} GiB "
+            f"were taken"
+            + (f", and the allocator ran out {num_retries} times" if num_retries else "")
+            + f", at {self.units_per_s:,.0f} {self.trial.facts.unit or 'samples'}/s: a training "
+            f"must leave {100 * headroom:.0f} % (--gpu-headroom)"
+        )
+        raise TrialFailedError(Failure(cause=FailureCause.NO_HEADROOM, message=message))
+
     def probe(self) -> None:
         """Time the step and the loader, each by itself, and the start of an epoch.
 
@@ -223,7 +250,11 @@ class Run:
         load_sample = self._ask(load, self.block_s)
         if self._has_ended:
             return
+        copy_s = None
+        if fullest_device(self.samples) is not None:
+            copy_s = self.trial.copy_s(deadline_s=self._limits.patience_s(self.block_s))
         self.probes = Probes(
+            copy_s=copy_s,
             compute_units_per_s=compute_sample.blocks[0].units_per_s,
             load_units_per_s=load_sample.blocks[0].units_per_s,
             epoch_start_s=self.trial.begin_epoch(
@@ -254,7 +285,7 @@ class Run:
         limits = self._limits
         patience_s = limits.first_step_deadline_s
         if limits.step_s is not None:
-            patience_s = limits.patience_s(settling_s(limits.step_s))
+            patience_s = limits.patience_s(settling_s(limits.step_s) + limits.warm_up_s)
         self.samples.append(self._measure(request, patience_s))
 
     def _ask(self, request: BlockRequest, expected_s: float) -> Sample:
@@ -266,7 +297,8 @@ class Run:
                 settle_s=SETTLE_S,
                 settle_steps=max(1, (self._life_steps or 0) // _SETTLED_PART),
             )
-        return self._measure(request, self._limits.patience_s(expected_s + SETTLE_S))
+        expected_s += SETTLE_S + self._limits.warm_up_s
+        return self._measure(request, self._limits.patience_s(expected_s))
 
     def _measure(self, request: BlockRequest, deadline_s: float) -> Sample:
         sample = self.trial.measure(request, deadline_s=deadline_s)
@@ -324,6 +356,7 @@ def visit(
     run = Run(trial, definition, limits, whole=False)
     run.pass_first_epoch()
     run.measure_until(num_blocks, keeper, least_units_per_s=_KEEPS_UP * incumbent)
+    run.check_headroom()
     run.check_finite()
     return run.outcome()
 

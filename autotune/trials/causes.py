@@ -21,6 +21,12 @@ _CAUSES = {
     FailureCause.OUT_OF_MEMORY: r"can't allocate memory|not enough memory|[Oo]ut of memory"
     r"|Cannot allocate memory",
 }
+# What torch and the CUDA driver say in a process that was forked after the driver was initialised.
+# Sources: torch/cuda/__init__.py, _lazy_init; c10/cuda/CUDAException.h; torch/csrc/cuda/Module.cpp.
+_AFTER_FORK = (
+    r"Cannot re-initialize \w+ in forked subprocess|CUDA error: initialization error"
+    r"|CUDA driver initialization failed|Unexpected error from cudaGetDeviceCount"
+)
 # A loader's worker that was killed is reported by its parent.
 _KILLED_WORKER = r"killed by signal: (Killed|Terminated)"
 # How torch passes on what a worker raised: the worker's traceback is part of the text.
@@ -64,6 +70,8 @@ def describe_exception(name: str, detail: str, output: str, *, oom_killed: bool)
         cause = FailureCause.OUT_OF_MEMORY
     elif name == "OutOfMemoryError":
         cause = FailureCause.OUT_OF_DEVICE_MEMORY
+    elif re.search(_AFTER_FORK, detail) and not _CAUGHT.search(detail):
+        cause = FailureCause.DEVICE_AFTER_FORK
     for candidate, pattern in _CAUSES.items():
         if cause is FailureCause.CRASHED and re.search(pattern, detail):
             cause = candidate

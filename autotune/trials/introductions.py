@@ -32,7 +32,6 @@ class Introduction:
         config_path: The settings file that it would load in training.
         default_num_threads: Intra-op threads that torch chose here by itself.
         fork_obstacle: Why the process cannot be forked, None if it can.
-        uses_cuda: Whether it has put anything on a GPU.
         versions: Of Python and of torch.
     """
 
@@ -47,7 +46,6 @@ class Introduction:
     config_path: str | None
     default_num_threads: int | None
     fork_obstacle: str | None
-    uses_cuda: bool
     versions: dict[str, str]
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Self
 
+from autotune.accelerator import ASK_WITHOUT_CUDA
 from autotune.channel import Channel, ChannelClosedError, Listener
 from autotune.config import THREAD_VARIABLES, ThroughputConfig
 from autotune.measurement import Failure, FailureCause, StartMode
@@ -39,6 +40,8 @@ from autotune.trials.trial import (
 # A host has one thread in every native pool, so that no pool exists when it forks: GNU OpenMP
 # hangs in a child whose parent ran a parallel region. Each trial sets its own counts.
 SINGLE_THREADED = dict.fromkeys(THREAD_VARIABLES, "1")
+# What a host finds in its environment, and no other process: a trial gets back what the user set.
+_HOST_ENVIRONMENT = {**SINGLE_THREADED, **ASK_WITHOUT_CUDA}
 # How long a fork may take to connect; it takes milliseconds.
 _FORK_DEADLINE_S = 30.0
 # Once the time is up, a start may still take so long.
@@ -227,7 +230,7 @@ class Runner:
     def _bring_up_fork_host(self) -> bool:
         """Whether a host is there that can be forked; starts one where none is."""
         if self._fork_host is None and self.fresh_reason is None:
-            self._fork_host = self._start_host(SINGLE_THREADED)
+            self._fork_host = self._start_host(_HOST_ENVIRONMENT)
             obstacle = self._fork_host.introduction.fork_obstacle
             if obstacle is not None:
                 self.give_up_forking(obstacle)
@@ -248,7 +251,7 @@ class Runner:
         assert host is not None
         start, output = self._launcher.new_start()
         requested_at_s = time.monotonic()
-        environment = {name: os.environ.get(name) for name in SINGLE_THREADED}
+        environment = {name: os.environ.get(name) for name in _HOST_ENVIRONMENT}
         try:
             host.channel.send(
                 type="fork",

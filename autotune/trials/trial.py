@@ -15,7 +15,16 @@ from typing import Annotated, Literal, NoReturn, Self, TypeVar
 
 from pydantic import Field
 
-from autotune.blocks import Block, BlockMode, BlockRequest, LoopFacts, Revisit, Sample, Settling
+from autotune.blocks import (
+    Block,
+    BlockMode,
+    BlockRequest,
+    DeviceMemory,
+    LoopFacts,
+    Revisit,
+    Sample,
+    Settling,
+)
 from autotune.channel import Channel, ChannelClosedError, Message
 from autotune.clock import unix_s
 from autotune.config import ThroughputConfig
@@ -99,8 +108,9 @@ class _Blocks:
     type: Literal["blocks"]
     blocks: tuple[Block, ...]
     settling: Settling | None = None
-    device_memory_bytes: int | None = None
+    devices: tuple[DeviceMemory, ...] = ()
     epoch_start_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    copy_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     finite: bool | None = None
     revisit: Revisit | None = None
     life_steps: Annotated[int, Field(ge=0)] | None = None
@@ -182,7 +192,7 @@ class Trial:
             settling=answer.settling,
             memory_bytes=self._memory.peak_bytes(),
             shared_memory_bytes=self._memory.shared_bytes,
-            device_memory_bytes=answer.device_memory_bytes,
+            devices=answer.devices,
             life_steps=answer.life_steps,
         )
         if self.start_up_s is None and sample.settling is not None:
@@ -206,6 +216,14 @@ class Trial:
             deadline_s: As for `measure`.
         """
         return self._ask(BlockRequest(mode=BlockMode.CHECK), deadline_s).finite
+
+    def copy_s(self, *, deadline_s: float) -> float | None:
+        """Seconds of a step in which copies to a GPU keep the loop waiting; None without one.
+
+        Args:
+            deadline_s: As for `measure`.
+        """
+        return self._ask(BlockRequest(mode=BlockMode.COPY), deadline_s).copy_s
 
     def revisit(self, *, deadline_s: float) -> Revisit | None:
         """How samples load for the first time and again; None where that cannot be told.

@@ -1,6 +1,6 @@
 """Blocks, samples and trials that nobody measured, for what only computes with them."""
 
-from autotune.blocks import Block, Sample, Settling
+from autotune.blocks import Block, DeviceMemory, Sample, Settling
 from autotune.config import ThroughputConfig
 from autotune.measurement import Failure, FailureCause, StartMode, summarise
 from autotune.search.records import Outcome, Phase, TrialRecord
@@ -31,6 +31,18 @@ def block_at(units_per_s):
 
 def sample(*blocks, memory_bytes=100, **changes):
     return Sample(blocks=blocks, memory_bytes=memory_bytes, **changes)
+
+
+def device(*, number=0, allocated_bytes=1, reserved_bytes=10, used_bytes=20, num_retries=0):
+    """A GPU with 100 bytes of memory."""
+    return DeviceMemory(
+        device=number,
+        allocated_bytes=allocated_bytes,
+        reserved_bytes=reserved_bytes,
+        used_bytes=used_bytes,
+        total_bytes=100,
+        num_retries=num_retries,
+    )
 
 
 def record(*blocks, config=PLAIN, settling=None, number=0, phase=Phase.SEARCH, **changes):

@@ -71,6 +71,7 @@ class MadeUpBench:
             num_units=num_steps * config.batch_size,
             num_steps=num_steps,
             wait_s=min(wait_s, duration_s),
+            lost_s=min(wait_s, duration_s),
             wait_cpu_s=min(wait_s, duration_s),
             start_s=self._start_s,
         )
@@ -266,7 +267,13 @@ def test_what_an_earlier_search_believed_is_where_the_next_one_starts():
 def test_what_ran_once_can_run_even_if_it_failed_at_another_time():
     failure = Failure(cause=FailureCause.CRASHED, message="a fork that is not survived")
     reading = Reading(
-        at_s=1.0, duration_s=1.0, num_units=200.0, num_steps=50, wait_s=0.1, wait_cpu_s=0.1
+        at_s=1.0,
+        duration_s=1.0,
+        num_units=200.0,
+        num_steps=50,
+        wait_s=0.1,
+        lost_s=0.1,
+        wait_cpu_s=0.1,
     )
     search = search_on(MadeUpBench())
     search.learn(

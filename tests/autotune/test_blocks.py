@@ -67,6 +67,7 @@ def test_every_cause_is_named():
         pressure_s=1.0,
         suspended_s=1.0,
         cores_changed=True,
+        num_compiled=1,
     )
     assert everything.interference == tuple(Interference)
 

@@ -205,7 +205,7 @@ def fit_together(monkeypatch):
             made_up.block(),
             memory_bytes=held,
             shared_memory_bytes=shared,
-            device_memory_bytes=device,
+            devices=() if device is None else (made_up.device(reserved_bytes=device),),
         )
         records = [
             made_up.record_of([samples], config=config) for config in (BASELINE, OTHER, THIRD)

@@ -216,7 +216,8 @@ ANSWERS = st.one_of(
         optional={
             "blocks": st.lists(BLOCK, max_size=2) | VALUES,
             "settling": VALUES,
-            "device_memory_bytes": VALUES,
+            "devices": VALUES,
+            "copy_s": VALUES,
             "cause": VALUES,
             "message": VALUES,
             "error": VALUES,

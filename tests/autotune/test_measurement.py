@@ -2,10 +2,11 @@ import dataclasses
 
 import pytest
 
-from autotune.blocks import Probes
+from autotune.blocks import Interference, Probes
 from autotune.config import ThroughputConfig
 from autotune.measurement import epochs_differ, summarise, sustained_share
 
+from . import made_up
 from .made_up import PLAIN, SETTLING, block, block_at, sample
 
 PROBES = Probes(compute_units_per_s=5000.0, load_units_per_s=7000.0, epoch_start_s=0.425)
@@ -119,13 +120,36 @@ def test_disturbed_blocks_are_reported_and_count_only_if_there_are_no_others():
 
 def test_memory_is_the_most_that_any_sample_held():
     samples = [
-        sample(block(), memory_bytes=7, shared_memory_bytes=1, device_memory_bytes=5),
+        sample(block(), memory_bytes=7, shared_memory_bytes=1),
         sample(block(), memory_bytes=3, shared_memory_bytes=2),
     ]
     found = summarise(samples, PLAIN)
     assert (found.peak_memory_bytes, found.shared_memory_bytes) == (7, 2)
+    assert not found.uses_device
+    assert found.device_memory_share is found.num_memory_retries is None
+
+
+def test_of_several_devices_the_fullest_counts():
+    fuller = made_up.device(reserved_bytes=5, used_bytes=60, number=1)
+    samples = [
+        sample(block(), devices=(made_up.device(reserved_bytes=9, used_bytes=50), fuller)),
+        sample(block(), devices=(made_up.device(reserved_bytes=9, used_bytes=55, num_retries=2),)),
+    ]
+    found = summarise(samples, PLAIN)
     assert found.device_memory_bytes == 5
-    assert summarise(samples[1:], PLAIN).device_memory_bytes is None
+    assert found.device_memory_share == pytest.approx(0.6)
+    assert found.num_memory_retries == 2
+
+
+def test_on_a_device_the_share_of_data_is_that_of_its_own_time():
+    waits = block(duration_s=1.0, wait_s=0.5)
+    assert summarise([sample(waits)], PLAIN).data_wait_share == pytest.approx(0.5)
+    hidden = block(duration_s=1.0, wait_s=0.5, stall_s=0.1)
+    assert summarise([sample(hidden)], PLAIN).data_wait_share == pytest.approx(0.1)
+
+
+def test_a_block_in_which_a_step_was_compiled_is_measured_again():
+    assert block(num_compiled=1).interference == (Interference.COMPILATION,)
 
 
 def test_warming_up_and_probing_are_reported():

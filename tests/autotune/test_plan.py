@@ -7,7 +7,7 @@ import pytest
 from autotune.blocks import LoopFacts
 from autotune.config import ThroughputConfig
 from autotune.search.definition import StudyDefinition
-from autotune.search.plan import Plan, make_plan, widen, without_idle_axes
+from autotune.search.plan import Plan, make_plan, widen, with_fitting_axes
 from autotune.space import Space
 from autotune.trials.runner import Introduction
 
@@ -91,7 +91,6 @@ def planned(facts=None, default=BASELINE, effective_batch_size=None, **axes):
         config_path=None,
         default_num_threads=2,
         fork_obstacle=None,
-        uses_cuda=False,
         versions={},
     )
     definition = StudyDefinition(name="x", command=("x",), axes=axes)
@@ -148,7 +147,7 @@ def searched(*blocks, baseline=BASELINE, axes=None):
     space = Space(axes={"batch_size": (4, 8), "gc": ("default", "frozen")})
     plan = Plan(baseline=baseline, space=space, configurations=space.configurations(baseline))
     definition = StudyDefinition(name="x", command=("x",), axes=axes or {})
-    found = without_idle_axes(plan, definition, [made_up.sample(*blocks)])
+    found = with_fitting_axes(plan, definition, [made_up.sample(*blocks)])
     assert found.configurations == found.space.configurations(baseline)
     return found.space.axes
 

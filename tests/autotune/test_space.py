@@ -58,9 +58,7 @@ def test_a_bad_axis_is_named(axes, message):
 
 @pytest.mark.parametrize("usable_cores", [1, 2, 4, 6, 64])
 def test_default_axes_fit_the_machine(usable_cores):
-    axes = default_axes(
-        usable_cores=usable_cores, baseline=BASELINE, effective_batch_size=None, uses_cuda=False
-    )
+    axes = default_axes(usable_cores=usable_cores, baseline=BASELINE, effective_batch_size=None)
     assert max(axes["num_threads"]) == usable_cores
     assert max(axes["num_workers"]) <= max(2 * usable_cores, 1)
     assert 0 in axes["num_workers"]
@@ -72,11 +70,9 @@ def test_default_axes_fit_the_machine(usable_cores):
 def test_default_batch_sizes_divide_the_effective_batch(effective):
     baseline = ThroughputConfig(batch_size=1)
     assert "num_threads" not in default_axes(
-        usable_cores=2, baseline=baseline, effective_batch_size=None, uses_cuda=False
+        usable_cores=2, baseline=baseline, effective_batch_size=None
     )
-    axes = default_axes(
-        usable_cores=2, baseline=baseline, effective_batch_size=effective, uses_cuda=False
-    )
+    axes = default_axes(usable_cores=2, baseline=baseline, effective_batch_size=effective)
     assert all(effective % size == 0 for size in axes["batch_size"])
     assert {1, effective} <= set(axes["batch_size"])
     assert len(axes["batch_size"]) <= 9
@@ -92,16 +88,6 @@ def test_default_batch_sizes_divide_the_effective_batch(effective):
 )
 def test_the_collector_is_searched_with_the_scripts_own(collector, values):
     baseline = ThroughputConfig(batch_size=2, gc=collector)
-    axes = default_axes(
-        usable_cores=2, baseline=baseline, effective_batch_size=None, uses_cuda=False
-    )
+    axes = default_axes(usable_cores=2, baseline=baseline, effective_batch_size=None)
     assert Space(axes=axes).axes["gc"] == values
     assert baseline in Space(axes=axes).configurations(baseline)
-
-
-@pytest.mark.parametrize("uses_cuda", [True, False])
-def test_page_locked_batches_are_searched_where_there_is_a_gpu(uses_cuda):
-    axes = default_axes(
-        usable_cores=2, baseline=BASELINE, effective_batch_size=None, uses_cuda=uses_cuda
-    )
-    assert axes.get("pin_memory") == ((False, True) if uses_cuda else None)

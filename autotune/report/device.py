@@ -1,0 +1,86 @@
+"""What trials on a GPU tell of its memory, of copies to it, and of compiled steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from autotune.config import ThroughputConfig
+from autotune.measurement import Measurement, figure
+from autotune.report.view import StudyView
+from autotune.search.records import TrialRecord
+
+# Copies that take less of a step are no matter.
+_LEAST_COPYING = 0.03
+
+
+def device(view: StudyView) -> list[str]:
+    """What to know of the GPU; nothing where none was used."""
+    chosen = view.best or view.baseline
+    return [
+        *_memory(view.records, chosen),
+        *_copying(view.records, chosen),
+        *_last_batch(view.records, chosen),
+    ]
+
+
+def _memory(records: Iterable[TrialRecord], chosen: ThroughputConfig | None) -> list[str]:
+    """The largest batch that fits, where one was found that does not."""
+    fits: dict[int, float] = {}
+    too_large = set()
+    for record in records:
+        size = record.config.batch_size
+        if record.measurement is not None and record.measurement.device_memory_share is not None:
+            fits[size] = max(fits.get(size, 0.0), record.measurement.device_memory_share)
+        elif record.failure is not None and record.failure.cause.is_of_device:
+            too_large.add(size)
+    too_large = {size for size in too_large if size > max(fits, default=0)}
+    if not fits or not too_large or chosen is None:
+        return []
+    largest = max(fits)
+    fastest = "the fastest as well" if chosen.batch_size == largest else "not the fastest"
+    return [
+        f"the largest batch tried that fits on the GPU is {largest}, {fastest}: it takes "
+        f"{100 * fits[largest]:.0f} % of its memory; {min(too_large)} does not fit"
+    ]
+
+
+def _copying(records: Iterable[TrialRecord], chosen: ThroughputConfig | None) -> list[str]:
+    """That copies keep the loop waiting, where they do."""
+    found = [
+        (m.copy_s, m.seconds_per_step)
+        for record in records
+        if record.config == chosen and (m := record.measurement) is not None and m.copy_s
+    ]
+    if not found:
+        return []
+    copy_s, step_s = (sum(values) / len(found) for values in zip(*found, strict=True))
+    if copy_s < _LEAST_COPYING * step_s:
+        return []
+    return [
+        f"the loop waits {figure(1000 * copy_s)} ms of a step of {figure(1000 * step_s)} ms for "
+        "copies of its batch to the GPU: from page-locked memory (pin_memory) they need not be "
+        "waited for with .to(device, non_blocking=True)"
+    ]
+
+
+def _last_batch(records: Iterable[TrialRecord], chosen: ThroughputConfig | None) -> list[str]:
+    """That the last batch of an epoch is compiled by itself, where steps are compiled."""
+    for record in records:
+        measurement = record.measurement
+        if record.config != chosen or measurement is None:
+            continue
+        compiles = any(s.settling is not None and s.settling.num_compiled for s in record.samples)
+        if compiles and _is_last_batch_smaller(measurement, record.config.batch_size):
+            return [
+                "note: the steps are compiled, and the last batch of an epoch is smaller than the "
+                "others, so that they are compiled once more for it: drop_last=True avoids that"
+            ]
+    return []
+
+
+def _is_last_batch_smaller(measurement: Measurement, batch_size: int) -> bool:
+    num_samples, num_steps = measurement.samples_per_epoch, measurement.steps_per_epoch
+    if num_samples is None or num_steps is None:
+        return False
+    return num_samples % batch_size > 0 and num_steps == math.ceil(num_samples / batch_size)
