@@ -62,6 +62,7 @@ class BlockMode(enum.StrEnum):
     CHECK = "check"
     REVISIT = "revisit"
     COPY = "copy"
+    SWAP = "swap"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +74,7 @@ class BlockRequest:
             and again; LOAD takes batches and gives the loop none; EPOCH times one restart of the
             loader, and no block; CHECK times nothing and looks at the parameters; REVISIT loads
             some samples twice; COPY times what
-            the loop copies to a GPU in a few steps.
+            the loop copies to a GPU in a few steps; SWAP gives it a loader with other settings.
         num_blocks: How many blocks; may be 0, for settling alone.
         min_s: Shortest duration of a block; for EPOCH, the longest that workers are given to come
             to rest before.
@@ -82,6 +83,7 @@ class BlockRequest:
         settle_s: About the longest time spent on uncounted steps until the loop is in its steady
             state; 0 for a loop that is in it already.
         settle_steps: About the most uncounted steps; None for no limit.
+        config: For SWAP, the settings to go on with.
     """
 
     mode: BlockMode = BlockMode.TRAIN
@@ -91,6 +93,7 @@ class BlockRequest:
     cut_s: float | None = None
     settle_s: float = 0.0
     settle_steps: int | None = None
+    config: Mapping[str, int | bool | str | None] | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -336,6 +339,7 @@ class LoopFacts:
         fixed: Settings that this loop does not take from its configuration, each with the reason:
             `{"batch_size": "the loader has a batch_sampler of its own"}`.
         notes: Sentences for the user.
+        swappable: Whether its loader can be given other workers while it runs.
     """
 
     unit: str | None = None
@@ -344,6 +348,7 @@ class LoopFacts:
     steps_per_update: int | None = None
     fixed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    swappable: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,8 @@ class StartMode(enum.StrEnum):
 
     FORK = "fork"
     FRESH = "fresh"
+    # In the process of an earlier trial of the same batch size, with another loader.
+    SWAP = "swap"
 
 
 class FailureCause(enum.StrEnum):

@@ -155,6 +155,11 @@ class BatchSource:
             return None
         return time.monotonic() - start_s
 
+    def restart(self) -> None:
+        """Begin a new epoch, with an iterator of the loader as it is now."""
+        self._peeked, self._iterator = END, None
+        self._begin()
+
     def _begin(self) -> None:
         self._begun_at = torch_loader.mark()
         self._iterator = iter(self.loader)

@@ -41,7 +41,7 @@ def describe_loader(loader: Any, config: ThroughputConfig) -> LoaderFacts:  # no
     batch_size = getattr(loader, "batch_size", None) or getattr(batch_sampler, "batch_size", None)
     if not isinstance(batch_size, int):
         batch_size = None
-    is_torch = _is_dataloader(loader)
+    is_torch = is_dataloader(loader)
     if batch_size is None and batch_sampler is not None:
         fixed["batch_size"] = "the loader has a batch_sampler of its own"
     elif is_torch and batch_size is not None and batch_size != config.batch_size:
@@ -67,7 +67,8 @@ def is_iterable_dataset(dataset: object) -> bool:
     return torch is not None and isinstance(dataset, torch.utils.data.IterableDataset)
 
 
-def _is_dataloader(loader: object) -> bool:
+def is_dataloader(loader: object) -> bool:
+    """Whether a loader is torch's own, or a subclass of it."""
     module = sys.modules.get("torch.utils.data")
     return module is not None and isinstance(loader, module.DataLoader)
 

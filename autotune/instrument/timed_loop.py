@@ -11,12 +11,14 @@ from typing import Any, NoReturn
 
 from autotune.accelerator import Accelerator, num_compiled
 from autotune.blocks import Block, BlockMode, BlockRequest, LoopFacts, Settling
+from autotune.config import ThroughputConfig
 from autotune.counters import CounterReader
 from autotune.host import TrialProcess
 from autotune.instrument.batch_source import END, BatchSource
 from autotune.instrument.copies import CopyWatch
 from autotune.instrument.optimizer_watch import OptimizerWatch
 from autotune.instrument.revisit import revisit
+from autotune.instrument.swap import forget_peak_memory, swap_settings
 from autotune.measurement import FailureCause
 
 # Warm-up only ever makes a loop faster. It is over with the first window of steps, at least so
@@ -128,6 +130,9 @@ class TimedLoop:
         self._trial.send(type="ready", facts=dataclasses.asdict(self._facts()))
         while True:
             message = self._trial.receive()
+            if message["mode"] == BlockMode.SWAP:
+                self._swap(ThroughputConfig(**message["config"]))
+                continue
             request = BlockRequest(**{**message, "mode": BlockMode(message["mode"])})
             answer: dict[str, Any] = {"blocks": []}
             try:
@@ -136,6 +141,18 @@ class TimedLoop:
                 self._send(answer, life_steps=self._num_fed)
                 self._stand_still()
             self._send(answer)
+
+    def _swap(self, config: ThroughputConfig) -> None:
+        """Go on with another configuration of the same batch, as if the loop had just begun."""
+        self._device.synchronise()
+        swap_settings(self.source.loader, config)
+        self._trial.config = config
+        config.apply_to_process()
+        forget_peak_memory()
+        self.source.restart()
+        self.source.peek()
+        self.first_batch_at_s = time.monotonic()
+        self._trial.send(type="ready", facts=dataclasses.asdict(self._facts()))
 
     def _send(self, answer: dict[str, Any], **more: Any) -> None:  # noqa: ANN401
         devices = [dataclasses.asdict(memory) for memory in self._device.memory()]

@@ -60,14 +60,17 @@ def take_sample_count(iterator: Any) -> int | None:  # noqa: ANN401
 def num_ready(iterator: Any) -> int:  # noqa: ANN401
     """Batches that its workers have finished and nobody has taken; 0 without workers.
 
-    These are a queue of finished batches, and those that arrived out of turn.
+    These are a queue of finished batches, and those that arrived out of turn. Where a thread copies
+    them to page-locked memory, they are in its queue, or in that of the workers before.
     """
     tasks = getattr(iterator, "_task_info", None)
     queue = getattr(iterator, "_data_queue", None)
     if tasks is None or queue is None:
         return 0
+    queues = {id(found): found for found in (queue, iterator._worker_result_queue)}
     try:
-        return int(queue.qsize()) + sum(len(task) == 2 for task in tasks.values())
+        num_queued = sum(int(found.qsize()) for found in queues.values())
+        return num_queued + sum(len(task) == 2 for task in tasks.values())
     except NotImplementedError:  # macOS counts no semaphores.
         return 0
 

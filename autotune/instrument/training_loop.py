@@ -17,6 +17,7 @@ from autotune.instrument.optimizer_watch import OptimizerWatch
 from autotune.instrument.sample_count import SampleCounter
 from autotune.instrument.sharding import repeats_samples
 from autotune.instrument.stand_in import Pass
+from autotune.instrument.swap import is_swappable
 from autotune.instrument.timed_loop import LoopEndedError, TimedLoop
 from autotune.measurement import FailureCause
 
@@ -228,6 +229,7 @@ class TrainingLoop:
             steps_per_update=self._steps_per_update,
             fixed=fixed,
             notes=self._notes,
+            swappable=is_swappable(self._loader, facts) and not self._loop.followers,
         )
 
     def _check_fixed(self, setting: str, reason: str) -> None:

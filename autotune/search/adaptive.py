@@ -57,6 +57,7 @@ class Reading:
         wait_cpu_s: CPU seconds of the training process while it waited for data.
         start_s: What came before, its start and settling; None where runs of the search start
             otherwise.
+        started_at_once: Whether it went on in the process of another run.
         error: Standard deviation of the logarithm of `num_units`, as far as it was reckoned from
             what the loader held ready.
     """
@@ -69,6 +70,7 @@ class Reading:
     lost_s: float
     wait_cpu_s: float
     start_s: float | None = None
+    started_at_once: bool = False
     error: float = 0.0
 
 
@@ -78,6 +80,9 @@ class Bench(Protocol):
     @property
     def now_s(self) -> float:
         """Seconds since some start."""
+
+    def starts_at_once(self, config: ThroughputConfig) -> bool:
+        """Whether a run would go on in the process of the last one, at little cost."""
 
     def visit(self, config: ThroughputConfig, num_blocks: int) -> Reading | Failure:
         """Start a run of a configuration, settled, time so many blocks of it, and end it."""
@@ -90,6 +95,10 @@ class Elsewhere:
     def now_s(self) -> float:
         """Unix time."""
         return time.time()
+
+    def starts_at_once(self, config: ThroughputConfig) -> bool:
+        """Not here."""
+        return False
 
     def visit(self, config: ThroughputConfig, num_blocks: int) -> Reading | Failure:
         """Not here."""
@@ -412,10 +421,16 @@ class AdaptiveSearch:
         return np.array([units_per_sample * config.batch_size for config in self.configs])
 
     def _start_s(self, step_s: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What starting a run takes: some steps, and what it took beside these on average."""
-        beside_s = [_START_S] + [
-            reading.start_s - _SETTLE_STEPS * float(step_s[index])
-            for index, reading in self._readings
-            if reading.start_s is not None
-        ]
-        return max(0.0, float(np.mean(beside_s))) + _SETTLE_STEPS * step_s
+        """What starting a run takes: some steps, and what it took beside these on average.
+
+        Runs that go on in the process of the last one have an average of their own.
+        """
+        beside_s: dict[bool, list[float]] = {False: [_START_S], True: [_START_S]}
+        for index, reading in self._readings:
+            if reading.start_s is not None:
+                beside_s[reading.started_at_once].append(
+                    reading.start_s - _SETTLE_STEPS * float(step_s[index])
+                )
+        new_s, at_once_s = (max(0.0, float(np.mean(beside_s[key]))) for key in (False, True))
+        at_once = np.array([self._bench.starts_at_once(config) for config in self.configs])
+        return np.where(at_once, min(at_once_s, new_s), new_s) + _SETTLE_STEPS * step_s

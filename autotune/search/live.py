@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 from autotune.clock import unix_s
 from autotune.config import ThroughputConfig
-from autotune.measurement import Failure, counted_blocks, sustained_share
+from autotune.measurement import Failure, StartMode, counted_blocks, sustained_share
 from autotune.search.adaptive import Reading, Visit
 from autotune.search.recorder import Recorder
 from autotune.search.records import Phase, TrialRecord, telling_failures
@@ -30,6 +30,10 @@ class LiveBench:
     def now_s(self) -> float:
         """See `clock.unix_s`."""
         return unix_s()
+
+    def starts_at_once(self, config: ThroughputConfig) -> bool:
+        """See `adaptive.Bench`."""
+        return self._recorder.starts_at_once(config)
 
     def visit(self, config: ThroughputConfig, num_blocks: int) -> Reading | Failure:
         """One run; disturbed blocks are measured again, within a bound."""
@@ -61,6 +65,7 @@ def read(record: TrialRecord) -> Reading:
         lost_s=max(0.0, sum(block.lost_s for block in blocks) + epoch_ends_s),
         wait_cpu_s=sum(block.wait_cpu_s for block in blocks),
         start_s=start_s,
+        started_at_once=record.start_mode is StartMode.SWAP,
         error=_error(record.config, sustained_share(blocks) * num_steps, num_steps),
     )
 

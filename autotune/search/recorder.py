@@ -23,7 +23,7 @@ from autotune.search.study import StudyStore
 from autotune.search.visits import Limits, visit
 from autotune.trials.memory import memory_left_bytes, shared_memory_left_bytes
 from autotune.trials.neighbours import QuietKeeper
-from autotune.trials.runner import Runner
+from autotune.trials.runner import ASKED_FOR, Runner
 from autotune.trials.trial import Trial, TrialFailedError
 
 # Of the budget, what may be spent on waiting for other processes to leave the cores alone; and no
@@ -139,7 +139,8 @@ class Recorder:
         """One short trial by itself, started as trials of the search are.
 
         If it is killed, once more: see `telling_failures`. If it is forked and cannot use the GPU
-        for that, once more in a fresh process, as all that follow.
+        for that, once more in a fresh process, as all that follow. Once more also where it went on
+        in the process of another trial, which may be why.
 
         Args:
             config: What runs.
@@ -156,7 +157,9 @@ class Recorder:
             self.give_up_forking(f"a forked trial failed: {failure.message}")
             self.tell_fresh_reason()
             record = self._visit(config, phase, num_blocks=num_blocks, incumbent=incumbent)
-        elif failure.cause is FailureCause.KILLED and self.left_s > 0:
+        elif self.left_s > 0 and (
+            failure.cause is FailureCause.KILLED or record.start_mode is StartMode.SWAP
+        ):
             record = self._visit(config, phase, num_blocks=num_blocks, incumbent=incumbent)
         return record
 
@@ -165,10 +168,22 @@ class Recorder:
         self.store.set_facts(fork_failure=reason)
         self.runner.give_up_forking(reason)
 
+    def starts_at_once(self, config: ThroughputConfig) -> bool:
+        """Whether a trial of a configuration could go on in the process of the last one."""
+        return self._may_swap and self.runner.can_swap(config)
+
+    @property
+    def _may_swap(self) -> bool:
+        """Whether trials may go on in the process of others: what these cached would flatter them.
+
+        Nor where the first epoch differs from those that follow, which they would never meet again.
+        """
+        return not self.runner.num_repeated and not self.first_epoch_s
+
     def tell_fresh_reason(self) -> None:
         """Say once why trials are not forked, where nobody asked for that."""
         reason = self.runner.fresh_reason
-        if reason not in (None, "asked for", self._told_reason):
+        if reason not in (None, ASKED_FOR, self._told_reason):
             self.observer.note(f"each trial starts afresh: {reason}")
             self._told_reason = reason
 
@@ -195,7 +210,7 @@ class Recorder:
             return self.keep(number, foreseen, mode, 0.0)
         found: Outcome | Failure
         try:
-            with self.runner.start(config, mode) as trial:
+            with self.runner.start(config, mode, may_swap=self._may_swap) as trial:
                 mode = trial.mode
                 found = visit(
                     trial,

@@ -274,6 +274,10 @@ class ReplayBench:
         self._random = np.random.default_rng(seed)
         self._offset_s = self._random.uniform(0.0, table.drift_at_s[-1])
 
+    def starts_at_once(self, config: ThroughputConfig) -> bool:
+        """See `adaptive.Bench`: all were started alike."""
+        return False
+
     def visit(self, config: ThroughputConfig, num_blocks: int) -> Reading | Failure:
         """A forked run of so many blocks."""
         if config not in self.table.runs:

@@ -42,6 +42,8 @@ from autotune.trials.trial import (
 SINGLE_THREADED = dict.fromkeys(THREAD_VARIABLES, "1")
 # What a host finds in its environment, and no other process: a trial gets back what the user set.
 _HOST_ENVIRONMENT = {**SINGLE_THREADED, **ASK_WITHOUT_CUDA}
+# Why trials start afresh where the user wants that.
+ASKED_FOR = "asked for"
 # How long a fork may take to connect; it takes milliseconds.
 _FORK_DEADLINE_S = 30.0
 # Once the time is up, a start may still take so long.
@@ -95,7 +97,7 @@ class Runner:
         self.start_deadline_s = start_deadline_s
         self.end_s = math.inf
         self.least_patience_s = _LEAST_PATIENCE_S
-        self.fresh_reason = "asked for" if start_mode is StartMode.FRESH else None
+        self.fresh_reason = ASKED_FOR if start_mode is StartMode.FRESH else None
         self.introduction: Introduction | None = None
         # Samples that trials draw all batches from; 0 for all that there are.
         self.num_repeated = 0
@@ -106,6 +108,8 @@ class Runner:
         self._reception = Reception(listener)
         self._fork_host: _Host | None = None
         self._ahead: collections.deque[Launch] = collections.deque()
+        # A trial that waits to go on with another configuration.
+        self._kept: Trial | None = None
 
     @property
     def mode(self) -> StartMode:
@@ -137,11 +141,17 @@ class Runner:
         """
         return self._when_ready(self._start_fresh(None))
 
-    def start(self, config: ThroughputConfig, mode: StartMode) -> Trial:
+    def start(self, config: ThroughputConfig, mode: StartMode, *, may_swap: bool = False) -> Trial:
         """A trial of `config` that waits in its loop.
 
         Where FORK is asked for and turns out to be unsafe, the trial is started afresh, as all
         after it; `fresh_reason` then says why.
+
+        Args:
+            config: What runs.
+            mode: How to start it.
+            may_swap: Whether a trial that is not forked may go on in the process of the one before,
+                if that differs in its workers and threads alone; this one is kept for the next.
 
         Raises:
             TrialFailedError: The command ended or took too long before it got there.
@@ -149,9 +159,41 @@ class Runner:
         """
         if mode is StartMode.FORK and self._bring_up_fork_host():
             trial = self._start_forked(config)
-        else:
-            trial = self._start_fresh(config)
-        return self._when_ready(trial)
+            return self._when_ready(trial)
+        if may_swap and self.fresh_reason != ASKED_FOR:
+            trial = self._swap(config) or self._when_ready(self._start_fresh(config))
+            trial.keep(self._keep)
+            return trial
+        return self._when_ready(self._start_fresh(config))
+
+    def can_swap(self, config: ThroughputConfig) -> bool:
+        """Whether a trial of `config` could go on in the process of the one before."""
+        return self._kept is not None and _is_alike(self._kept.config, config)
+
+    def _keep(self, trial: Trial) -> None:
+        self._end_kept()
+        self._kept = trial
+
+    def _swap(self, config: ThroughputConfig) -> Trial | None:
+        """The trial that was kept, with another configuration; None where it cannot have that."""
+        kept, self._kept = self._kept, None
+        if kept is None:
+            return None
+        try:
+            if _is_alike(kept.config, config):
+                kept.swap(config, deadline_s=self.patience_s)
+                kept.restart = lambda: self._when_ready(self._start_fresh(config))
+                return kept
+        except TrialFailedError:
+            # Whether it is the configuration that fails, a fresh process will show.
+            pass
+        kept.close()
+        return None
+
+    def _end_kept(self) -> None:
+        if self._kept is not None:
+            kept, self._kept = self._kept, None
+            kept.close()
 
     def launch_ahead(self, number: int) -> None:
         """Start the command so many times at once, for the next fresh trials.
@@ -166,7 +208,8 @@ class Runner:
             self._ahead.append(self._launch({}))
 
     def close(self) -> None:
-        """End the host, if there is one, and what was launched ahead."""
+        """End the host, if there is one, and what was launched ahead or kept."""
+        self._end_kept()
         while self._ahead:
             launch = self._ahead.popleft()
             self._end_launch(launch, 0.0)
@@ -195,6 +238,8 @@ class Runner:
         return trial
 
     def _start_fresh(self, config: ThroughputConfig | None) -> Trial:
+        # It may hold most of a GPU's memory.
+        self._end_kept()
         host = self._start_host({})
         self.introduction = host.introduction
         chosen = config or host.introduction.default
@@ -431,6 +476,21 @@ def open_runner(
             yield runner
     finally:
         groups.close()
+
+
+def _is_alike(config: ThroughputConfig, other: ThroughputConfig) -> bool:
+    """Whether two configurations differ in workers, prefetching, pinning and threads alone."""
+    swapped = {
+        name: getattr(other, name)
+        for name in (
+            "num_workers",
+            "prefetch_factor",
+            "persistent_workers",
+            "pin_memory",
+            "num_threads",
+        )
+    }
+    return dataclasses.replace(config, **swapped) == other
 
 
 def _describe_end(started: Launch | _Host, exit_code: int | None) -> Failure:

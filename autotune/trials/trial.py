@@ -148,6 +148,8 @@ class Trial:
         removed_files: list[str],
     ) -> None:
         self.restart = restart
+        self._keep: Callable[[Trial], None] | None = None
+        self._has_ended_loop = False
         self.removed_files = removed_files
         self.config = config
         self.mode = mode
@@ -186,6 +188,7 @@ class Trial:
         """
         at_s = unix_s()
         answer = self._ask(request, deadline_s)
+        self._has_ended_loop |= answer.life_steps is not None
         sample = Sample(
             blocks=answer.blocks,
             at_s=at_s,
@@ -234,6 +237,12 @@ class Trial:
         return self._ask(BlockRequest(mode=BlockMode.REVISIT), deadline_s).revisit
 
     def _ask(self, request: BlockRequest, deadline_s: float) -> _Blocks:
+        return self._exchange(request, _Blocks, deadline_s, "finish a block of steps")
+
+    def _exchange(
+        self, request: BlockRequest, kind: type[_Answer], deadline_s: float, task: str
+    ) -> _Answer:
+        """Let it run until it has answered."""
         start_s = time.monotonic()
         with self._memory.running():
             self._signal(signal.SIGCONT)
@@ -241,7 +250,7 @@ class Trial:
                 self._channel.send(**dataclasses.asdict(request))
             except ChannelClosedError:
                 self._raise_ended()
-            answer = self._expect(_Blocks, deadline_s, "finish a block of steps")
+            answer = self._expect(kind, deadline_s, task)
             self._signal(signal.SIGSTOP)
         self.active_s += time.monotonic() - start_s
         return answer
@@ -250,6 +259,32 @@ class Trial:
         for group in self._origin.groups:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(group, number)
+
+    @property
+    def can_swap(self) -> bool:
+        """Whether it can go on with another configuration of the same batch."""
+        return self.facts.swappable and not self._ended and not self._has_ended_loop
+
+    def keep(self, keeper: Callable[[Trial], None]) -> None:
+        """Have it handed on, still running, where it would be ended after a success."""
+        self._keep = keeper
+
+    def swap(self, config: ThroughputConfig, *, deadline_s: float) -> None:
+        """Go on with another configuration, as a trial of that.
+
+        Args:
+            config: Differs in what its loader and its threads are set to alone.
+            deadline_s: As for `measure`.
+
+        Raises:
+            TrialFailedError: It failed, or did not answer in time.
+        """
+        self._origin = dataclasses.replace(self._origin, requested_at_s=time.monotonic())
+        self.start_up_s, self.active_s = None, 0.0
+        request = BlockRequest(mode=BlockMode.SWAP, config=config.to_dict())
+        message = self._exchange(request, _Ready, deadline_s, "take another loader")
+        self.config, self.mode, self.facts = config, StartMode.SWAP, message.facts
+        self.ready_s = self.active_s
 
     def renew(self) -> None:
         """End the process, and go on with another one of the same kind.
@@ -278,7 +313,10 @@ class Trial:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        if self._keep is not None and error is None and self.can_swap:
+            self._keep(self)
+        else:
+            self.close()
 
     def _end(self, grace_s: float) -> tuple[int | None, str]:
         """End the trial once; gives its exit code if it ended by itself, and its last output."""

@@ -51,6 +51,9 @@ class MadeUpBench:
         self._start_s = start_s
         self._random = random.Random(seed)
 
+    def starts_at_once(self, config):
+        return False
+
     def visit(self, config, num_blocks):
         self.now_s += self._start_s
         cause = self._fails(config)

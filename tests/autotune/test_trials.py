@@ -45,7 +45,7 @@ def test_a_fresh_trial_introduces_itself_and_is_measured(script, start_runner):
     assert 0.1 <= block.duration_s < 5
     assert 0 < block.wait_s < block.duration_s
     assert sample.memory_bytes > 50 * 2**20
-    assert sample.device_memory_bytes is None
+    assert sample.devices == ()
     assert not root.is_running()
 
 
