@@ -31,8 +31,8 @@ class Performance:
     Where the script counts units of its own, `units_per_s` is what was maximised.
     `samples_per_update` are those of an optimizer step, where such steps were seen.
     `samples_per_s_low` and `_high` bound, with 95 % confidence, what one more run will reach.
-    Shares are 0 to 1; `cpu_utilisation` is against the usable cores. The others are as in
-    `measurement.Measurement`; `shared_memory_bytes` are those in `/dev/shm`.
+    Shares and utilisation are 0 to 1; `cpu_utilisation` is against the usable cores. The others
+    are as in `measurement.Measurement`; `shared_memory_bytes` are those in `/dev/shm`.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID_UNKNOWN_KEYS
@@ -50,6 +50,8 @@ class Performance:
     device_memory_bytes: _Bytes | None = None
     wait_cpu_share: _NonNegative | None = None
     joules_per_sample: _NonNegative | None = None
+    gpu_joules_per_sample: _NonNegative | None = None
+    gpu_utilisation: _NonNegative | None = None
     unit: str = "samples"
     units_per_s: _Positive | None = None
     samples_per_update: _Positive | None = None

@@ -33,6 +33,8 @@ FIGURES = {
     "device_memory_bytes": None,
     "wait_cpu_share": 0.1,
     "joules_per_sample": None,
+    "gpu_joules_per_sample": None,
+    "gpu_utilisation": None,
     "samples_per_update": 64.0,
     "data_wait_share": 0.01,
     "peak_memory_bytes": 2**30,
