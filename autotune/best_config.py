@@ -12,6 +12,7 @@ from pydantic import Field
 from autotune.config import ThroughputConfig
 from autotune.errors import BadInputError
 from autotune.files import read_yaml, write_atomically
+from autotune.gpus import Gpu, summary
 from autotune.machine import Machine
 from autotune.validation import validate
 
@@ -30,8 +31,8 @@ class Performance:
     Where the script counts units of its own, `units_per_s` is what was maximised.
     `samples_per_update` are those of an optimizer step, where such steps were seen.
     `samples_per_s_low` and `_high` bound, with 95 % confidence, what one more run will reach.
-    Shares are 0 to 1; `cpu_utilisation` is against the usable cores. The others are as in
-    `measurement.Measurement`; `shared_memory_bytes` are those in `/dev/shm`.
+    Shares and utilisation are 0 to 1; `cpu_utilisation` is against the usable cores. The others
+    are as in `measurement.Measurement`; `shared_memory_bytes` are those in `/dev/shm`.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID_UNKNOWN_KEYS
@@ -49,6 +50,8 @@ class Performance:
     device_memory_bytes: _Bytes | None = None
     wait_cpu_share: _NonNegative | None = None
     joules_per_sample: _NonNegative | None = None
+    gpu_joules_per_sample: _NonNegative | None = None
+    gpu_utilisation: _NonNegative | None = None
     unit: str = "samples"
     units_per_s: _Positive | None = None
     samples_per_update: _Positive | None = None
@@ -78,7 +81,7 @@ class Speedup:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class MachineRecord:
-    """The machine that the settings were tuned on."""
+    """The machine that the settings were tuned on. A file of one without a GPU names none."""
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID_UNKNOWN_KEYS
 
@@ -88,11 +91,46 @@ class MachineRecord:
     memory_bytes: Annotated[int, Field(ge=0)]
     system: str
     hostname: str
+    gpus: tuple[Gpu, ...] = ()
+    gpu_driver: str | None = None
 
     @classmethod
     def of(cls, machine: Machine) -> MachineRecord:
         """The record of `machine`."""
-        return cls(fingerprint=machine.fingerprint, **dataclasses.asdict(machine))
+        facts = {field.name: getattr(machine, field.name) for field in dataclasses.fields(machine)}
+        return cls(fingerprint=machine.fingerprint, **facts)
+
+    def differences(self, here: Machine) -> tuple[str, ...]:
+        """What is not the same on the machine `here`, each with both values; nothing if all is.
+
+        What `/proc` does not tell of GPUs, their memory and MIG profile, is not compared.
+        """
+        if self.fingerprint == here.fingerprint:
+            return ()
+        gpus, gpus_here = self.gpus, here.gpus
+        in_part = any(gpu.memory_bytes is None for gpu in (*gpus, *gpus_here))
+        if in_part:
+            gpus, gpus_here = (
+                tuple(Gpu(name=gpu.name, memory_bytes=None) for gpu in some)
+                for some in (gpus, gpus_here)
+            )
+        values = {
+            "processor": (self.cpu, here.cpu),
+            "usable cores": (self.usable_cores, here.usable_cores),
+            "memory": (_gib(self.memory_bytes), _gib(here.memory_bytes)),
+            "system": (self.system, here.system),
+            "GPUs": (summary(gpus, with_memory=True), summary(gpus_here, with_memory=True)),
+        }
+        if gpus and gpus_here:
+            values["GPU driver"] = (self.gpu_driver or "unknown", here.gpu_driver or "unknown")
+        found = tuple(
+            f"{name}: {before}, here {now}"
+            for name, (before, now) in values.items()
+            if before != now
+        )
+        if found or in_part:
+            return found
+        return (f"fingerprint: {self.fingerprint}, here {here.fingerprint}",)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +180,8 @@ def write_best_config(path: Path, best: BestConfig) -> None:
         BadInputError: The place cannot be written; the file that was there stays.
     """
     data = dataclasses.asdict(best)
+    if not best.machine.gpus:
+        del data["machine"]["gpus"], data["machine"]["gpu_driver"]
     speedup = best.speedup
     verdict = (
         f"{speedup.ratio:.2f} times the baseline's throughput "
@@ -171,6 +211,10 @@ def read_best_config(path: Path) -> BestConfig:
             "run `autotune run` again to write the file anew"
         )
     return validate(BestConfig, data, source=str(path))
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / 2**30:.0f} GiB"
 
 
 def _dump(data: dict[str, Any]) -> str:

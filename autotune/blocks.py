@@ -21,6 +21,9 @@ _TICK_S, _ROUNDING_TICKS = 0.01, 3.0
 _SPARE_CORES = 1.0
 # Shares of a block's time in which the trial was held up by other means.
 _THROTTLED_SHARE, _PRESSURE_SHARE = 0.05, 0.05
+# Share of a GPU's time from which on other processes' kernels disturb. NVML tells it in percent of
+# a sample of 1/6 s or more, and a desktop that is drawn on the same GPU takes a few.
+_GPU_OTHERS_SHARE = 0.05
 # Two clocks are read one after the other; a machine sleeps for seconds.
 _SUSPENDED_S = 0.1
 # What a block counts beside its steps.
@@ -37,6 +40,7 @@ _FINITE = (
         "throttled_s",
     ),
     *("pressure_s", "suspended_s", "energy_j"),
+    *("gpu_energy_j", "gpu_utilisation", "gpu_other_utilisation"),
 )
 
 
@@ -50,6 +54,8 @@ class Interference(enum.StrEnum):
     SUSPENSION = "a suspended machine"
     CORES = "a change of the usable cores"
     COMPILATION = "a step that was compiled"
+    GPU_PROCESSES = "other processes on the GPU"
+    GPU_CLOCKS = "GPU clocks slowed by heat or the power supply"
 
 
 class BlockMode(enum.StrEnum):
@@ -124,6 +130,13 @@ class Block:
         cores_changed: Whether the trial was given other cores to run on.
         num_compiled: Graphs that `torch.compile` compiled meanwhile.
         energy_j: Joules that the machine's processors and memory used; None where it does not tell.
+        gpu_energy_j: Joules that the GPUs in use took, their memory, idle power and other processes
+            included; None where none is in use, or one does not tell (see `gpu_meter`).
+        gpu_utilisation: Share of the time in which kernels ran on them, anybody's, 0 to 1; the mean
+            over the GPUs, None where not known.
+        gpu_other_utilisation: Share of its time that the GPU most used by other processes ran their
+            kernels, as far as that can be told.
+        gpu_throttled: Whether heat or the power supply slowed a GPU's clocks.
     """
 
     num_steps: int
@@ -148,6 +161,10 @@ class Block:
     cores_changed: bool = False
     num_compiled: int = 0
     energy_j: float | None = None
+    gpu_energy_j: float | None = None
+    gpu_utilisation: float | None = None
+    gpu_other_utilisation: float = 0.0
+    gpu_throttled: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "num_samples", "num_units", "duration_s", "capacity_cores"):
@@ -188,6 +205,8 @@ class Block:
             Interference.SUSPENSION: self.suspended_s > _SUSPENDED_S,
             Interference.CORES: self.cores_changed,
             Interference.COMPILATION: self.num_compiled > 0,
+            Interference.GPU_PROCESSES: self.gpu_other_utilisation > _GPU_OTHERS_SHARE,
+            Interference.GPU_CLOCKS: self.gpu_throttled,
         }
         return tuple(cause for cause, applies in found.items() if applies)
 

@@ -19,6 +19,7 @@ import psutil
 
 from autotune import cgroup
 from autotune.energy import EnergyMeter
+from autotune.gpu_meter import GpuMeter, GpuReading
 from autotune.machine import affinity, capacity_cores, machine_cpu_s
 
 _MEMORY_PRESSURE = Path("/proc/pressure/memory")
@@ -39,6 +40,7 @@ class Counters:
     energy_uj: tuple[int, ...] | None
     suspended_s: float
     cores: frozenset[int]
+    gpu: GpuReading | None = None
 
 
 class CounterReader:
@@ -54,10 +56,12 @@ class CounterReader:
         self._cores = affinity()
         self._tree_cpu = TreeCpu(root_pid)
         self._energy = EnergyMeter()
+        self._gpus = GpuMeter()
 
     def find_processes(self) -> None:
-        """Look for processes of the tree; slow, so never close to a block."""
+        """Look for processes of the tree, and for its GPUs; slow, so never close to a block."""
         self._tree_cpu.find_processes()
+        self._gpus.find_devices()
 
     def read(self) -> Counters:
         """The counters now."""
@@ -74,6 +78,7 @@ class CounterReader:
             energy_uj=self._energy.read(),
             suspended_s=_suspended_s(),
             cores=affinity(),
+            gpu=self._gpus.read(),
         )
 
     def used_between(self, start: Counters, end: Counters) -> dict[str, float | None]:
@@ -96,6 +101,7 @@ class CounterReader:
             "suspended_s": end.suspended_s - start.suspended_s,
             "cores_changed": start.cores != end.cores,
             "energy_j": self._energy.used_j(start.energy_uj, end.energy_uj),
+            **self._gpus.used_between(start.gpu, end.gpu, self._tree_cpu.pids),
         }
 
 
@@ -107,6 +113,11 @@ class TreeCpu:
         self._pids: set[int] = set()
         self._children: set[int] = set()
         self._last_s: dict[int, float] = {}
+
+    @property
+    def pids(self) -> frozenset[int]:
+        """The processes of the tree that are known."""
+        return frozenset({*self._pids, os.getpid()})
 
     def find_processes(self) -> None:
         """Look for the tree's processes, which means going through all of the machine's."""

@@ -45,7 +45,8 @@ def load_config(
             something else.
 
     Warns:
-        MachineMismatchWarning: The file was tuned on a different machine.
+        MachineMismatchWarning: The file was tuned on a different machine, or with other GPUs or
+            another GPU driver; the message names what differs.
     """
     if not isinstance(default, ThroughputConfig):
         raise ConfigError(
@@ -117,12 +118,10 @@ def _read(path: Path) -> ThroughputConfig:
     from autotune.machine import this_machine
 
     best = read_best_config(path)
-    machine = this_machine()
-    if best.machine.fingerprint != machine.fingerprint:
+    differences = best.machine.differences(this_machine())
+    if differences:
         warnings.warn(
-            f"{path} was tuned on another machine ({best.machine.cpu}, "
-            f"{best.machine.usable_cores} usable cores; here: {machine.cpu}, "
-            f"{machine.usable_cores}): tune it again here",
+            f"{path} was tuned on another machine ({'; '.join(differences)}): tune it again here",
             MachineMismatchWarning,
             stacklevel=3,
         )

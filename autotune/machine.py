@@ -1,4 +1,4 @@
-"""What this machine offers a training run: usable cores, memory, and a fingerprint."""
+"""What this machine offers a training run: usable cores, memory, GPUs, and a fingerprint."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from autotune import cgroup
+from autotune.gpus import Gpu, find_gpus, summary
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,8 @@ class Machine:
         memory_bytes: Physical memory, or the cgroup's limit where that is lower.
         system: Operating system and architecture.
         hostname: For people; not part of the fingerprint.
+        gpus: The NVIDIA GPUs that this process was given (see `gpus.find_gpus`).
+        gpu_driver: The version of their driver; None without any.
     """
 
     cpu: str
@@ -33,29 +36,39 @@ class Machine:
     memory_bytes: int
     system: str
     hostname: str
+    gpus: tuple[Gpu, ...] = ()
+    gpu_driver: str | None = None
 
     @property
     def fingerprint(self) -> str:
         """Short digest of what matters for throughput. Memory counts in whole GiB."""
         gib = round(self.memory_bytes / 2**30)
         facts = f"{self.cpu}|{self.usable_cores}|{gib}|{self.system}"
+        if self.gpus:
+            facts += f"|{self.gpu_driver}"
+        for gpu in self.gpus:
+            facts += f"|{gpu.name}|{gpu.memory_gib}|{gpu.mig_profile}"
         return hashlib.sha256(facts.encode()).hexdigest()[:12]
 
     def __str__(self) -> str:
         cores = f"{self.usable_cores} usable core{'s' if self.usable_cores > 1 else ''}"
-        return f"{self.cpu}, {cores}, {self.memory_bytes / 2**30:.0f} GiB, {self.system}"
+        gpus = f", {summary(self.gpus)}" if self.gpus else ""
+        return f"{self.cpu}, {cores}, {self.memory_bytes / 2**30:.0f} GiB, {self.system}{gpus}"
 
 
 @functools.cache
 def this_machine() -> Machine:
     """The machine that this process runs on."""
     memory = psutil.virtual_memory().total
+    found = find_gpus()
     return Machine(
         cpu=_cpu_model(),
         usable_cores=usable_cores(),
         memory_bytes=min(memory, cgroup.memory_limit_bytes() or memory),
         system=f"{platform.system()} {platform.machine()}",
         hostname=platform.node(),
+        gpus=found.gpus,
+        gpu_driver=found.driver,
     )
 
 

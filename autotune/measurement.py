@@ -124,8 +124,13 @@ class Measurement:
         epoch_end_s: What an epoch's end costs beyond an ordinary step; None where none was seen.
         compute_units_per_s: The step's throughput by itself, where it was probed.
         load_units_per_s: The loader's throughput by itself, where it was probed.
-        joules_per_sample: Energy of the machine's processors and memory, idle power included; None
-            where the machine does not tell (see `energy.EnergyMeter`).
+        joules_per_sample: Energy of the machine's processors and memory (see `energy.EnergyMeter`)
+            and of the GPUs in use (`gpu_meter.GpuMeter`), idle power included: of those of the two
+            that are told for every counted block. None where neither is.
+        gpu_joules_per_sample: The part of it that the GPUs took; all of it where only they tell.
+            None where they do not.
+        gpu_utilisation: Share of the time in which kernels ran on the GPUs in use, 0 to 1; None
+            where not known.
     """
 
     samples_per_s: float
@@ -157,6 +162,8 @@ class Measurement:
     device_memory_share: float | None = None
     num_memory_retries: int | None = None
     copy_s: float | None = None
+    gpu_joules_per_sample: float | None = None
+    gpu_utilisation: float | None = None
 
     @property
     def uses_device(self) -> bool:
@@ -266,6 +273,7 @@ def summarise(
     settling = next((sample.settling for sample in samples if sample.settling), None)
     device = fullest_device(samples)
     num_retries = [memory.num_retries for sample in samples for memory in sample.devices]
+    gpu_joules = _per_sample(blocks, [block.gpu_energy_j for block in blocks])
     wait_cpu_share = sum(block.wait_cpu_s for block in blocks) / cpu_s if cpu_s else 0.0
     return Measurement(
         samples_per_s=num_samples * balance / duration_s,
@@ -290,13 +298,17 @@ def summarise(
         epoch_end_s=epoch_end_s,
         compute_units_per_s=probes.compute_units_per_s if probes else None,
         load_units_per_s=probes.load_units_per_s if probes else None,
-        joules_per_sample=_joules_per_sample(blocks),
+        joules_per_sample=_total(
+            _per_sample(blocks, [block.energy_j for block in blocks]), gpu_joules
+        ),
         samples_per_update=num_samples / num_updates if num_updates else None,
         later_epochs_ratio=_ratio(*_by_epoch(samples)),
         samples_per_epoch=samples_per_epoch,
         device_memory_share=device.used_share if device else None,
         num_memory_retries=max(num_retries, default=None),
         copy_s=probes.copy_s if probes else None,
+        gpu_joules_per_sample=gpu_joules,
+        gpu_utilisation=_gpu_utilisation(blocks),
     )
 
 
@@ -306,11 +318,24 @@ def fullest_device(samples: Sequence[Sample]) -> DeviceMemory | None:
     return max(found, key=lambda device: device.used_share, default=None)
 
 
-def _joules_per_sample(blocks: Sequence[Block]) -> float | None:
-    told = [block.energy_j for block in blocks if block.energy_j is not None]
+def _per_sample(blocks: Sequence[Block], joules: Sequence[float | None]) -> float | None:
+    told = [used_j for used_j in joules if used_j is not None]
     if len(told) < len(blocks):
         return None
     return sum(told) / sum(block.num_samples for block in blocks)
+
+
+def _total(*parts: float | None) -> float | None:
+    told = [part for part in parts if part is not None]
+    return sum(told) if told else None
+
+
+def _gpu_utilisation(blocks: Sequence[Block]) -> float | None:
+    """The mean over time of the blocks that tell."""
+    told = [(b.duration_s, b.gpu_utilisation) for b in blocks if b.gpu_utilisation is not None]
+    if not told:
+        return None
+    return sum(duration_s * share for duration_s, share in told) / sum(time_s for time_s, _ in told)
 
 
 def _epoch_end_s(blocks: Sequence[Block], probes: Probes | None) -> float | None:

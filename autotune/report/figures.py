@@ -11,7 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from autotune.config import ThroughputConfig
-from autotune.measurement import figure
+from autotune.measurement import Measurement, figure
 from autotune.report.diagnosis import label, shown
 from autotune.report.view import StudyView
 from autotune.search.effects import Effect
@@ -135,10 +135,17 @@ def utilisation(view: StudyView) -> go.Figure:
             name=name,
             marker={"color": color, "size": 9, "opacity": 0.8},
             text=[f"trial {r.number}, {r.phase.value}<br>{r.config.summary}" for r, _ in found],
-            hovertemplate=f"%{{text}}<br>%{{y:,.4g}} {view.unit}/s at %{{x:.0f}} %<extra></extra>",
+            customdata=[_gpu_busy(m) for _, m in found],
+            hovertemplate=f"%{{text}}<br>%{{y:,.4g}} {view.unit}/s at %{{x:.0f}} %%{{customdata}}"
+            "<extra></extra>",
         )
     plot.update_yaxes(rangemode="tozero")
     return _styled(plot, x="% of the usable cores busy", y=f"{view.unit}/s")
+
+
+def _gpu_busy(measurement: Measurement) -> str:
+    used = measurement.gpu_utilisation
+    return "" if used is None else f", GPU {100 * used:.0f} %"
 
 
 def traces(view: StudyView) -> go.Figure:

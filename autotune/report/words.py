@@ -125,8 +125,8 @@ def _performances(before: Performance, after: Performance) -> list[tuple[str, st
     def mebibytes(value: int | None) -> str:
         return "" if value is None else f"{value / 2**20:,.0f}"
 
-    def joules(p: Performance) -> str:
-        return "" if p.joules_per_sample is None else figure(1000 * p.joules_per_sample)
+    def joules(value: float | None) -> str:
+        return "" if value is None else figure(1000 * value)
 
     def rate(p: Performance) -> str:
         low, high = figure(p.samples_per_s_low), figure(p.samples_per_s_high)
@@ -143,9 +143,11 @@ def _performances(before: Performance, after: Performance) -> list[tuple[str, st
         both("computing", lambda p: share(1 - p.data_wait_share)),
         both("waiting for data", lambda p: share(p.data_wait_share)),
         both("CPU utilisation", lambda p: share(p.cpu_utilisation)),
+        both("GPU utilisation", lambda p: share(p.gpu_utilisation)),
         both("CPU s per 1,000 samples", lambda p: figure(1000 * p.cpu_s_per_sample)),
         both("  while waiting for workers", lambda p: share(p.wait_cpu_share)),
-        both("energy per 1,000 samples, J", joules),
+        both("energy per 1,000 samples, J", lambda p: joules(p.joules_per_sample)),
+        both("  of the GPUs", lambda p: joules(p.gpu_joules_per_sample)),
         both("peak memory, MiB", lambda p: mebibytes(p.peak_memory_bytes)),
         both("in /dev/shm, MiB", lambda p: mebibytes(p.shared_memory_bytes)),
         both("on the GPU, MiB", lambda p: mebibytes(p.device_memory_bytes)),
@@ -310,10 +312,11 @@ class Cell:
 def trial_rows(frame: pd.DataFrame) -> list[dict[str, Cell]]:
     """A row for each trial of a study (see `frame.load_study`), by heading."""
     known = frame.astype(object).where(frame.notna(), None)
-    return [_row(row) for row in known.to_dict("records")]
+    has_gpu = bool(frame["gpu_utilisation"].notna().any())
+    return [_row(row, has_gpu=has_gpu) for row in known.to_dict("records")]
 
 
-def _row(row: Mapping[Hashable, Any]) -> dict[str, Cell]:
+def _row(row: Mapping[Hashable, Any], *, has_gpu: bool) -> dict[str, Cell]:
     def number(name: str, scale: float = 1.0) -> Cell:
         if row[name] is None:
             return Cell(text="", key="")
@@ -334,6 +337,7 @@ def _row(row: Mapping[Hashable, Any]) -> dict[str, Cell]:
         "± %": number("relative_error", 100),
         "s/step": number("seconds_per_step"),
         "CPU %": number("cpu_utilisation", 100),
+        **({"GPU %": number("gpu_utilisation", 100)} if has_gpu else {}),
         "waiting %": number("data_wait_share", 100),
         "MiB": number("peak_memory_bytes", 2**-20),
         "start-up s": number("start_up_s"),

@@ -288,6 +288,8 @@ def _performance(records: Sequence[TrialRecord], rate: Interval) -> Performance:
     count = len(found)
     waiting = [m.wait_cpu_share for m in found if m.wait_cpu_share is not None]
     joules = [m.joules_per_sample for m in found if m.joules_per_sample is not None]
+    gpu_joules = [m.gpu_joules_per_sample for m in found if m.gpu_joules_per_sample is not None]
+    gpu_used = [m.gpu_utilisation for m in found if m.gpu_utilisation is not None]
     # Where the script counts units, the interval is of these: per sample the ratio is the same.
     mean_units_per_s = sum(m.units_per_s for m in found) / count
     samples_per_unit = sum(m.samples_per_s for m in found) / count / mean_units_per_s
@@ -316,4 +318,6 @@ def _performance(records: Sequence[TrialRecord], rate: Interval) -> Performance:
         ),
         wait_cpu_share=sum(waiting) / len(waiting) if waiting else None,
         joules_per_sample=sum(joules) / len(joules) if joules else None,
+        gpu_joules_per_sample=sum(gpu_joules) / len(gpu_joules) if gpu_joules else None,
+        gpu_utilisation=sum(gpu_used) / len(gpu_used) if gpu_used else None,
     )

@@ -144,7 +144,8 @@ class StudyStore:
         """The trials of the latest other study of the same command on a similar machine.
 
         It is in the same storage, keeps the same effective batch, its machine had as many usable
-        cores, and one of its trials succeeded. Empty where there is none, or damaged ones.
+        cores and GPUs of the same names, and one of its trials succeeded. Empty where there is
+        none, or damaged ones.
         """
         with contextlib.suppress(BadInputError), reading("an earlier study"):
             return self._records_of_similar()
@@ -213,6 +214,7 @@ def _workload(facts: Mapping[str, Any]) -> tuple[object, ...]:
         facts.get("command"),
         facts.get("effective_batch_size"),
         machine.get("usable_cores"),
+        [gpu.get("name") for gpu in machine.get("gpus", ())],
     )
 
 

@@ -6,8 +6,9 @@ import pytest
 
 from autotune.config import ThroughputConfig
 from autotune.measurement import StartMode
-from autotune.report.words import certainty
-from autotune.search.answer import unconfirmed_gain
+from autotune.report.words import certainty, comparison
+from autotune.search.answer import make_best_config, unconfirmed_gain
+from autotune.search.confirmation import Interval
 from autotune.search.records import Phase
 
 from . import made_up
@@ -59,3 +60,34 @@ def test_a_search_that_did_not_come_to_an_end_says_so_and_not_zero_per_cent():
     assert sure(0.31).startswith("with 31 % probability")
     assert "0 %" not in sure(0.004)
     assert "some of the 84 configurations are probably faster" in sure(0.004)
+
+
+def test_the_answer_holds_what_the_gpus_did_where_it_is_known():
+    def answer_of(*blocks):
+        rate = Interval(mean=100.0, low=90.0, high=110.0)
+        choice = types.SimpleNamespace(
+            best=BASELINE,
+            speedup=types.SimpleNamespace(ratio=1.0, low=1.0, high=1.0, significant=False),
+            rates={BASELINE: rate},
+        )
+        return make_best_config(
+            choice,
+            {BASELINE: [made_up.record(found, config=BASELINE) for found in blocks]},
+            baseline=BASELINE,
+            definition=types.SimpleNamespace(command_line="train"),
+            storage="s",
+            store=types.SimpleNamespace(name="n", facts={"versions": {}}),
+        )
+
+    told = [made_up.block(gpu_utilisation=share, gpu_energy_j=40.0) for share in (0.6, 0.8)]
+    found = answer_of(*told)
+    assert found.expected.gpu_utilisation == pytest.approx(0.7)
+    assert found.expected.joules_per_sample == found.expected.gpu_joules_per_sample == 1.0
+    view = types.SimpleNamespace(
+        result=types.SimpleNamespace(best=found), training=None, steps_per_epoch=lambda _: None
+    )
+    rows = {label: (before, after) for label, before, after in comparison(view)}
+    assert rows["GPU utilisation"] == ("70 %", "70 %")
+    assert rows["energy per 1,000 samples, J"] == rows["  of the GPUs"] == ("1,000", "1,000")
+    view.result.best = answer_of(made_up.block())
+    assert not any("GPU" in label for label, *_ in comparison(view))

@@ -16,6 +16,7 @@ from autotune.best_config import (
     read_best_config,
     write_best_config,
 )
+from autotune.gpus import Gpu
 from autotune.machine import this_machine
 
 FIGURES = {
@@ -32,6 +33,8 @@ FIGURES = {
     "device_memory_bytes": None,
     "wait_cpu_share": 0.1,
     "joules_per_sample": None,
+    "gpu_joules_per_sample": None,
+    "gpu_utilisation": None,
     "samples_per_update": 64.0,
     "data_wait_share": 0.01,
     "peak_memory_bytes": 2**30,
@@ -160,6 +163,96 @@ def test_another_machine_gives_a_warning(path):
     change(path, "machine.fingerprint", "0123456789ab")
     with pytest.warns(MachineMismatchWarning, match="tuned on another machine"):
         autotune.load_config(path, default=ThroughputConfig(batch_size=2))
+
+
+H100 = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 * 2**30)
+A100 = Gpu(name="NVIDIA A100-SXM4-80GB", memory_bytes=80 * 2**30)
+SMALL_A100 = dataclasses.replace(A100, memory_bytes=40 * 2**30)
+BY_PROC = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=None)
+PART = dataclasses.replace(H100, mig_profile="7g.80gb")
+
+
+def load_on(path, monkeypatch, best, *, before, now):
+    """Load a file that was tuned with the GPUs `before`; gives the warnings.
+
+    Both are pairs of the GPUs and the driver's version.
+    """
+    machine = dataclasses.replace(this_machine(), gpus=(), gpu_driver=None)
+    tuned_on, here = (
+        dataclasses.replace(machine, gpus=gpus, gpu_driver=driver) for gpus, driver in (before, now)
+    )
+    write_best_config(path, dataclasses.replace(best, machine=MachineRecord.of(tuned_on)))
+    monkeypatch.setattr("autotune.machine.this_machine", lambda: here)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        autotune.load_config(path, default=ThroughputConfig(batch_size=2))
+    return [str(warning.message).removeprefix(str(path)) for warning in caught]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "differences"),
+    [
+        (((H100,), "550"), ((), None), "GPUs: 1x {h100}, here none"),
+        (((), None), ((H100,), "550"), "GPUs: none, here 1x {h100}"),
+        (((H100,), "550"), ((A100,), "550"), "GPUs: 1x {h100}, here 1x {a100}"),
+        (((H100,), "550"), ((H100, H100), "550"), "GPUs: 1x {h100}, here 2x {h100}"),
+        (((A100,), "550"), ((SMALL_A100,), "550"), "GPUs: 1x {a100}, here 1x {small}"),
+        (((H100,), "550"), ((PART,), "550"), "GPUs: 1x {h100}, here 1x {part}"),
+        (((H100,), "550"), ((H100,), "535"), "GPU driver: 550, here 535"),
+        (
+            ((H100,), "550"),
+            ((A100,), "535"),
+            "GPUs: 1x {h100}, here 1x {a100}; GPU driver: 550, here 535",
+        ),
+        # Without NVML, /proc tells of names alone: of what it does not tell nothing is said.
+        (((BY_PROC,), "550"), ((A100,), "550"), "GPUs: 1x NVIDIA H100 80GB HBM3, here 1x {named}"),
+    ],
+)
+def test_another_gpu_gives_a_warning_that_names_it(
+    path, monkeypatch, best, before, now, differences
+):
+    found = load_on(path, monkeypatch, best, before=before, now=now)
+    named = {
+        "h100": "NVIDIA H100 80GB HBM3 with 80 GiB",
+        "part": "NVIDIA H100 80GB HBM3 MIG 7g.80gb with 80 GiB",
+        "a100": "NVIDIA A100-SXM4-80GB with 80 GiB",
+        "small": "NVIDIA A100-SXM4-80GB with 40 GiB",
+        "named": "NVIDIA A100-SXM4-80GB",
+    }
+    told = differences.format(**named)
+    assert found == [f" was tuned on another machine ({told}): tune it again here"]
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        (((H100,), "550"), ((H100,), "550")),
+        (((), None), ((), None)),
+        # The same GPU, seen with NVML and without.
+        (((H100,), "550"), ((BY_PROC,), "550")),
+        (((BY_PROC,), "550"), ((PART,), "550")),
+    ],
+)
+def test_the_same_gpus_give_no_warning(path, monkeypatch, best, before, now):
+    assert load_on(path, monkeypatch, best, before=before, now=now) == []
+
+
+def test_a_file_names_the_gpus_that_there_are_and_no_others(path, monkeypatch, best):
+    gpus = (H100, PART)
+    load_on(path, monkeypatch, best, before=(gpus, "550"), now=(gpus, "550"))
+    machine = read_best_config(path).machine
+    assert (machine.gpus, machine.gpu_driver) == (gpus, "550")
+    load_on(path, monkeypatch, best, before=((), None), now=((), None))
+    assert "gpu" not in yaml.safe_load(path.read_text())["machine"]
+
+
+def test_unknown_keys_of_a_gpu_are_refused(path, monkeypatch, best):
+    load_on(path, monkeypatch, best, before=((H100,), "550"), now=((H100,), "550"))
+    data = yaml.safe_load(path.read_text())
+    data["machine"]["gpus"][0]["colour"] = "green"
+    path.write_text(yaml.safe_dump(data))
+    with pytest.raises(BadInputError, match=r"gpus\.0\.colour is no known key"):
+        read_best_config(path)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
+import math
+
 import pytest
 
+from autotune import BadInputError
 from autotune.blocks import Interference
 
 from .made_up import block, sample
@@ -68,6 +71,8 @@ def test_every_cause_is_named():
         suspended_s=1.0,
         cores_changed=True,
         num_compiled=1,
+        gpu_other_utilisation=1.0,
+        gpu_throttled=True,
     )
     assert everything.interference == tuple(Interference)
 
@@ -76,3 +81,19 @@ def test_a_sample_is_disturbed_where_any_of_its_blocks_is():
     assert not sample(block(), block()).disturbed
     assert sample(block(), block(stolen_s=1.0)).disturbed
     assert not sample().disturbed
+
+
+def test_kernels_of_others_disturb_from_a_limit_on():
+    assert block(gpu_other_utilisation=0.05).interference == ()
+    assert block(gpu_other_utilisation=0.06).interference == (Interference.GPU_PROCESSES,)
+
+
+def test_a_block_without_a_gpu_knows_nothing_of_it():
+    plain = block()
+    assert (plain.gpu_energy_j, plain.gpu_utilisation) == (None, None)
+
+
+@pytest.mark.parametrize("name", ["gpu_energy_j", "gpu_utilisation", "gpu_other_utilisation"])
+def test_figures_of_a_gpu_are_finite(name):
+    with pytest.raises(BadInputError, match=f"{name} must be finite"):
+        block(**{name: math.inf})

@@ -71,3 +71,24 @@ def test_a_trial_states_energy_per_sample_where_every_block_has_it():
     assert summarise([sample(told, told)], PLAIN).joules_per_sample == pytest.approx(0.2)
     untold = dataclasses.replace(told, energy_j=None)
     assert summarise([sample(told, untold)], PLAIN).joules_per_sample is None
+
+
+def test_energy_per_sample_includes_what_the_gpus_used():
+    both = block(num_samples=40, energy_j=8.0, gpu_energy_j=20.0)
+    found = summarise([sample(both, both)], PLAIN)
+    assert found.joules_per_sample == pytest.approx(0.7)
+    assert found.gpu_joules_per_sample == pytest.approx(0.5)
+
+
+def test_energy_of_the_gpus_alone_is_told_where_the_processors_do_not_tell():
+    gpu_only = block(num_samples=40, gpu_energy_j=20.0)
+    found = summarise([sample(gpu_only, gpu_only)], PLAIN)
+    assert found.joules_per_sample == found.gpu_joules_per_sample == pytest.approx(0.5)
+
+
+def test_energy_of_the_gpus_counts_where_every_block_has_it():
+    told = block(num_samples=40, energy_j=8.0, gpu_energy_j=20.0)
+    untold = dataclasses.replace(told, gpu_energy_j=None)
+    found = summarise([sample(told, untold)], PLAIN)
+    assert found.joules_per_sample == pytest.approx(0.2)
+    assert found.gpu_joules_per_sample is None

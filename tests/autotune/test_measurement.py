@@ -189,3 +189,17 @@ def test_all_epochs_count_where_they_are_alike():
 def test_an_epoch_after_a_loop_has_begun_anew_is_no_later_one():
     samples = [sample(*epochs(100.0, 100.0), life_steps=70), sample(*epochs(500.0, 500.0))]
     assert summarise(samples, PLAIN).later_epochs_ratio == pytest.approx(1.0)
+
+
+def test_gpu_utilisation_is_the_mean_over_time_of_the_blocks_that_tell():
+    told = (block(duration_s=1.0, gpu_utilisation=0.4), block(duration_s=3.0, gpu_utilisation=0.8))
+    assert summarise([sample(*told, block())], PLAIN).gpu_utilisation == pytest.approx(0.7)
+    assert summarise([sample(block())], PLAIN).gpu_utilisation is None
+
+
+def test_gpu_utilisation_of_disturbed_blocks_does_not_count():
+    quiet = block(gpu_utilisation=0.4)
+    disturbed = block(gpu_utilisation=1.0, gpu_other_utilisation=0.6)
+    found = summarise([sample(quiet, disturbed)], PLAIN)
+    assert found.gpu_utilisation == pytest.approx(0.4)
+    assert found.num_disturbed == 1

@@ -192,3 +192,14 @@ def test_of_earlier_studies_the_latest_counts_in_which_something_succeeded(url):
             store.fail(number, Failure(cause=FailureCause.CRASHED, message="x"))
     [earlier] = store.records_of_similar()
     assert earlier.measurement is not None
+
+
+@pytest.mark.parametrize(("name", "counts"), [("A", True), ("B", False)])
+def test_an_earlier_study_counts_where_the_gpus_are_alike(url, name, counts):
+    for study, gpu in (("earlier", "A"), ("now", name)):
+        store = open_study(url, study, fresh=False)
+        gpus = [{"name": gpu, "memory_bytes": 2**30, "mig_profile": None}]
+        store.set_facts(command=["train"], machine={"usable_cores": 2, "gpus": gpus})
+        if study == "earlier":
+            store.complete(store.begin(CONFIG, Phase.BASELINE), OUTCOME)
+    assert bool(store.records_of_similar()) == counts

@@ -1,6 +1,5 @@
 """Trials that go on in the process of the one before, with other workers."""
 
-import os
 from pathlib import Path
 
 import psutil
@@ -99,7 +98,7 @@ def test_a_search_that_cannot_fork_starts_a_process_for_each_batch_size(script):
     assert set(found.query("phase == 'confirm'")["start_mode"]) == {"fresh"}
     best = read_best_config(Path("best_config.yaml"))
     assert best.config.num_workers > 0
-    assert not [name for name in os.listdir() if name == "epilogue"]
+    assert not Path("epilogue").exists()
 
 
 def test_modes_are_words_that_a_study_keeps():
