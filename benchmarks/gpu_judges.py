@@ -1,0 +1,295 @@
+"""When a row of `benchmarks/gpu.py` passes: judges of figures, which run nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+
+from autotune.best_config import Speedup
+from autotune.measurement import FailureCause, StartMode
+from autotune.search.records import TrialRecord
+
+_READY_SHARE = 0.5
+_ALIKE, _STATED_ALIKE, _COMPILED_ALIKE = 0.05, 0.05, 0.10
+_NEAR_BEST, _MOST_MEMORY, _PIN_MATTERS = 0.95, 0.95, 0.03
+_FEWEST_TRIALS, _LEFT_MIB, _OVER_BUDGET = 3, 200.0, 1.15
+
+Figures = Mapping[str, object]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What was found for a row.
+
+    Attributes:
+        passed: None where there is nothing to judge.
+        rule: When it passes, in words.
+        figures: What was measured, plain values.
+        message: Why it did not pass, or was not judged.
+    """
+
+    passed: bool | None
+    rule: str
+    figures: Figures = dataclasses.field(default_factory=dict)
+    message: str = ""
+
+
+def judge(rule: str, figures: Figures, faults: Sequence[str | None]) -> Verdict:
+    """Passed where there are no faults."""
+    found = [fault for fault in faults if fault]
+    return Verdict(passed=not found, rule=rule, figures=figures, message="; ".join(found))
+
+
+def forked(records: Sequence[TrialRecord], fresh_reason: str | None, *, on_gpu: bool) -> Verdict:
+    """Whether the trials of a search were forked, and worked."""
+    measured = [r for r in records if r.measurement is not None and r.phase.is_brief]
+    num_forked = sum(r.start_mode is StartMode.FORK for r in measured)
+    off_gpu = [
+        r for r in measured if r.measurement is not None and not r.measurement.device_memory_bytes
+    ]
+    failed = [r.failure.message for r in records if r.failure is not None]
+    figures = {"forked": num_forked, "searched": len(measured), "failed": len(failed)}
+    return judge(
+        "all trials of the search are forked, two or more, none fails, and they use the GPU",
+        figures,
+        (
+            f"not forked: {fresh_reason}" if fresh_reason else None,
+            "too few forked" if num_forked < min(2, len(measured) or 2) else None,
+            "some are not forked" if num_forked < len(measured) else None,
+            f"failed: {failed[0]}" if failed else None,
+            "the GPU was not used" if on_gpu and off_gpu else None,
+        ),
+    )
+
+
+def ready_time(forked_s: Sequence[float], cold_s: Sequence[float]) -> Verdict:
+    """Whether a forked trial has its first batch much sooner than a cold one."""
+    found = statistics.median(forked_s), statistics.median(cold_s)
+    figures = {"forked_s": found[0], "cold_s": found[1], "times_sooner": found[1] / found[0]}
+    late = found[0] > _READY_SHARE * found[1]
+    return judge(
+        f"the first batch of a forked trial comes in at most {_READY_SHARE:.0%} of a cold one's",
+        figures,
+        ("forking saves too little" if late else None,),
+    )
+
+
+def same_rate(ratios: Mapping[str, float]) -> Verdict:
+    """Whether forked trials run as fast as fresh ones; forked ÷ fresh for each loop."""
+    off = [f"{loop}: {ratio:.3f}" for loop, ratio in ratios.items() if abs(ratio - 1) > _ALIKE]
+    return judge(f"forked / fresh within {_ALIKE:.0%}", dict(ratios), off)
+
+
+def told_reason(
+    modes: Sequence[StartMode | None], fresh_reason: str | None, *, output: str
+) -> Verdict:
+    """Whether trials of a script that uses the GPU too early are cold, and that is told."""
+    reason = fresh_reason or ""
+    num_forked = sum(mode is StartMode.FORK for mode in modes)
+    figures = {"trials": len(modes), "forked": num_forked, "reason": reason}
+    return judge(
+        f"no trial is forked, the reason names CUDA and is printed, {_FEWEST_TRIALS} trials or "
+        "more are measured within the budget",
+        figures,
+        (
+            f"{num_forked} were forked" if num_forked else None,
+            None if "CUDA" in reason else f"the reason is {reason or 'not told'}",
+            None if reason and reason in " ".join(output.split()) else "the reason is not printed",
+            f"only {len(modes)} trials" if len(modes) < _FEWEST_TRIALS else None,
+        ),
+    )
+
+
+def stated_gain(stated: Speedup, trained: Sequence[float], seconds: float) -> Verdict:
+    """Whether ordinary training is as much faster with the file as was stated."""
+    rule = f"trained speed-up within the stated interval, widened by {_STATED_ALIKE:.0%}"
+    ratio = statistics.geometric_mean(trained)
+    figures = {
+        "stated": stated.ratio,
+        "low": stated.low,
+        "high": stated.high,
+        "trained": ratio,
+        "trained_lowest": min(trained),
+        "trained_highest": max(trained),
+        "seconds_each": seconds,
+    }
+    if not stated.significant:
+        return Verdict(passed=None, rule=rule, figures=figures, message="no gain was stated")
+    kept = stated.low / (1 + _STATED_ALIKE) <= ratio <= stated.high * (1 + _STATED_ALIKE)
+    return judge(rule, figures, (None if kept else f"training gains {ratio:.2f}x",))
+
+
+def out_of_memory(
+    records: Sequence[TrialRecord],
+    *,
+    chosen_bytes: int | None,
+    memory_bytes: int,
+    left_mib: float | None,
+    told: str,
+) -> Verdict:
+    """Whether running out of GPU memory is recognised, costs little and leaves nothing.
+
+    Args:
+        records: All trials, by number.
+        chosen_bytes: Peak memory reserved with the chosen settings.
+        memory_bytes: Of the GPU.
+        left_mib: More memory in use afterwards than before; None where that is not known.
+        told: What the output says of the largest batch that fits.
+    """
+    failed = [r for r in records if r.failure is not None]
+    ran_out = [r for r in failed if _cause(r) is FailureCause.OUT_OF_DEVICE_MEMORY]
+    others = [r for r in failed if _cause(r) is not FailureCause.OUT_OF_DEVICE_MEMORY]
+    heavier = [
+        later.config.batch_size
+        for first in ran_out
+        for later in records
+        if later.number > first.number and later.config.batch_size > first.config.batch_size
+    ]
+    fitted = [r for r in records if r.measurement is not None]
+    after = [r for r in fitted if ran_out and r.number > ran_out[0].number]
+    share = (chosen_bytes or 0) / memory_bytes
+    figures = {
+        "ran_out": sorted({r.config.batch_size for r in ran_out}),
+        "fitted": sorted({r.config.batch_size for r in fitted}),
+        "chosen_share_of_memory": share,
+        "left_mib": left_mib,
+        "told": told,
+    }
+    return judge(
+        f'the cause is "{FailureCause.OUT_OF_DEVICE_MEMORY}", nothing heavier is tried after it, '
+        f"later trials work, the answer takes at most {_MOST_MEMORY:.0%} of the memory, and less "
+        f"than {_LEFT_MIB:.0f} MiB stay in use",
+        figures,
+        (
+            None if ran_out else "nothing ran out of GPU memory",
+            f"failed otherwise: {_cause(others[0])}: {others[0].failure.message}"
+            if others and others[0].failure
+            else None,
+            f"heavier ones were tried: {heavier}" if heavier else None,
+            "no trial worked afterwards" if ran_out and not after else None,
+            None if chosen_bytes else "the memory of the chosen settings is not known",
+            f"the answer takes {share:.0%} of the memory" if share > _MOST_MEMORY else None,
+            f"{left_mib:.0f} MiB stay in use" if left_mib and left_mib > _LEFT_MIB else None,
+        ),
+    )
+
+
+def pinned(*, offered: bool, chosen: bool, ratio: float, stated: float | None = None) -> Verdict:
+    """Whether pinning memory is searched by default, and rightly chosen.
+
+    Args:
+        offered: Whether the axis was searched without being asked for.
+        chosen: Whether the answer pins.
+        ratio: Ordinary training pinned ÷ not, all else as chosen.
+        stated: The same as the search measured it.
+    """
+    figures = {
+        "searched_by_default": offered,
+        "chosen": chosen,
+        "pinned_over_not": ratio,
+        "measured_in_search": stated,
+    }
+    gain = ratio - 1 if chosen else 1 / ratio - 1
+    return judge(
+        "pin_memory is searched by default, and the value not chosen is at most "
+        f"{_PIN_MATTERS:.0%} faster in ordinary training",
+        figures,
+        (
+            None if offered else "pin_memory is not among the axes by default",
+            "the other value is faster" if gain < -_PIN_MATTERS else None,
+        ),
+    )
+
+
+def compiled(
+    records: Sequence[TrialRecord],
+    *,
+    stated_per_s: float,
+    compiled_per_s: float,
+    plain_per_s: float,
+    compile_s: float,
+) -> Verdict:
+    """Whether a compiled script is tuned like any other."""
+    failed = [r for r in records if r.failure is not None]
+    ratio = stated_per_s / compiled_per_s
+    figures = {
+        "stated_over_trained": ratio,
+        "compiled_over_plain": compiled_per_s / plain_per_s,
+        "first_step_s": compile_s,
+        "measured": sum(r.measurement is not None for r in records),
+        "failed": len(failed),
+    }
+    return judge(
+        "no trial fails, and the stated baseline is within "
+        f"{_COMPILED_ALIKE:.0%} of ordinary training of the compiled script",
+        figures,
+        (
+            f"failed: {_cause(failed[0])}: {failed[0].failure.message}"
+            if failed and failed[0].failure
+            else None,
+            f"stated / trained is {ratio:.2f}" if abs(ratio - 1) > _COMPILED_ALIKE else None,
+        ),
+    )
+
+
+def search_time(
+    *, tuning_s: float, budget_s: float, num_trials: int, cold_s: float, complete: bool
+) -> Verdict:
+    """Whether a run keeps to its budget.
+
+    Args:
+        tuning_s: What it took.
+        budget_s: What it was given.
+        num_trials: Trials of the search that were measured.
+        cold_s: What a cold start took.
+        complete: Whether it ended by itself.
+    """
+    figures = {
+        "tuning_s": tuning_s,
+        "budget_s": budget_s,
+        "trials": num_trials,
+        "cold_starts_alone_s": num_trials * cold_s,
+        "ended_by_itself": complete,
+    }
+    late = tuning_s > _OVER_BUDGET * budget_s
+    return judge(
+        f"takes at most {_OVER_BUDGET:.0%} of its budget",
+        figures,
+        (f"took {tuning_s:.0f} s" if late else None,),
+    )
+
+
+def near_best(chosen_per_s: float, grid: Mapping[str, float]) -> Verdict:
+    """Whether the chosen settings train as fast as the best of a small grid."""
+    best = max(grid, key=lambda name: grid[name])
+    ratio = chosen_per_s / grid[best]
+    figures = {"chosen_over_best": ratio, "chosen": chosen_per_s, "best": best, "grid": dict(grid)}
+    return judge(
+        f"chosen / best of the grid at least {_NEAR_BEST}",
+        figures,
+        (f"{best} is faster" if ratio < _NEAR_BEST else None,),
+    )
+
+
+def disturbed(num_disturbed: int, num_blocks: int, causes: Sequence[str]) -> Verdict:
+    """Whether blocks beside a busy GPU are reported."""
+    figures = {"disturbed": num_disturbed, "blocks": num_blocks, "causes": list(causes)}
+    return judge(
+        "half of the blocks or more are called disturbed, and the GPU is named",
+        figures,
+        (
+            "too few are" if 2 * num_disturbed < max(1, num_blocks) else None,
+            None if any("GPU" in cause for cause in causes) else "the GPU is not named",
+        ),
+    )
+
+
+def bounds(found: Mapping[str, str | None], expected: Mapping[str, str]) -> Verdict:
+    """Whether it is said what holds each loop back."""
+    wrong = [f"{loop} is called {told}" for loop, told in found.items() if told != expected[loop]]
+    return judge("each loop is called what it is", dict(found), wrong)
+
+
+def _cause(record: TrialRecord) -> FailureCause | None:
+    return record.failure.cause if record.failure else None

@@ -1,0 +1,311 @@
+"""The rows of `benchmarks/gpu.py`: each runs something, and has a judge look at it."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from autotune.config import ThroughputConfig
+from autotune.machine import this_machine
+from autotune.search.records import Phase
+from benchmarks import gpu_judges
+from benchmarks.gpu_judges import Verdict
+from benchmarks.gpu_runs import (
+    Bench,
+    Pair,
+    RowError,
+    Tuned,
+    gpu_memory_used_mib,
+    has_nvml,
+    settings_option,
+)
+
+# For runs of which only the trials matter: one brief round of confirmation.
+BRIEF: Mapping[str, int | float] = {"confirm_rounds": 1, "confirm_s": 1.0, "num_finalists": 1}
+# Shares of the GPU's memory that batches of `near_limit` take: two do not fit.
+SHARES = {16: 0.14, 32: 0.28, 80: 0.70, 160: 1.4, 320: 2.8}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One row.
+
+    Attributes:
+        title: For the table.
+        run: Runs and judges.
+        gpu_only: Whether it makes no sense on a CPU.
+        quick: Whether it belongs to the quick selection.
+        need_s: It is not begun where less time is left; as long as it takes at least.
+    """
+
+    title: str
+    run: Callable[[Bench], Verdict]
+    gpu_only: bool = False
+    quick: bool = True
+    need_s: float = 5.0
+
+
+def fork_after_check(bench: Bench) -> Verdict:
+    tuned = _images(bench)
+    result = tuned.view.result
+    reason = result.fresh_reason if result else None
+    return gpu_judges.forked(tuned.view.records, reason, on_gpu=bench.on_gpu)
+
+
+def ready_time(bench: Bench) -> Verdict:
+    pairs = _pairs(bench, "tiny_mlp")
+    return gpu_judges.ready_time(
+        [pair.forked.start_up_s for pair in pairs], [pair.fresh.start_up_s for pair in pairs]
+    )
+
+
+def same_rate(bench: Bench) -> Verdict:
+    ratios = {}
+    for loop in ("tiny_mlp",) if bench.quick else ("tiny_mlp", "language_model"):
+        ratios[loop] = statistics.geometric_mean(
+            pair.forked.measurement.units_per_s / pair.fresh.measurement.units_per_s
+            for pair in _pairs(bench, loop)
+        )
+    return gpu_judges.same_rate(ratios)
+
+
+def stated_gain(bench: Bench) -> Verdict:
+    tuned, seconds = _images(bench), bench.lasting(10, 4)
+    settings = _settings_file(tuned)
+    found = bench.train(
+        "gain",
+        # Whatever else changes with time is shared by both orders.
+        [("images", (), path) for path in (None, settings, settings, None)],
+        seconds,
+    )
+    rates = [training.samples_per_s for training in found]
+    trained = [rates[1] / rates[0], rates[2] / rates[3]]
+    return gpu_judges.stated_gain(tuned.best.speedup, trained, 2 * seconds)
+
+
+def out_of_memory(bench: Bench) -> Verdict:
+    assert bench.memory_bytes is not None
+    before_mib = gpu_memory_used_mib()
+    sample_mib = SHARES[16] * bench.memory_bytes / 16 / 2**20
+    tuned = bench.tune(
+        "near_limit",
+        "near_limit",
+        "--sample-mib",
+        f"{sample_mib:.0f}",
+        budget_s=bench.lasting(60, 50),
+        # It tries all, whether or not that promises anything.
+        sampler="grid",
+        axes={
+            "batch_size": list(SHARES),
+            "num_workers": [0],
+            "num_threads": [this_machine().usable_cores],
+            "pin_memory": [False],
+            "gc": ["default"],
+        },
+        **BRIEF,
+    )
+    after_mib = gpu_memory_used_mib()
+    known = before_mib is not None and after_mib is not None
+    told = [line for line in tuned.output.splitlines() if "largest batch" in line or "fits" in line]
+    return gpu_judges.out_of_memory(
+        tuned.view.records,
+        chosen_bytes=tuned.best.expected.device_memory_bytes,
+        memory_bytes=bench.memory_bytes,
+        left_mib=(after_mib or 0.0) - (before_mib or 0.0) if known else None,
+        told=told[0] if told else "",
+    )
+
+
+def pinned(bench: Bench) -> Verdict:
+    tuned, seconds = _images(bench), bench.lasting(5, 3)
+    chosen = tuned.best.config
+    options = [
+        settings_option(_settings(dataclasses.replace(chosen, pin_memory=pin)))
+        for pin in (False, True, True, False)
+    ]
+    found = bench.train("pinned", [("images", option, None) for option in options], seconds)
+    rates = [training.samples_per_s for training in found]
+    axes = tuned.view.facts.searched_axes or {}
+    return gpu_judges.pinned(
+        offered=len(axes.get("pin_memory", ())) > 1,
+        chosen=chosen.pin_memory,
+        ratio=statistics.geometric_mean([rates[1] / rates[0], rates[2] / rates[3]]),
+        stated=_pinned_in_search(tuned),
+    )
+
+
+def compiled(bench: Bench) -> Verdict:
+    tuned = bench.tune(
+        "compiled",
+        "tiny_mlp",
+        "--compile",
+        budget_s=bench.lasting(70, 60),
+        axes={"batch_size": [256, 1024, 4096], "num_workers": [0], "gc": ["default"]},
+        max_trials=2,
+        confirm_rounds=1,
+        confirm_s=2.0,
+    )
+    baseline = settings_option(_settings(tuned.best.baseline.config))
+    seconds = bench.lasting(5, 3)
+    found = bench.train(
+        "compiled_training",
+        [("tiny_mlp", ("--compile", *baseline), None), ("tiny_mlp", baseline, None)],
+        seconds,
+    )
+    return gpu_judges.compiled(
+        tuned.view.records,
+        stated_per_s=tuned.best.baseline.samples_per_s,
+        compiled_per_s=found[0].samples_per_s,
+        plain_per_s=found[1].samples_per_s,
+        compile_s=found[0].first_step_s,
+    )
+
+
+def search_time(bench: Bench) -> Verdict:
+    tuned = _images(bench)
+    result = tuned.view.result
+    if result is None:
+        raise RowError("the study has no result")
+    cold = [r.start_up_s for r in tuned.view.records if r.phase is Phase.BASELINE and r.start_up_s]
+    return gpu_judges.search_time(
+        tuning_s=result.tuning_s,
+        budget_s=_images_budget_s(bench),
+        num_trials=len(tuned.searched),
+        cold_s=cold[0] if cold else 0.0,
+        complete=result.complete,
+    )
+
+
+def bounds(bench: Bench) -> Verdict:
+    found = {}
+    for loop, tuned in (("images", _images(bench)),):
+        result = tuned.view.result
+        told = result.baseline_bottleneck if result else None
+        found[loop] = told.bound.value if told else None
+    return gpu_judges.bounds(found, {"images": "data-bound"})
+
+
+def near_best(bench: Bench) -> Verdict:
+    tuned, seconds = _images(bench), bench.lasting(2.5, 2)
+    cores = this_machine().usable_cores
+    workers = sorted({max(1, cores // 2), cores})
+    # Those that autotune chose itself are measured as the others are.
+    grid = [tuned.best.config] + [
+        ThroughputConfig(batch_size=size, num_workers=number, pin_memory=bench.on_gpu)
+        for size in (64, 256, 1024)[: 3 if bench.on_gpu else 1]
+        for number in workers
+    ]
+    options = [settings_option(_settings(config)) for config in grid]
+    found = bench.train("grid", [("images", option, None) for option in options], seconds)
+    rates = [training.samples_per_s for training in found]
+    named = {config.summary: rate for config, rate in zip(grid[1:], rates[1:], strict=True)}
+    return gpu_judges.near_best(rates[0], named)
+
+
+def cuda_first(bench: Bench) -> Verdict:
+    tuned = _beside_a_busy_gpu(bench)
+    result = tuned.view.result
+    modes = [r.start_mode for r in tuned.view.records if r.measurement is not None]
+    return gpu_judges.told_reason(
+        modes, result.fresh_reason if result else None, output=tuned.output
+    )
+
+
+def interference(bench: Bench) -> Verdict:
+    if not has_nvml():
+        message = "nvidia-ml-py is not installed"
+        return Verdict(passed=None, rule="blocks beside a busy GPU are reported", message=message)
+    tuned = _beside_a_busy_gpu(bench)
+    result = tuned.view.result
+    blocks = [r.measurement.num_blocks for r in tuned.view.records if r.measurement is not None]
+    return gpu_judges.disturbed(
+        result.num_disturbed if result else 0, sum(blocks), result.disturbed_by if result else ()
+    )
+
+
+# The most telling first: what the time does not suffice for is at the end.
+ROWS = {
+    "fork_after_check": Row(title="forked after is_available()", run=fork_after_check),
+    "ready_time": Row(title="ready time, forked and cold", run=ready_time),
+    "same_rate": Row(title="forked against fresh", run=same_rate),
+    "stated_gain": Row(title="stated speed-up against training", run=stated_gain, need_s=30.0),
+    "out_of_memory": Row(title="out of GPU memory", run=out_of_memory, gpu_only=True, need_s=20.0),
+    "pinned": Row(title="pinned memory against not", run=pinned, gpu_only=True, need_s=12.0),
+    "compiled": Row(title="torch.compile", run=compiled, need_s=25.0),
+    "search_time": Row(title="search time (images)", run=search_time),
+    "bounds": Row(title="what holds images back", run=bounds, gpu_only=True),
+    "near_best": Row(
+        title="chosen against the best of a grid", run=near_best, quick=False, need_s=20.0
+    ),
+    "cuda_first": Row(
+        title="CUDA in use before load_config",
+        run=cuda_first,
+        gpu_only=True,
+        quick=False,
+        need_s=20.0,
+    ),
+    "interference": Row(
+        title="beside a busy GPU", run=interference, gpu_only=True, quick=False, need_s=20.0
+    ),
+}
+
+
+def _pairs(bench: Bench, loop: str) -> list[Pair]:
+    num_rounds = 2 if loop == "tiny_mlp" and not bench.quick else 1
+    return bench.forked_and_fresh(loop, confirm_s=bench.lasting(2.5, 2), num_rounds=num_rounds)
+
+
+def _images_budget_s(bench: Bench) -> float:
+    return bench.lasting(80, 60)
+
+
+def _images(bench: Bench) -> Tuned:
+    """The run that several rows look at: a script that asks for a GPU, and autotune's own axes."""
+    confirmation = {"confirm_rounds": 1 if bench.quick else 2, "confirm_s": 2.0}
+    budget_s = _images_budget_s(bench)
+    return bench.tune("images", "images", "--check-first", budget_s=budget_s, **confirmation)
+
+
+def _beside_a_busy_gpu(bench: Bench) -> Tuned:
+    """A script that uses the GPU before load_config, beside a process that keeps it busy.
+
+    Two rows look at it: how trials are started does not depend on what else the GPU does.
+    """
+    with bench.hog():
+        # Measured in spite of it: the blocks are what matters.
+        busy, bench.allow_busy = bench.allow_busy, True
+        try:
+            return bench.tune(
+                "cuda_first",
+                "tiny_mlp",
+                "--cuda-first",
+                budget_s=bench.lasting(50, 50),
+                axes={"batch_size": [256, 1024], "num_workers": [0], "gc": ["default"]},
+                max_trials=2,
+                **BRIEF,
+            )
+        finally:
+            bench.allow_busy = busy
+
+
+def _settings_file(tuned: Tuned) -> Path:
+    return tuned.directory / "best_config.yaml"
+
+
+def _settings(config: ThroughputConfig) -> dict[str, object]:
+    return {name: value for name, value in config.to_dict().items() if value is not None}
+
+
+def _pinned_in_search(tuned: Tuned) -> float | None:
+    """Pinned ÷ not, by trials of the search that differ in nothing else; the median."""
+    rates: dict[ThroughputConfig, list[float]] = {}
+    for record in tuned.searched:
+        rates.setdefault(record.config, []).append(record.units_per_s)
+    ratios = [
+        statistics.median(found) / statistics.median(rates[other])
+        for config, found in rates.items()
+        if config.pin_memory and (other := dataclasses.replace(config, pin_memory=False)) in rates
+    ]
+    return statistics.median(ratios) if ratios else None

@@ -1,0 +1,470 @@
+"""What `benchmarks/gpu.py` runs: whole tunings, ordinary training, forked and fresh trials.
+
+Each start keeps its output in the directory of logs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+from autotune.best_config import BestConfig, read_best_config
+from autotune.config import ThroughputConfig
+from autotune.errors import AutotuneError
+from autotune.machine import this_machine
+from autotune.measurement import Failure, StartMode
+from autotune.report.view import StudyView, open_view
+from autotune.search.definition import StudyDefinition
+from autotune.search.records import Outcome, Phase, TrialRecord
+from autotune.search.rounds import RoundPlan, measure_round
+from autotune.search.visits import Limits
+from autotune.trials.neighbours import QuietKeeper
+from autotune.trials.runner import open_runner
+from autotune.trials.trial import Trial, TrialFailedError
+
+LOOPS = Path(__file__).with_name("gpu_loops").resolve()
+START_S = 90.0
+# Ending by itself is given so long after an interrupt.
+_GRACE_S = 5.0
+# A run may be so much longer than its budget: starting up, and the answer.
+_OVER_BUDGET_S = 30.0
+_TAIL_LINES = 40
+_HOG = """
+import sys, torch
+a = torch.randn(8192, 8192, device=sys.argv[1], dtype=torch.bfloat16)
+print("ready", flush=True)
+while True:
+    for _ in range(20):
+        b = a @ a
+    torch.cuda.synchronize()
+"""
+
+
+class RowError(Exception):
+    """A row cannot be judged; the message is one line."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """What an ordinary training printed.
+
+    Attributes:
+        samples_per_s: After the warm-up.
+        measured_s: Seconds that this is the rate of.
+        first_step_s: From the begin of training to the end of the first step.
+        num_steps: Steps, the warm-up included.
+        memory_bytes: Peak memory reserved on the GPU; None on a CPU.
+    """
+
+    samples_per_s: float
+    measured_s: float
+    first_step_s: float
+    num_steps: int
+    memory_bytes: int | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Tuned:
+    """A whole run of autotune.
+
+    Attributes:
+        output: What it printed.
+        seconds: What it took.
+        view: Its study.
+        best: Its settings file.
+        directory: Where both lie.
+    """
+
+    output: str
+    seconds: float
+    view: StudyView
+    best: BestConfig
+    directory: Path
+
+    @property
+    def searched(self) -> list[TrialRecord]:
+        """The trials of the search that were measured."""
+        return [r for r in self.view.records if r.measurement is not None and r.phase.is_brief]
+
+    @property
+    def confirmed(self) -> list[TrialRecord]:
+        """The trials that ran in fresh processes for the answer."""
+        found = (r for r in self.view.records if r.measurement is not None)
+        return [r for r in found if r.phase in (Phase.CONFIRM, Phase.BASELINE)]
+
+    @property
+    def failures(self) -> list[TrialRecord]:
+        """The trials that failed."""
+        return [r for r in self.view.records if r.failure is not None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """One configuration, forked and fresh."""
+
+    forked: Outcome
+    fresh: Outcome
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Bench:
+    """Runs things within the time for all of them, on one device.
+
+    Attributes:
+        device: "cuda" or "cpu".
+        quick: Whether the time is short.
+        scale: Factor on all durations.
+        logs: Directory of what is kept.
+        end_s: Monotonic time at which the time for everything is up.
+        allow_busy: Whether to measure beside other processes.
+        memory_bytes: Of the GPU.
+    """
+
+    device: str
+    quick: bool
+    scale: float
+    logs: Path
+    end_s: float
+    allow_busy: bool = False
+    memory_bytes: int | None = None
+    tuned: dict[str, Tuned | RowError] = dataclasses.field(default_factory=dict)
+    pairs: dict[str, list[Pair] | RowError] = dataclasses.field(default_factory=dict)
+
+    @property
+    def left_s(self) -> float:
+        """Seconds until the time for everything is up."""
+        return self.end_s - time.monotonic()
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether there is a GPU to look at."""
+        return self.device != "cpu"
+
+    def lasting(self, full_s: float, quick_s: float) -> float:
+        """A duration, by how much time there is."""
+        return self.scale * (quick_s if self.quick else full_s)
+
+    def command(self, loop: str, *options: str) -> list[str]:
+        """How a training script is started."""
+        small = () if self.on_gpu else ("--small",)
+        script = str(LOOPS / f"{loop}.py")
+        return [sys.executable, script, "--device", self.device, *small, *options]
+
+    def tune(self, name: str, loop: str, *options: str, budget_s: float, **study: object) -> Tuned:
+        """Run autotune on a training script; a run of that name is run once only.
+
+        Args:
+            name: Of the study, and of the directory in the logs.
+            loop: The script.
+            options: Of the script.
+            budget_s: Of the run.
+            study: What else the study file says.
+
+        Raises:
+            RowError: It failed, or did not end in time.
+        """
+        if name not in self.tuned:
+            content = {"name": name, "command": self.command(loop, *options), **study}
+            try:
+                self.tuned[name] = self._tune(name, content, budget_s)
+            except (RowError, AutotuneError) as error:
+                self.tuned[name] = RowError(str(error))
+        found = self.tuned[name]
+        if isinstance(found, RowError):
+            raise found
+        return found
+
+    def _tune(self, name: str, study: Mapping[str, object], budget_s: float) -> Tuned:
+        directory = self._directory(name)
+        # JSON is YAML, too.
+        (directory / "study.yaml").write_text(json.dumps(study, indent=2))
+        busy = ["--allow-busy"] if self.allow_busy else []
+        budget = ["--budget", f"{max(1.0, min(budget_s, self.left_s)):.0f}s"]
+        tool = [sys.executable, "-m", "autotune", "run", "--study", "study.yaml", *budget, *busy]
+        begin_s = time.monotonic()
+        log = directory / "output.txt"
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                tool,
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            code = wait_or_end(process, min(budget_s + _OVER_BUDGET_S, self.left_s))
+        output = log.read_text(errors="replace")
+        if code != 0:
+            show_tail(name, output)
+            how = "did not end in time" if code is None else f"exit code {code}"
+            raise RowError(f"autotune run: {how}: {last_line(output)}")
+        return Tuned(
+            output=output,
+            seconds=time.monotonic() - begin_s,
+            view=open_view(str(directory / "studies" / "autotune.db")),
+            best=read_best_config(directory / "best_config.yaml"),
+            directory=directory,
+        )
+
+    def train(
+        self, name: str, trainings: Sequence[tuple[str, Sequence[str], Path | None]], seconds: float
+    ) -> list[Training]:
+        """Train some scripts for some seconds each, in turn.
+
+        All start at once, and wait before they touch the GPU until it is their turn.
+
+        Args:
+            name: Of the directory in the logs.
+            trainings: Script, options, and settings file of each.
+            seconds: How long each is measured.
+
+        Raises:
+            RowError: One failed, or did not end in time.
+        """
+        with contextlib.ExitStack() as stack:
+            waiting = []
+            for number, (loop, options, settings) in enumerate(trainings):
+                directory = self._directory(f"{name}_{number}")
+                if settings is not None:
+                    shutil.copy(settings, directory / "best_config.yaml")
+                command = self.command(loop, "--seconds", f"{seconds:.2f}", "--wait", *options)
+                log = stack.enter_context((directory / "output.txt").open("w"))
+                process = subprocess.Popen(
+                    command,
+                    cwd=directory,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                    start_new_session=True,
+                )
+                stack.callback(end_group, process)
+                waiting.append((process, directory))
+            for process, directory in waiting:
+                self._read_line(process, directory, START_S)
+            return [self._train(process, directory, seconds) for process, directory in waiting]
+
+    def _train(self, process: subprocess.Popen[str], directory: Path, seconds: float) -> Training:
+        assert process.stdin is not None
+        # One that has ended says why below.
+        with contextlib.suppress(OSError):
+            process.stdin.write("\n")
+            process.stdin.flush()
+        line = self._read_line(process, directory, START_S + 2 * seconds)
+        try:
+            return Training(**json.loads(line))
+        finally:
+            end_group(process)
+
+    def _read_line(self, process: subprocess.Popen[str], directory: Path, limit_s: float) -> str:
+        assert process.stdout is not None
+        line = line_within(process.stdout, min(limit_s, self.left_s))
+        if line:
+            return line
+        time.sleep(0.2)
+        output = (directory / "output.txt").read_text(errors="replace")
+        show_tail(directory.name, output)
+        how = "took too long" if process.poll() is None else "failed"
+        raise RowError(f"training {directory.name} {how}: {last_line(output)}")
+
+    def forked_and_fresh(self, loop: str, *, confirm_s: float, num_rounds: int) -> list[Pair]:
+        """The script's own settings, forked and fresh, side by side as autotune confirms.
+
+        Raises:
+            RowError: It cannot be forked, or a trial failed.
+        """
+        if loop not in self.pairs:
+            try:
+                self.pairs[loop] = self._forked_and_fresh(loop, confirm_s, num_rounds)
+            except (RowError, AutotuneError) as error:
+                self.pairs[loop] = RowError(str(error))
+        found = self.pairs[loop]
+        if isinstance(found, RowError):
+            raise found
+        return found
+
+    def _forked_and_fresh(self, loop: str, confirm_s: float, num_rounds: int) -> list[Pair]:
+        batch_size = {"images": 64, "language_model": 16, "tiny_mlp": 256}[loop]
+        num_threads = max(1, this_machine().usable_cores // 2)
+        forked = ThroughputConfig(batch_size=batch_size, num_threads=num_threads)
+        # An inter-op pool that nothing uses makes two configurations of one.
+        fresh = dataclasses.replace(forked, num_interop_threads=2)
+        command = tuple(self.command(loop))
+        definition = StudyDefinition(name=loop, command=command, confirm_s=confirm_s)
+        keeper = QuietKeeper(0.0 if self.allow_busy else 10.0)
+        plan = RoundPlan(
+            definition=definition,
+            limits_of=lambda _: Limits(
+                step_s=None, first_step_deadline_s=START_S, end_s=self.end_s
+            ),
+            keeper=keeper,
+            side_by_side=True,
+            probed=False,
+        )
+        pairs, shuffle = [], random.Random(0)
+        try:
+            with open_runner(command, start_mode=None, start_deadline_s=START_S) as runner:
+
+                def start(config: ThroughputConfig) -> Trial:
+                    runner.end_s = self.end_s
+                    mode = StartMode.FORK if config == forked else StartMode.FRESH
+                    trial = runner.start(config, mode)
+                    if trial.mode is not mode:
+                        trial.close()
+                        raise RowError(f"{loop} cannot be forked: {runner.fresh_reason}")
+                    return trial
+
+                # Uncounted: brings up the host.
+                start(forked).close()
+                for _ in range(num_rounds):
+                    found = measure_round((forked, fresh), start, plan, shuffle)
+                    pairs.append(Pair(forked=outcome(found[forked]), fresh=outcome(found[fresh])))
+        except TrialFailedError as error:
+            raise RowError(f"{loop}: {one_line(error.explain('a trial'))}") from error
+        return pairs
+
+    @contextlib.contextmanager
+    def hog(self) -> Iterator[None]:
+        """Another process that keeps the GPU busy."""
+        with (self.logs / "hog.txt").open("w") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-c", _HOG, self.device],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+            try:
+                assert process.stdout is not None
+                if not line_within(process.stdout, min(START_S, self.left_s)):
+                    raise RowError("the process that keeps the GPU busy did not start")
+                yield
+            finally:
+                end_group(process)
+
+    def _directory(self, name: str) -> Path:
+        directory = self.logs / name
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        return directory
+
+
+def outcome(found: Outcome | Failure) -> Outcome:
+    """What a trial found.
+
+    Raises:
+        RowError: It failed.
+    """
+    if isinstance(found, Failure):
+        raise RowError(f"a trial failed: {found.cause}: {one_line(found.message)}")
+    return found
+
+
+def ask_torch() -> dict[str, object]:
+    """What torch says of the GPU, in a process of its own."""
+    code = (
+        "import json, torch\n"
+        "found = {'torch': torch.__version__, 'gpu': None}\n"
+        "if torch.cuda.is_available():\n"
+        "    facts = torch.cuda.get_device_properties(0)\n"
+        "    found |= {'gpu': facts.name, 'memory_bytes': facts.total_memory}\n"
+        "    found |= {'num_gpus': torch.cuda.device_count(), 'cuda': torch.version.cuda}\n"
+        "print(json.dumps(found))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=START_S
+    )
+    if done.returncode:
+        raise RowError(f"torch: {last_line(done.stderr)}")
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def ask_driver(field: str) -> str | None:
+    """A field of the first GPU, as nvidia-smi tells it; None where it does not."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    query = [tool, f"--query-gpu={field}", "--format=csv,noheader,nounits"]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10.0)
+        return done.stdout.splitlines()[0].strip()
+    return None
+
+
+def gpu_memory_used_mib() -> float | None:
+    """Memory in use on the first GPU, by all processes."""
+    text = ask_driver("memory.used")
+    with contextlib.suppress(TypeError, ValueError):
+        return float(text or "")
+    return None
+
+
+def has_nvml() -> bool:
+    """Whether nvidia-ml-py is installed."""
+    return importlib.util.find_spec("pynvml") is not None
+
+
+def settings_option(settings: Mapping[str, object]) -> tuple[str, str]:
+    """The option of a training script that gives it these settings."""
+    return "--settings", json.dumps(dict(settings))
+
+
+def wait_or_end(process: subprocess.Popen[bytes], limit_s: float) -> int | None:
+    """The exit code; None where it had to be ended."""
+    try:
+        return process.wait(max(0.0, limit_s))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_GRACE_S)
+        end_group(process)
+        return None
+
+
+def end_group(process: subprocess.Popen[bytes] | subprocess.Popen[str]) -> None:
+    """End a process with its group, and take leave of it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            with contextlib.suppress(OSError):
+                stream.close()
+
+
+def line_within(stream: IO[str], limit_s: float) -> str:
+    """The next line; empty where none comes in time, or the stream ends."""
+    readable, _, _ = select.select([stream], [], [], max(0.0, limit_s))
+    return stream.readline() if readable else ""
+
+
+def show_tail(name: str, output: str) -> None:
+    """Print the end of an output on stderr."""
+    lines = output.rstrip().splitlines()[-_TAIL_LINES:]
+    print(
+        f"--- the end of the output of {name}", *lines, "---", sep="\n", file=sys.stderr, flush=True
+    )
+
+
+def last_line(text: str) -> str:
+    """The last line that is not empty."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no output"
+
+
+def one_line(text: str) -> str:
+    """A text on one line."""
+    return " ".join(text.split())
