@@ -89,12 +89,14 @@ def told_reason(
     num_forked = sum(mode is StartMode.FORK for mode in modes)
     figures = {"trials": len(modes), "forked": num_forked, "reason": reason}
     return judge(
-        f"no trial is forked, the reason names CUDA and is printed, {_FEWEST_TRIALS} trials or "
+        f"no trial is forked, the reason names CUDA or the GPU and is printed, {_FEWEST_TRIALS} trials or "
         "more are measured within the budget",
         figures,
         (
             f"{num_forked} were forked" if num_forked else None,
-            None if "CUDA" in reason else f"the reason is {reason or 'not told'}",
+            None
+            if "CUDA" in reason or "GPU" in reason
+            else f"the reason is {reason or 'not told'}",
             None if reason and reason in " ".join(output.split()) else "the reason is not printed",
             f"only {len(modes)} trials" if len(modes) < _FEWEST_TRIALS else None,
         ),

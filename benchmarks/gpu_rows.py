@@ -14,7 +14,7 @@ from benchmarks import gpu_judges
 from benchmarks.gpu_judges import Verdict
 from benchmarks.gpu_runs import (
     Bench,
-    Pair,
+    Comparison,
     RowError,
     Tuned,
     gpu_memory_used_mib,
@@ -55,20 +55,15 @@ def fork_after_check(bench: Bench) -> Verdict:
 
 
 def ready_time(bench: Bench) -> Verdict:
-    pairs = _pairs(bench, "tiny_mlp")
-    return gpu_judges.ready_time(
-        [pair.forked.start_up_s for pair in pairs], [pair.fresh.start_up_s for pair in pairs]
-    )
+    found = _compare(bench, "tiny_mlp")
+    return gpu_judges.ready_time(found.forked_s, found.cold_s)
 
 
 def same_rate(bench: Bench) -> Verdict:
-    ratios = {}
-    for loop in ("tiny_mlp",) if bench.quick else ("tiny_mlp", "language_model"):
-        ratios[loop] = statistics.geometric_mean(
-            pair.forked.measurement.units_per_s / pair.fresh.measurement.units_per_s
-            for pair in _pairs(bench, loop)
-        )
-    return gpu_judges.same_rate(ratios)
+    loops = ("tiny_mlp",) if bench.quick else ("tiny_mlp", "language_model")
+    return gpu_judges.same_rate(
+        {loop: statistics.geometric_mean(_compare(bench, loop).rate_ratios) for loop in loops}
+    )
 
 
 def stated_gain(bench: Bench) -> Verdict:
@@ -77,7 +72,7 @@ def stated_gain(bench: Bench) -> Verdict:
     found = bench.train(
         "gain",
         # Whatever else changes with time is shared by both orders.
-        [("images", (), path) for path in (None, settings, settings, None)],
+        [("images", _threads(), path) for path in (None, settings, settings, None)],
         seconds,
     )
     rates = [training.samples_per_s for training in found]
@@ -94,19 +89,14 @@ def out_of_memory(bench: Bench) -> Verdict:
         "near_limit",
         "--sample-mib",
         f"{sample_mib:.0f}",
+        *_threads(),
         budget_s=bench.lasting(60, 50),
         # It tries all, whether or not that promises anything.
         sampler="grid",
-        axes={
-            "batch_size": list(SHARES),
-            "num_workers": [0],
-            "num_threads": [this_machine().usable_cores],
-            "pin_memory": [False],
-            "gc": ["default"],
-        },
+        axes=_few_axes(*SHARES),
         **BRIEF,
     )
-    after_mib = gpu_memory_used_mib()
+    after_mib = gpu_memory_used_mib(before_mib)
     known = before_mib is not None and after_mib is not None
     told = [line for line in tuned.output.splitlines() if "largest batch" in line or "fits" in line]
     return gpu_judges.out_of_memory(
@@ -141,8 +131,9 @@ def compiled(bench: Bench) -> Verdict:
         "compiled",
         "tiny_mlp",
         "--compile",
+        *_threads(),
         budget_s=bench.lasting(70, 60),
-        axes={"batch_size": [256, 1024, 4096], "num_workers": [0], "gc": ["default"]},
+        axes=_few_axes(256, 1024, 4096),
         max_trials=2,
         confirm_rounds=1,
         confirm_s=2.0,
@@ -193,7 +184,12 @@ def near_best(bench: Bench) -> Verdict:
     workers = sorted({max(1, cores // 2), cores})
     # Those that autotune chose itself are measured as the others are.
     grid = [tuned.best.config] + [
-        ThroughputConfig(batch_size=size, num_workers=number, pin_memory=bench.on_gpu)
+        ThroughputConfig(
+            batch_size=size,
+            num_workers=number,
+            num_threads=_num_threads(),
+            pin_memory=bench.on_gpu,
+        )
         for size in (64, 256, 1024)[: 3 if bench.on_gpu else 1]
         for number in workers
     ]
@@ -252,9 +248,9 @@ ROWS = {
 }
 
 
-def _pairs(bench: Bench, loop: str) -> list[Pair]:
+def _compare(bench: Bench, loop: str) -> Comparison:
     num_rounds = 2 if loop == "tiny_mlp" and not bench.quick else 1
-    return bench.forked_and_fresh(loop, confirm_s=bench.lasting(2.5, 2), num_rounds=num_rounds)
+    return bench.compare_starts(loop, confirm_s=bench.lasting(2.5, 2), num_rounds=num_rounds)
 
 
 def _images_budget_s(bench: Bench) -> float:
@@ -262,10 +258,39 @@ def _images_budget_s(bench: Bench) -> float:
 
 
 def _images(bench: Bench) -> Tuned:
-    """The run that several rows look at: a script that asks for a GPU, and autotune's own axes."""
-    confirmation = {"confirm_rounds": 1 if bench.quick else 2, "confirm_s": 2.0}
-    budget_s = _images_budget_s(bench)
-    return bench.tune("images", "images", "--check-first", budget_s=budget_s, **confirmation)
+    """The run that several rows look at, of a script that asks for a GPU first."""
+    return bench.tune(
+        "images",
+        "images",
+        "--check-first",
+        *_threads(),
+        budget_s=_images_budget_s(bench),
+        # Which of the others are searched is autotune's own choice; so is whether memory is pinned.
+        axes={"batch_size": [64, 256, 1024], "prefetch_factor": [2], "gc": ["default"]}
+        | {"num_threads": [_num_threads()]},
+        confirm_rounds=1 if bench.quick else 2,
+        confirm_s=2.0,
+    )
+
+
+def _num_threads() -> int:
+    return min(4, this_machine().usable_cores)
+
+
+def _few_axes(*batch_sizes: int) -> dict[str, list[int | bool | str]]:
+    """Batch sizes alone."""
+    return {
+        "batch_size": list(batch_sizes),
+        "num_workers": [0],
+        "num_threads": [_num_threads()],
+        "pin_memory": [False],
+        "gc": ["default"],
+    }
+
+
+def _threads() -> tuple[str, str]:
+    """The option of a script that the main process computes with few threads."""
+    return settings_option({"num_threads": _num_threads()})
 
 
 def _beside_a_busy_gpu(bench: Bench) -> Tuned:
@@ -281,8 +306,9 @@ def _beside_a_busy_gpu(bench: Bench) -> Tuned:
                 "cuda_first",
                 "tiny_mlp",
                 "--cuda-first",
+                *_threads(),
                 budget_s=bench.lasting(50, 50),
-                axes={"batch_size": [256, 1024], "num_workers": [0], "gc": ["default"]},
+                axes=_few_axes(256, 1024),
                 max_trials=2,
                 **BRIEF,
             )

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO
 
 from autotune.best_config import BestConfig, read_best_config
+from autotune.blocks import BlockRequest
 from autotune.config import ThroughputConfig
 from autotune.errors import AutotuneError
 from autotune.machine import this_machine
@@ -37,10 +38,18 @@ from autotune.trials.trial import Trial, TrialFailedError
 
 LOOPS = Path(__file__).with_name("gpu_loops").resolve()
 START_S = 90.0
+# What the scripts have by themselves.
+BATCH_SIZES = {"images": 64, "language_model": 16, "tiny_mlp": 256}
+# Just enough for a first batch.
+_FIRST_STEPS = BlockRequest(min_s=0.0, num_blocks=0, settle_s=0.001)
 # Ending by itself is given so long after an interrupt.
 _GRACE_S = 5.0
 # A run may be so much longer than its budget: starting up, and the answer.
 _OVER_BUDGET_S = 30.0
+# What a run takes outside of its budget: importing, and the answer.
+_ANSWER_S = 6.0
+# Memory of a process that has ended is free after so long at most.
+_FREED_S = 3.0
 _TAIL_LINES = 40
 _HOG = """
 import sys, torch
@@ -112,11 +121,18 @@ class Tuned:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
-    """One configuration, forked and fresh."""
+class Comparison:
+    """One configuration, forked and fresh.
 
-    forked: Outcome
-    fresh: Outcome
+    Attributes:
+        forked_s: From the request for a forked trial to its first batch.
+        cold_s: The same of a fresh process.
+        rate_ratios: Throughput forked ÷ fresh, of processes that were measured side by side.
+    """
+
+    forked_s: tuple[float, ...]
+    cold_s: tuple[float, ...]
+    rate_ratios: tuple[float, ...]
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -141,7 +157,7 @@ class Bench:
     allow_busy: bool = False
     memory_bytes: int | None = None
     tuned: dict[str, Tuned | RowError] = dataclasses.field(default_factory=dict)
-    pairs: dict[str, list[Pair] | RowError] = dataclasses.field(default_factory=dict)
+    compared: dict[str, Comparison | RowError] = dataclasses.field(default_factory=dict)
 
     @property
     def left_s(self) -> float:
@@ -192,7 +208,8 @@ class Bench:
         # JSON is YAML, too.
         (directory / "study.yaml").write_text(json.dumps(study, indent=2))
         busy = ["--allow-busy"] if self.allow_busy else []
-        budget = ["--budget", f"{max(1.0, min(budget_s, self.left_s)):.0f}s"]
+        budget_s = max(1.0, min(budget_s, self.left_s - _ANSWER_S))
+        budget = ["--budget", f"{budget_s:.0f}s"]
         tool = [sys.executable, "-m", "autotune", "run", "--study", "study.yaml", *budget, *busy]
         begin_s = time.monotonic()
         log = directory / "output.txt"
@@ -280,61 +297,65 @@ class Bench:
         how = "took too long" if process.poll() is None else "failed"
         raise RowError(f"training {directory.name} {how}: {last_line(output)}")
 
-    def forked_and_fresh(self, loop: str, *, confirm_s: float, num_rounds: int) -> list[Pair]:
-        """The script's own settings, forked and fresh, side by side as autotune confirms.
+    def compare_starts(self, loop: str, *, confirm_s: float, num_rounds: int) -> Comparison:
+        """Start and run the script's own settings, forked and fresh; once only for each script.
 
         Raises:
             RowError: It cannot be forked, or a trial failed.
         """
-        if loop not in self.pairs:
+        if loop not in self.compared:
             try:
-                self.pairs[loop] = self._forked_and_fresh(loop, confirm_s, num_rounds)
+                self.compared[loop] = self._compare_starts(loop, confirm_s, num_rounds)
+            except TrialFailedError as error:
+                show_tail(loop, error.failure.output)
+                self.compared[loop] = RowError(f"a trial failed: {describe(error.failure)}")
             except (RowError, AutotuneError) as error:
-                self.pairs[loop] = RowError(str(error))
-        found = self.pairs[loop]
+                self.compared[loop] = RowError(str(error))
+        found = self.compared[loop]
         if isinstance(found, RowError):
             raise found
         return found
 
-    def _forked_and_fresh(self, loop: str, confirm_s: float, num_rounds: int) -> list[Pair]:
-        batch_size = {"images": 64, "language_model": 16, "tiny_mlp": 256}[loop]
+    def _compare_starts(self, loop: str, confirm_s: float, num_rounds: int) -> Comparison:
         num_threads = max(1, this_machine().usable_cores // 2)
-        forked = ThroughputConfig(batch_size=batch_size, num_threads=num_threads)
+        forked = ThroughputConfig(batch_size=BATCH_SIZES[loop], num_threads=num_threads)
         # An inter-op pool that nothing uses makes two configurations of one.
         fresh = dataclasses.replace(forked, num_interop_threads=2)
         command = tuple(self.command(loop))
         definition = StudyDefinition(name=loop, command=command, confirm_s=confirm_s)
-        keeper = QuietKeeper(0.0 if self.allow_busy else 10.0)
+        limits = Limits(step_s=None, first_step_deadline_s=START_S, end_s=self.end_s)
         plan = RoundPlan(
             definition=definition,
-            limits_of=lambda _: Limits(
-                step_s=None, first_step_deadline_s=START_S, end_s=self.end_s
-            ),
-            keeper=keeper,
+            limits_of=lambda _: limits,
+            keeper=QuietKeeper(0.0 if self.allow_busy else 10.0),
             side_by_side=True,
             probed=False,
         )
-        pairs, shuffle = [], random.Random(0)
-        try:
-            with open_runner(command, start_mode=None, start_deadline_s=START_S) as runner:
+        shuffle = random.Random(0)
+        with open_runner(command, start_mode=None, start_deadline_s=START_S) as runner:
+            runner.end_s = self.end_s
 
-                def start(config: ThroughputConfig) -> Trial:
-                    runner.end_s = self.end_s
-                    mode = StartMode.FORK if config == forked else StartMode.FRESH
-                    trial = runner.start(config, mode)
-                    if trial.mode is not mode:
-                        trial.close()
-                        raise RowError(f"{loop} cannot be forked: {runner.fresh_reason}")
-                    return trial
+            def start(config: ThroughputConfig) -> Trial:
+                mode = StartMode.FORK if config == forked else StartMode.FRESH
+                trial = runner.start(config, mode)
+                if trial.mode is not mode:
+                    trial.close()
+                    raise RowError(f"{loop} cannot be forked: {runner.fresh_reason}")
+                return trial
 
-                # Uncounted: brings up the host.
-                start(forked).close()
-                for _ in range(num_rounds):
-                    found = measure_round((forked, fresh), start, plan, shuffle)
-                    pairs.append(Pair(forked=outcome(found[forked]), fresh=outcome(found[fresh])))
-        except TrialFailedError as error:
-            raise RowError(f"{loop}: {one_line(error.explain('a trial'))}") from error
-        return pairs
+            # Uncounted: brings up the host.
+            start(forked).close()
+            # By themselves: beside others a trial waits for its turn.
+            forked_s = [first_batch_s(start(forked)) for _ in range(2 * num_rounds)]
+            cold_s = [first_batch_s(start(fresh)) for _ in range(num_rounds)]
+            ratios = []
+            for _ in range(num_rounds):
+                found = measure_round((forked, fresh), start, plan, shuffle)
+                rates = [
+                    outcome(found[config]).measurement.units_per_s for config in (forked, fresh)
+                ]
+                ratios.append(rates[0] / rates[1])
+        return Comparison(forked_s=tuple(forked_s), cold_s=tuple(cold_s), rate_ratios=tuple(ratios))
 
     @contextlib.contextmanager
     def hog(self) -> Iterator[None]:
@@ -362,6 +383,14 @@ class Bench:
         return directory
 
 
+def first_batch_s(trial: Trial) -> float:
+    """Seconds from the request for a trial to its first batch; the trial ends there."""
+    with trial:
+        trial.measure(_FIRST_STEPS, deadline_s=START_S)
+        assert trial.start_up_s is not None
+        return trial.start_up_s
+
+
 def outcome(found: Outcome | Failure) -> Outcome:
     """What a trial found.
 
@@ -369,8 +398,14 @@ def outcome(found: Outcome | Failure) -> Outcome:
         RowError: It failed.
     """
     if isinstance(found, Failure):
-        raise RowError(f"a trial failed: {found.cause}: {one_line(found.message)}")
+        show_tail("a trial", found.output)
+        raise RowError(f"a trial failed: {describe(found)}")
     return found
+
+
+def describe(failure: Failure) -> str:
+    """A failure on one line."""
+    return f"{failure.cause}: {one_line(failure.message)}"
 
 
 def ask_torch() -> dict[str, object]:
@@ -404,12 +439,21 @@ def ask_driver(field: str) -> str | None:
     return None
 
 
-def gpu_memory_used_mib() -> float | None:
-    """Memory in use on the first GPU, by all processes."""
-    text = ask_driver("memory.used")
-    with contextlib.suppress(TypeError, ValueError):
-        return float(text or "")
-    return None
+def gpu_memory_used_mib(at_most_mib: float | None = None) -> float | None:
+    """Memory in use on the first GPU, by all processes; None where that is not told.
+
+    Args:
+        at_most_mib: It is waited for a moment until it is down to this.
+    """
+    end_s = time.monotonic() + _FREED_S
+    while True:
+        try:
+            used_mib = float(ask_driver("memory.used") or "")
+        except ValueError:
+            return None
+        if at_most_mib is None or used_mib <= at_most_mib or time.monotonic() > end_s:
+            return used_mib
+        time.sleep(0.2)
 
 
 def has_nvml() -> bool:

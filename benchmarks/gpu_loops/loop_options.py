@@ -57,12 +57,15 @@ class Stopwatch:
     Args:
         options: With `wait`, a line is awaited on stdin here. Without `seconds`, nothing is timed.
         device: Is waited for where the time is read, and never between.
+        num_workers: Of the loader. Their batches come in turn and in bursts: it is measured from
+            one turn to another.
     """
 
-    def __init__(self, options: argparse.Namespace, device: str) -> None:
+    def __init__(self, options: argparse.Namespace, device: str, *, num_workers: int) -> None:
+        self._turn = max(1, num_workers)
         self._seconds: float | None = options.seconds
         self._on_gpu = device.startswith("cuda")
-        self._num_steps = self._num_samples = 0
+        self._num_steps = self._num_samples = self._first_counted = 0
         self._first_s = self._start_s = 0.0
         if options.wait:
             print("ready", flush=True)
@@ -79,7 +82,8 @@ class Stopwatch:
         self._num_steps += 1
         if self._start_s:
             self._num_samples += num_samples
-            if now_s - self._start_s < self._seconds:
+            is_whole = (self._num_steps - self._first_counted) % self._turn == 0
+            if now_s - self._start_s < self._seconds or not is_whole:
                 return False
             self._print()
             return True
@@ -87,6 +91,7 @@ class Stopwatch:
         if self._num_steps > _WARM_UP_STEPS and now_s - self._first_s > warm_up_s:
             self._wait_for_device()
             self._start_s = time.perf_counter()
+            self._first_counted = self._num_steps
         return False
 
     def _print(self) -> None:
