@@ -63,8 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"benchmarks/gpu.py: needs {', '.join(absent)}: install autotune, or these packages")
         return EXIT_UNUSABLE
     import_from(ROOT)
+    from benchmarks.gpu_processes import ask_torch
     from benchmarks.gpu_rows import ROWS
-    from benchmarks.gpu_runs import Bench, ask_torch
+    from benchmarks.gpu_runs import Bench
 
     args = _parse(arguments, tuple(ROWS))
     if args.list:
@@ -131,8 +132,9 @@ def make_known(directory: Path) -> None:
 
 def run_row(bench: object, name: str) -> Found:
     """Run a row within the time that is left; whatever it raises is its failure."""
+    from benchmarks.gpu_processes import RowError, one_line
     from benchmarks.gpu_rows import ROWS
-    from benchmarks.gpu_runs import Bench, RowError, one_line
+    from benchmarks.gpu_runs import Bench
 
     assert isinstance(bench, Bench)
     row, begin_s = ROWS[name], time.monotonic()
@@ -163,7 +165,7 @@ def run_row(bench: object, name: str) -> Found:
 def describe_machine(torch_facts: Mapping[str, object], device: str) -> dict[str, object]:
     """What the figures belong to."""
     from autotune.machine import this_machine
-    from benchmarks.gpu_runs import ask_driver, has_nvml
+    from benchmarks.gpu_processes import ask_driver, has_nvml
 
     machine = this_machine()
     gpu = torch_facts["gpu"] if device != "cpu" else None

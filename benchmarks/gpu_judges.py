@@ -89,8 +89,8 @@ def told_reason(
     num_forked = sum(mode is StartMode.FORK for mode in modes)
     figures = {"trials": len(modes), "forked": num_forked, "reason": reason}
     return judge(
-        f"no trial is forked, the reason names CUDA or the GPU and is printed, {_FEWEST_TRIALS} trials or "
-        "more are measured within the budget",
+        "no trial is forked, the reason names CUDA or the GPU and is printed, "
+        f"{_FEWEST_TRIALS} trials or more are measured within the budget",
         figures,
         (
             f"{num_forked} were forked" if num_forked else None,

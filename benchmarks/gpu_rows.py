@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import statistics
 from collections.abc import Callable, Mapping
@@ -12,15 +13,8 @@ from autotune.machine import this_machine
 from autotune.search.records import Phase
 from benchmarks import gpu_judges
 from benchmarks.gpu_judges import Verdict
-from benchmarks.gpu_runs import (
-    Bench,
-    Comparison,
-    RowError,
-    Tuned,
-    gpu_memory_used_mib,
-    has_nvml,
-    settings_option,
-)
+from benchmarks.gpu_processes import RowError, gpu_memory_used_mib, has_nvml
+from benchmarks.gpu_runs import Bench, Comparison, Tuned, settings_option
 
 # For runs of which only the trials matter: one brief round of confirmation.
 BRIEF: Mapping[str, int | float] = {"confirm_rounds": 1, "confirm_s": 1.0, "num_finalists": 1}
@@ -298,22 +292,21 @@ def _beside_a_busy_gpu(bench: Bench) -> Tuned:
 
     Two rows look at it: how trials are started does not depend on what else the GPU does.
     """
-    with bench.hog():
-        # Measured in spite of it: the blocks are what matters.
-        busy, bench.allow_busy = bench.allow_busy, True
-        try:
-            return bench.tune(
-                "cuda_first",
-                "tiny_mlp",
-                "--cuda-first",
-                *_threads(),
-                budget_s=bench.lasting(50, 50),
-                axes=_few_axes(256, 1024),
-                max_trials=2,
-                **BRIEF,
-            )
-        finally:
-            bench.allow_busy = busy
+    with contextlib.ExitStack() as stack:
+        if "cuda_first" not in bench.tuned:
+            stack.enter_context(bench.hog())
+        return bench.tune(
+            "cuda_first",
+            "tiny_mlp",
+            "--cuda-first",
+            *_threads(),
+            budget_s=bench.lasting(50, 50),
+            axes=_few_axes(256, 1024),
+            max_trials=2,
+            # Measured in spite of it: the blocks are what matters.
+            allow_busy=True,
+            **BRIEF,
+        )
 
 
 def _settings_file(tuned: Tuned) -> Path:

@@ -16,10 +16,11 @@ from autotune.best_config import Speedup
 from autotune.config import ThroughputConfig
 from autotune.measurement import Failure, FailureCause, StartMode
 from autotune.search.records import Phase
-from benchmarks import gpu, gpu_judges, gpu_rows, gpu_runs
+from benchmarks import gpu, gpu_judges, gpu_processes, gpu_rows
 from benchmarks.gpu_judges import Verdict
+from benchmarks.gpu_processes import RowError
 from benchmarks.gpu_rows import ROWS, Row
-from benchmarks.gpu_runs import Bench, RowError, Training
+from benchmarks.gpu_runs import Bench, Training, settings_option
 from tests.autotune.made_up import block, record_of, sample
 
 SCRIPT = Path(gpu.__file__)
@@ -87,7 +88,7 @@ def bench(tmp_path):
 @pytest.fixture
 def rows(monkeypatch):
     """Rows that run nothing, in place of the real ones."""
-    monkeypatch.setattr(gpu_runs, "ask_torch", lambda: NO_GPU)
+    monkeypatch.setattr(gpu_processes, "ask_torch", lambda: NO_GPU)
 
     def replace(**found):
         monkeypatch.setattr(gpu_rows, "ROWS", found)
@@ -291,7 +292,7 @@ def test_every_training_script_has_its_loop_on_a_cpu(bench):
 
 
 def test_a_training_that_fails_says_why(bench, capsys):
-    wrong = gpu_runs.settings_option({"batch_size": 0})
+    wrong = settings_option({"batch_size": 0})
     with pytest.raises(RowError, match=r"training wrong_0 failed: .*batch_size must be"):
         bench.train("wrong", [("tiny_mlp", wrong, None)], 0.2)
     assert "--- the end of the output of wrong_0" in capsys.readouterr().err
