@@ -82,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logs = (args.logs or Path(tempfile.mkdtemp(prefix="gpu-"))).resolve()
     logs.mkdir(parents=True, exist_ok=True)
     make_known(logs / "metadata")
+    # Shared by trainings and trials, so that not every start compiles anew.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(logs / "torchinductor"))
     bench = Bench(
         device=args.device,
         quick=args.quick,

@@ -55,9 +55,10 @@ def failed(batch_size=4, *, number=0, cause=FailureCause.OUT_OF_DEVICE_MEMORY):
 
 
 @pytest.fixture(autouse=True)
-def same_path(monkeypatch):
-    """What the script does to the path of what it starts ends with a test."""
+def same_environment(monkeypatch):
+    """What the script does to its environment ends with a test."""
     monkeypatch.setenv("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "unused")
 
 
 def test_without_a_gpu_one_line_says_so():
