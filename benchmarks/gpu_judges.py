@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from autotune.search.records import TrialRecord
 
 _READY_SHARE = 0.5
 _ALIKE, _STATED_ALIKE, _COMPILED_ALIKE = 0.05, 0.05, 0.10
-_NEAR_BEST, _MOST_MEMORY, _PIN_MATTERS = 0.95, 0.95, 0.03
+_NEAR_BEST, _MOST_MEMORY, _PIN_MATTERS = 0.95, 0.90, 0.03
 _FEWEST_TRIALS, _LEFT_MIB, _OVER_BUDGET = 3, 200.0, 1.15
 
 Figures = Mapping[str, object]
@@ -86,8 +87,9 @@ def told_reason(
 ) -> Verdict:
     """Whether trials of a script that uses the GPU too early are cold, and that is told."""
     reason = fresh_reason or ""
-    num_forked = sum(mode is StartMode.FORK for mode in modes)
-    figures = {"trials": len(modes), "forked": num_forked, "reason": reason}
+    started = collections.Counter(str(mode) for mode in modes)
+    num_forked = started[StartMode.FORK]
+    figures = {"trials": len(modes), "started": dict(started), "reason": reason}
     return judge(
         "no trial is forked, the reason names CUDA or the GPU and is printed, "
         f"{_FEWEST_TRIALS} trials or more are measured within the budget",
@@ -125,8 +127,7 @@ def stated_gain(stated: Speedup, trained: Sequence[float], seconds: float) -> Ve
 def out_of_memory(
     records: Sequence[TrialRecord],
     *,
-    chosen_bytes: int | None,
-    memory_bytes: int,
+    chosen_share: float | None,
     left_mib: float | None,
     told: str,
 ) -> Verdict:
@@ -134,44 +135,42 @@ def out_of_memory(
 
     Args:
         records: All trials, by number.
-        chosen_bytes: Peak memory reserved with the chosen settings.
-        memory_bytes: Of the GPU.
+        chosen_share: Share of the GPU's memory that was taken with the chosen settings.
         left_mib: More memory in use afterwards than before; None where that is not known.
         told: What the output says of the largest batch that fits.
     """
-    failed = [r for r in records if r.failure is not None]
-    ran_out = [r for r in failed if _cause(r) is FailureCause.OUT_OF_DEVICE_MEMORY]
-    others = [r for r in failed if _cause(r) is not FailureCause.OUT_OF_DEVICE_MEMORY]
+    ran_out = [r for r in records if _cause(r) is FailureCause.OUT_OF_DEVICE_MEMORY]
+    started = [r for r in records if r.measurement is not None or r in ran_out]
+    others = [cause for r in records if (cause := _cause(r)) and not cause.is_of_device]
     heavier = [
         later.config.batch_size
         for first in ran_out
-        for later in records
+        for later in started
         if later.number > first.number and later.config.batch_size > first.config.batch_size
     ]
     fitted = [r for r in records if r.measurement is not None]
     after = [r for r in fitted if ran_out and r.number > ran_out[0].number]
-    share = (chosen_bytes or 0) / memory_bytes
     figures = {
         "ran_out": sorted({r.config.batch_size for r in ran_out}),
         "fitted": sorted({r.config.batch_size for r in fitted}),
-        "chosen_share_of_memory": share,
+        "chosen_share_of_memory": chosen_share,
         "left_mib": left_mib,
         "told": told,
     }
     return judge(
-        f'the cause is "{FailureCause.OUT_OF_DEVICE_MEMORY}", nothing heavier is tried after it, '
-        f"later trials work, the answer takes at most {_MOST_MEMORY:.0%} of the memory, and less "
-        f"than {_LEFT_MIB:.0f} MiB stay in use",
+        f'the cause is "{FailureCause.OUT_OF_DEVICE_MEMORY}", nothing heavier is started after it, '
+        f"later trials work, the answer takes at most {_MOST_MEMORY:.0%} of the memory, and at "
+        f"most {_LEFT_MIB:.0f} MiB stay in use",
         figures,
         (
             None if ran_out else "nothing ran out of GPU memory",
-            f"failed otherwise: {_cause(others[0])}: {others[0].failure.message}"
-            if others and others[0].failure
-            else None,
-            f"heavier ones were tried: {heavier}" if heavier else None,
+            f"failed otherwise: {others[0]}" if others else None,
+            f"heavier ones were started: {heavier}" if heavier else None,
             "no trial worked afterwards" if ran_out and not after else None,
-            None if chosen_bytes else "the memory of the chosen settings is not known",
-            f"the answer takes {share:.0%} of the memory" if share > _MOST_MEMORY else None,
+            "the memory of the chosen settings is not known" if chosen_share is None else None,
+            f"the answer takes {chosen_share:.0%} of the memory"
+            if chosen_share is not None and chosen_share > _MOST_MEMORY
+            else None,
             f"{left_mib:.0f} MiB stay in use" if left_mib and left_mib > _LEFT_MIB else None,
         ),
     )

@@ -21,10 +21,9 @@ from benchmarks.gpu_judges import Verdict
 from benchmarks.gpu_processes import RowError
 from benchmarks.gpu_rows import ROWS, Row
 from benchmarks.gpu_runs import Bench, Training, settings_option
-from tests.autotune.made_up import block, record_of, sample
+from tests.autotune.made_up import block, device, record_of, sample
 
 SCRIPT = Path(gpu.__file__)
-GIB = 2**30
 NO_GPU = {"gpu": None, "torch": "2.13.0"}
 
 
@@ -38,10 +37,10 @@ def run_script(*options, **environment):
     )
 
 
-def trial(batch_size=4, *, number=0, phase=Phase.SEARCH, mode=StartMode.FORK, device_bytes=GIB):
+def trial(batch_size=4, *, number=0, phase=Phase.SEARCH, mode=StartMode.FORK, on_gpu=True):
     """A trial that was measured."""
     config = ThroughputConfig(batch_size=batch_size)
-    samples = (sample(block(), device_memory_bytes=device_bytes),)
+    samples = (sample(block(), devices=(device(),) if on_gpu else ()),)
     return record_of(samples, config=config, number=number, phase=phase, start_mode=mode)
 
 
@@ -160,7 +159,7 @@ def test_a_run_that_fails_is_not_repeated_for_other_rows(bench, monkeypatch, cap
         ([trial(), trial(8, mode=StartMode.FRESH)], None, False),
         ([trial(), trial(8)], "CUDA is in use", False),
         ([trial(), trial(8), failed(16)], None, False),
-        ([trial(), trial(8, device_bytes=None)], None, False),
+        ([trial(), trial(8, on_gpu=False)], None, False),
         ([], None, False),
     ],
 )
@@ -199,7 +198,8 @@ def test_trained_speed_up_must_be_within_what_was_stated(significant, trained, p
     assert gpu_judges.stated_gain(stated, trained, 20.0).passed is passed
 
 
-SOUND = [trial(16), failed(160, number=1), trial(80, number=2)]
+SOUND = [trial(64), failed(160, number=1), trial(64, number=2)]
+NOT_STARTED = failed(320, number=3, cause=FailureCause.NO_HEADROOM)
 
 
 @pytest.mark.parametrize(
@@ -207,17 +207,18 @@ SOUND = [trial(16), failed(160, number=1), trial(80, number=2)]
     [
         (SOUND, {}, ""),
         (SOUND, {"left_mib": None}, ""),
-        ([trial(16)], {}, "nothing ran out"),
+        ([*SOUND, NOT_STARTED], {}, ""),
+        ([trial(64), NOT_STARTED], {}, "nothing ran out"),
         ([*SOUND, failed(320, number=3)], {}, "heavier"),
         ([failed(32, number=3, cause=FailureCause.CRASHED), *SOUND], {}, "failed otherwise"),
         (SOUND[:2], {}, "no trial worked afterwards"),
-        (SOUND, {"chosen_bytes": 79 * GIB}, "of the memory"),
-        (SOUND, {"chosen_bytes": None}, "not known"),
+        (SOUND, {"chosen_share": 0.95}, "of the memory"),
+        (SOUND, {"chosen_share": None}, "not known"),
         (SOUND, {"left_mib": 500.0}, "stay in use"),
     ],
 )
 def test_running_out_of_memory_must_be_recognised_and_leave_nothing(records, changes, said):
-    given = {"chosen_bytes": 60 * GIB, "memory_bytes": 80 * GIB, "left_mib": 0.0, "told": ""}
+    given = {"chosen_share": 0.75, "left_mib": 0.0, "told": ""}
     found = gpu_judges.out_of_memory(records, **given | changes)
     assert found.passed is not bool(said)
     assert said in found.message
