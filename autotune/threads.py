@@ -46,6 +46,9 @@ _NATIVE = (
         "leave thread counts to load_config, and run no backward pass before it",
     ),
 )
+# Threads of libraries that go on well without them after a fork: NVML's begins with
+# torch.cuda.is_available() where this asks NVML, and processes are forked after that as a rule.
+_HARMLESS = re.compile(r"libnvidia-ml")
 _ELSE = "use it after load_config only"
 _MOST_NAMED = 3
 
@@ -87,11 +90,14 @@ def describe_threads() -> str | None:
     main = threading.current_thread()
     python = [thread for thread in threading.enumerate() if thread is not main]
     known = {main.native_id, *(thread.native_id for thread in python)}
-    native = [task for task in task_ids() if task not in known]
+    libraries = {task: library_of(task) for task in task_ids() if task not in known}
+    native = [(task, path) for task, path in libraries.items() if not _HARMLESS.search(path or "")]
     number = len(python) + len(native)
     if not number:
         return None
-    kinds = Counter([*map(_describe_python, python), *map(_describe_native, native)])
+    kinds = Counter(
+        [*map(_describe_python, python), *(_describe_native(*found) for found in native)]
+    )
     named = [
         f"{name}{f' x {count}' if count > 1 else ''} ({remedy})"
         for (name, remedy), count in kinds.most_common(_MOST_NAMED)
@@ -116,9 +122,8 @@ def _describe_python(thread: threading.Thread) -> tuple[str, str]:
     return f"{name}, started at {place}" if place else name, remedy
 
 
-def _describe_native(task: int) -> tuple[str, str]:
-    """What to call a native thread, and what to do about it."""
-    path = library_of(task)
+def _describe_native(task: int, path: str | None) -> tuple[str, str]:
+    """What to call a native thread that waits in a library, and what to do about it."""
     if path is None:
         return "a native thread of a library", _ELSE
     for pattern, name, remedy in _NATIVE:

@@ -87,7 +87,8 @@ def out_of_memory(bench: Bench) -> Verdict:
         "--sample-mib",
         f"{sample_mib:.0f}",
         *settings_option({"batch_size": smallest, "num_threads": _num_threads()}),
-        budget_s=bench.lasting(60, 50),
+        budget_s=bench.lasting(75, 75),
+        max_blocks=2,
         # It tries all, whether or not that promises anything.
         sampler="grid",
         axes=_few_axes(*SHARES) | {"pin_memory": [False, True]},
@@ -255,7 +256,7 @@ def _compare(bench: Bench, loop: str) -> Comparison:
 
 
 def _images_budget_s(bench: Bench) -> float:
-    return bench.lasting(75, 60)
+    return bench.lasting(90, 80)
 
 
 def _images(bench: Bench) -> Tuned:

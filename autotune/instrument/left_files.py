@@ -3,7 +3,8 @@
 A training writes checkpoints and logs in its loop. In a trial these are worth nothing, and one that
 replaces the checkpoint of an earlier training would do harm. So a trial notes each file that its
 steps create, and what `torch.save` or a renaming would replace stays as it is. What a loader
-creates, such as a cache of decoded samples, is none of that.
+creates, such as a cache of decoded samples, is none of that, nor are caches of code that a step
+compiles: the next trial would compile it again.
 """
 
 from __future__ import annotations
@@ -15,6 +16,16 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+# Variables that name a cache of compiled code or of downloads.
+# Sources: the documentation of torch.compile, Triton, CUDA, Numba and huggingface_hub, and the XDG
+# base directory specification.
+_CACHE_VARIABLES = (
+    *("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "TORCH_EXTENSIONS_DIR", "CUDA_CACHE_PATH"),
+    *("NUMBA_CACHE_DIR", "HF_HOME", "XDG_CACHE_HOME"),
+)
+# Directories that are caches by their names.
+_CACHE_NAMES = frozenset(("__pycache__", ".cache", ".triton", ".nv"))
 
 
 class LeftFiles:
@@ -30,6 +41,9 @@ class LeftFiles:
         self._notes = notes
         self._in_step = in_step
         self._created: set[str] = set()
+        roots = (os.environ.get(name) for name in _CACHE_VARIABLES)
+        # What lies in the run's own temporary directory ends with the run.
+        self._caches = tuple(_absolute(root) for root in (tempfile.gettempdir(), *roots) if root)
 
     def install(self) -> None:
         """Keep what exists from being replaced, for the rest of the process's life."""
@@ -52,7 +66,7 @@ class LeftFiles:
         if not self._in_step() or not isinstance(path, (str, bytes, os.PathLike)):
             return
         text = _absolute(path)
-        if text in self._created or os.path.lexists(text):
+        if text in self._created or os.path.lexists(text) or self._is_cached(text):
             return
         self._created.add(text)
         # Not by `open`, which would announce itself.
@@ -65,7 +79,13 @@ class LeftFiles:
         if not self._in_step() or not isinstance(path, (str, bytes, os.PathLike)):
             return False
         text = _absolute(path)
-        return text not in self._created and os.path.lexists(text)
+        is_own = text in self._created or self._is_cached(text)
+        return not is_own and os.path.lexists(text)
+
+    def _is_cached(self, path: str) -> bool:
+        parts = Path(path)
+        below = any(parts.is_relative_to(root) for root in self._caches)
+        return below or not _CACHE_NAMES.isdisjoint(parts.parts)
 
     def _sparing_rename(self, original: Any) -> Any:  # noqa: ANN401
         @functools.wraps(original)

@@ -30,6 +30,8 @@ _HORIZON_STEPS = 1000
 # Of the memory that is left, what a configuration beyond the first space may take.
 _MEMORY_SHARE = 0.5
 _NUM_RUNNERS_UP = 3
+# The baseline and one beside it.
+_FEWEST = 2
 # For a candidate that was never measured there must be time for so many rounds.
 _ROUNDS_OF_UNMEASURED = 2
 # The 97.5 % quantile of the normal distribution.
@@ -70,15 +72,18 @@ class GuidedSearch:
         reserved_s += explanation_s(definition)
         while True:
             search = self._prepare(plan, plan.baseline)
+            left = definition.max_trials
+            if left is not None:
+                left -= self._bench.num_visits
             complete = search.run(
                 self._bench.now_s + recorder.left_s - reserved_s,
-                max_visits=(
-                    None
-                    if definition.max_trials is None
-                    else definition.max_trials - self._bench.num_visits
-                ),
+                max_visits=left,
                 after_each=functools.partial(self._show, plan, search),
             )
+            if not complete and search.num_visited < _FEWEST and left != 0:
+                # Without a single candidate there would be nothing to confirm, whatever is kept
+                # for that.
+                complete = search.run(self._bench.now_s + recorder.left_s, max_visits=1)
             standings = search.standings()
             best = standings[0].config
             rates = {found.config: found.units_per_s for found in standings}

@@ -39,7 +39,12 @@ def search_in_order(recorder: Recorder, plan: Plan, baseline: TrialRecord) -> bo
         show_visits(recorder, plan, baseline, knowledge, Phase.SEARCH)
         if not candidates:
             return True
-        if num_visits == definition.max_trials or recorder.left_s < reserved_s:
+        # Without a single candidate there would be nothing to confirm, whatever is kept for that.
+        has_one = any(
+            rate for config, rate in knowledge.measured.items() if config != plan.baseline
+        )
+        kept_s = reserved_s if has_one else 0.0
+        if num_visits == definition.max_trials or recorder.left_s < kept_s:
             return False
         config = proposer.propose(candidates, knowledge.measured, knowledge.bound)
         recorder.visit(config, Phase.SEARCH, incumbent=knowledge.incumbent)

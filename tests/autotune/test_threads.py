@@ -153,3 +153,20 @@ def test_native_threads_are_named_by_their_library(module, code, environment, sa
 def test_the_remedies_remedy(module, code, environment):
     pytest.importorskip(module)
     assert described(code, **environment) == "None"
+
+
+@pytest.mark.parametrize(
+    ("library", "said"),
+    [
+        ("/usr/lib/libnvidia-ml.so.580", "None"),
+        ("/usr/lib/libcuda.so.580", f"{ONE}CUDA (use the GPU after load_config only)"),
+    ],
+)
+def test_threads_of_a_library_that_survives_forks_are_no_obstacle(library, said):
+    code = f"""
+        import threading
+        from autotune import threads
+        threads.task_ids = lambda: [threading.get_native_id(), -1]
+        threads.library_of = lambda task: {library!r}
+    """
+    assert described(code) == said
