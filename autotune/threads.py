@@ -39,16 +39,18 @@ _NATIVE = (
     (r"libarrow|/pyarrow/", "Arrow", "use Arrow after load_config only"),
     (r"libgomp|libi?omp5?\b|libmkl", "OpenMP", "leave thread counts to load_config"),
     (r"openblas|libblis", "BLAS", "leave thread counts to load_config"),
-    (r"libcuda|libcudart|libnccl|libnvidia", "CUDA", "use the GPU after load_config only"),
+    (r"libcudart|libnccl|libnvidia", "CUDA", "use the GPU after load_config only"),
     (
         r"libtorch|libc10",
         "torch",
         "leave thread counts to load_config, and run no backward pass before it",
     ),
 )
-# Threads of libraries that go on well without them after a fork: NVML's begins with
-# torch.cuda.is_available() where this asks NVML, and processes are forked after that as a rule.
-_HARMLESS = re.compile(r"libnvidia-ml")
+# Threads that processes are forked beside without harm: where torch.cuda.is_available() asks NVML,
+# a thread of the CUDA driver begins that waits, while the driver itself is not initialised (seen
+# with driver 580; a forked process used the GPU). Whether it is initialised, it is asked itself:
+# see `accelerator.fork_obstacle`.
+_HARMLESS = re.compile(r"libnvidia-ml|libcuda\.so")
 _ELSE = "use it after load_config only"
 _MOST_NAMED = 3
 

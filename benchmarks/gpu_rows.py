@@ -234,10 +234,6 @@ ROWS = {
     "bounds": Row(title="what holds images back", run=bounds, gpu_only=True),
     "out_of_memory": Row(title="out of GPU memory", run=out_of_memory, gpu_only=True, need_s=20.0),
     "pinned": Row(title="pinned memory against not", run=pinned, gpu_only=True, need_s=12.0),
-    "compiled": Row(title="torch.compile", run=compiled, need_s=40.0),
-    "near_best": Row(
-        title="chosen against the best of a grid", run=near_best, quick=False, need_s=20.0
-    ),
     "cuda_first": Row(
         title="CUDA in use before load_config",
         run=cuda_first,
@@ -248,6 +244,10 @@ ROWS = {
     "interference": Row(
         title="beside a busy GPU", run=interference, gpu_only=True, quick=False, need_s=20.0
     ),
+    "compiled": Row(title="torch.compile", run=compiled, need_s=40.0),
+    "near_best": Row(
+        title="chosen against the best of a grid", run=near_best, quick=False, need_s=20.0
+    ),
 }
 
 
@@ -256,7 +256,7 @@ def _compare(bench: Bench, loop: str) -> Comparison:
 
 
 def _images_budget_s(bench: Bench) -> float:
-    return bench.lasting(90, 80)
+    return bench.lasting(90, 60)
 
 
 def _images(bench: Bench) -> Tuned:

@@ -46,16 +46,22 @@ def _memory(records: Iterable[TrialRecord], chosen: ThroughputConfig | None) -> 
 
 
 def _copying(records: Iterable[TrialRecord], chosen: ThroughputConfig | None) -> list[str]:
-    """That copies keep the loop waiting, where they do."""
+    """That copies keep the loop waiting, where the GPU has time to spare.
+
+    While it is busy, a copy waits for the work before it, which costs nothing.
+    """
     found = [
-        (m.copy_s, m.seconds_per_step)
+        (m.copy_s, m.seconds_per_step, m.gpu_utilisation)
         for record in records
-        if record.config == chosen and (m := record.measurement) is not None and m.copy_s
+        if record.config == chosen
+        and (m := record.measurement) is not None
+        and m.copy_s
+        and m.gpu_utilisation is not None
     ]
     if not found:
         return []
-    copy_s, step_s = (sum(values) / len(found) for values in zip(*found, strict=True))
-    if copy_s < _LEAST_COPYING * step_s:
+    copy_s, step_s, utilisation = (sum(values) / len(found) for values in zip(*found, strict=True))
+    if min(copy_s, (1 - utilisation) * step_s) < _LEAST_COPYING * step_s:
         return []
     return [
         f"the loop waits {figure(1000 * copy_s)} ms of a step of {figure(1000 * step_s)} ms for "

@@ -22,6 +22,7 @@ _FAR_APART = 0.2
 # the 12 % that equal trials on a shared machine were seen to vary by.
 _DRIFT_SD, _DISTURBED_SD, _PROCESS_SD = 0.05, 0.12, 0.03
 _NOISE_SD, _WORKERS_NOISE_SD = 0.02, 0.045
+_FEWEST_ROUNDS = 2
 # The 97.5 % quantile of the normal distribution.
 _TWO_SIDED_95 = 1.96
 
@@ -48,6 +49,9 @@ def find_disagreement(
 ) -> Disagreement | None:
     """A candidate whose speed-ups are far apart, by more than both may be off; None without one.
 
+    One round of fresh processes does not tell: on a machine that others share, the same settings
+    were seen to differ by a third from one process to the next.
+
     Args:
         records: The study's trials, for the forked ones.
         runs: Confirming runs in fresh processes, by configuration; the same rounds for all.
@@ -66,6 +70,8 @@ def find_disagreement(
             for c in (config, baseline)
         )
         if config == baseline or ours is None or theirs is None:
+            continue
+        if len(runs[config]) < _FEWEST_ROUNDS:
             continue
         log_ratio = ours[0] - theirs[0]
         rates = {c: [run.units_per_s for run in runs[c]] for c in (config, baseline)}

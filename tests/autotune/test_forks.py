@@ -38,8 +38,9 @@ def forked(ratio, **changes):
 
 
 @pytest.mark.parametrize(("in_forks", "fresh"), [(2.0, 1.3), (1.6, 1.1), (1.0, 1.5)])
-def test_speed_ups_that_are_far_apart_are_found_after_one_round(in_forks, fresh):
-    found = find_disagreement(forked(in_forks), runs(fresh), BASELINE)
+def test_speed_ups_that_are_far_apart_are_found_after_two_rounds(in_forks, fresh):
+    assert find_disagreement(forked(in_forks), runs(fresh), BASELINE) is None
+    found = find_disagreement(forked(in_forks), runs(fresh, fresh), BASELINE)
     assert found.config == OTHER
     assert found.forked == pytest.approx(in_forks)
     assert found.fresh.ratio == pytest.approx(fresh)
@@ -48,26 +49,26 @@ def test_speed_ups_that_are_far_apart_are_found_after_one_round(in_forks, fresh)
 
 @pytest.mark.parametrize(("in_forks", "fresh"), [(1.4, 1.3), (1.0, 1.1), (1.3, 1.3)])
 def test_speed_ups_that_noise_may_have_moved_are_not(in_forks, fresh):
-    assert find_disagreement(forked(in_forks), runs(fresh), BASELINE) is None
+    assert find_disagreement(forked(in_forks), runs(fresh, fresh), BASELINE) is None
 
 
 def test_rates_that_differ_alike_with_all_settings_mislead_nobody():
     trials = [trial(BASELINE, 300.0), trial(OTHER, 390.0)]
-    assert find_disagreement(trials, runs(1.3), BASELINE) is None
+    assert find_disagreement(trials, runs(1.3, 1.3), BASELINE) is None
 
 
 def test_a_short_or_disturbed_trial_is_not_enough():
     short = forked(1.7, block_s=0.004)
-    assert find_disagreement(short, runs(1.3), BASELINE) is None
-    assert find_disagreement(forked(1.7, stolen_s=0.9), runs(1.3), BASELINE) is None
+    assert find_disagreement(short, runs(1.3, 1.3), BASELINE) is None
+    assert find_disagreement(forked(1.7, stolen_s=0.9), runs(1.3, 1.3), BASELINE) is None
 
 
 def test_without_a_forked_trial_of_both_or_a_round_there_is_nothing_to_compare():
-    assert find_disagreement(forked(2.0)[1:], runs(1.0), BASELINE) is None
-    assert find_disagreement(forked(2.0)[:1], runs(1.0), BASELINE) is None
+    assert find_disagreement(forked(2.0)[1:], runs(1.0, 1.0), BASELINE) is None
+    assert find_disagreement(forked(2.0)[:1], runs(1.0, 1.0), BASELINE) is None
     assert find_disagreement(forked(2.0), {}, BASELINE) is None
     fresh = [trial(config, 100.0, mode=StartMode.FRESH) for config in (BASELINE, OTHER)]
-    assert find_disagreement(fresh, runs(2.0), BASELINE) is None
+    assert find_disagreement(fresh, runs(2.0, 2.0), BASELINE) is None
 
 
 def test_figures_of_forked_trials_are_left_out_and_their_failures_are_not():

@@ -50,7 +50,7 @@ def test_where_forked_trials_mislead_the_search_goes_on_in_fresh_processes(study
         """,
     }
     axes = {"batch_size": [4, 6, 8], "num_workers": [0]}
-    done = autotune_run(*study(script=script, axes=axes, sampler="auto"))
+    done = autotune_run(*study(script=script, axes=axes, sampler="auto", confirm_rounds=2))
     assert done.returncode == 0, done.stderr
     assert "forked trials mislead: batch 8, workers 0 ran at" in done.stdout
     assert "they count no longer, and the search goes on in fresh processes" in done.stdout

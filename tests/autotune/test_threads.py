@@ -159,7 +159,8 @@ def test_the_remedies_remedy(module, code, environment):
     ("library", "said"),
     [
         ("/usr/lib/libnvidia-ml.so.580", "None"),
-        ("/usr/lib/libcuda.so.580", f"{ONE}CUDA (use the GPU after load_config only)"),
+        ("/usr/lib/libcuda.so.580", "None"),
+        ("/usr/lib/libnccl.so.2", f"{ONE}CUDA (use the GPU after load_config only)"),
     ],
 )
 def test_threads_of_a_library_that_survives_forks_are_no_obstacle(library, said):
