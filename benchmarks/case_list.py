@@ -127,12 +127,9 @@ EXPECTED: dict[str, Case] = {
         never_says=("get_worker_info",),
         gain=1.2,
     ),
+    # A single worker repeats nothing.
     "unsharded_random_iterable": Case(
-        kind=1,
-        samples_per_epoch=1000,
-        samples_per_update=10,
-        rules_out=("num_workers",),
-        says=("get_worker_info",),
+        kind=1, samples_per_epoch=1000, samples_per_update=10, says=("get_worker_info",)
     ),
     "random_batches_without_loader": Case(
         kind=1,

@@ -291,22 +291,21 @@ def forks(scale: float) -> None:
         # Two configurations of one, as above; here they tell how they are started.
         twin = dataclasses.replace(config, num_interop_threads=2)
         modes = {config: StartMode.FRESH, twin: StartMode.FORK}
-        # Long enough for many full collections of the heap: each takes as long as several steps.
-        runs = in_rounds(
-            workload,
-            (config, twin),
-            seed=0,
-            rounds=scaled(5, scale),
-            confirm_s=6.0,
-            modes=modes,
-        )
-        found = choose(rates_of(runs), config).speedup
+        runs: dict[ThroughputConfig, list[Measurement]] = {config: [], twin: []}
+        for number in range(scaled(5, scale)):
+            # A host of its own for each: its forks share what chance gave that process. And long
+            # enough for many full collections of the heap: each takes as long as several steps.
+            for which, found in in_rounds(
+                workload, (config, twin), seed=number, rounds=1, confirm_s=6.0, modes=modes
+            ).items():
+                runs[which] += found
+        ratio = choose(rates_of(runs), config).speedup
         fresh, forked = (
             statistics.median(run.cpu_s_per_sample for run in runs[which])
             for which in (config, twin)
         )
         print(
-            f"  {name:19} {found.ratio:.3f} ({found.low:.3f} to {found.high:.3f}), "
+            f"  {name:19} {ratio.ratio:.3f} ({ratio.low:.3f} to {ratio.high:.3f}), "
             f"CPU {forked / fresh:.3f}",
             flush=True,
         )

@@ -20,6 +20,7 @@ from autotune.instrument.stand_in import Pass
 from autotune.instrument.swap import is_swappable
 from autotune.instrument.timed_loop import LoopEndedError, TimedLoop
 from autotune.measurement import FailureCause
+from autotune.ranks import find_place
 
 
 class TrainingLoop:
@@ -229,7 +230,9 @@ class TrainingLoop:
             steps_per_update=self._steps_per_update,
             fixed=fixed,
             notes=self._notes,
-            swappable=is_swappable(self._loader, facts) and not self._loop.followers,
+            swappable=is_swappable(self._loader, facts)
+            and not self._loop.followers
+            and find_place().world_size == 1,
         )
 
     def _check_fixed(self, setting: str, reason: str) -> None:
