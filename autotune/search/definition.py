@@ -86,6 +86,11 @@ class StudyDefinition:
     def __post_init__(self) -> None:
         if not self.command or not self.command[0]:
             raise BadInputError("command: must name a program")
+        if self.start_mode is StartMode.SWAP:
+            raise BadInputError(
+                "start_mode: must be fork or fresh, not swap: trials that are not forked go on in "
+                "a running process by themselves"
+            )
         for name, values in self.axes.items():
             check_axis(name, values)
 

@@ -50,7 +50,7 @@ def test_a_forked_trial_has_the_collector_of_a_fresh_process(light_script, start
     assert (fresh[2] > 0) == ("freeze" in before)
 
 
-@pytest.mark.parametrize("mode", list(StartMode))
+@pytest.mark.parametrize("mode", [StartMode.FORK, StartMode.FRESH])
 def test_a_trial_has_the_collector_of_its_configuration(light_script, start_runner, mode):
     runner = start_runner(light_script(step=PRINT_STATE))
     _, thresholds, num_frozen = state_of(runner, mode, gc="frozen")

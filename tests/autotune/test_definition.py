@@ -71,6 +71,8 @@ def test_a_study_file_is_read_and_the_command_line_wins(study_file):
         ("name: s\ncommand: x\nsampler: magic\n", "sampler: .*not 'magic'"),
         ("name: s\ncommand: x\nconfirm_rounds: 0\n", "confirm_rounds"),
         ("name: s\ncommand: x\nspeed: 3\n", "speed is no known key"),
+        ("name: s\ncommand: x\nstart_mode: swap\n", "start_mode: must be fork or fresh, not swap"),
+        ("name: s\ncommand: x\ngpu_headroom: 1\n", "gpu_headroom: .*less than 1, not 1"),
     ],
 )
 def test_a_bad_study_file_is_refused_with_key_value_and_rule(study_file, text, message):

@@ -14,8 +14,6 @@ from autotune.trials.trial import TrialFailedError
 from .conftest import FIXED_STEP, processes_of
 from .runs import autotune_run
 
-pytestmark = pytest.mark.alone
-
 CONFIG = ThroughputConfig(batch_size=8)
 BLOCK = BlockRequest(min_s=0.05)
 # Starts one process for each argument after the script, with these variables added, and waits.

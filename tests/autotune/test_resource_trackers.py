@@ -15,8 +15,6 @@ from autotune.trials.trial import TrialFailedError
 
 from .conftest import processes_of, wait_until
 
-pytestmark = pytest.mark.alone
-
 WORKERS = ThroughputConfig(batch_size=4, num_workers=2)
 CONFIG = ThroughputConfig(batch_size=4)
 BLOCK = BlockRequest(min_s=0.05)

@@ -519,7 +519,6 @@ FAST_AXES = {
 
 
 # Whole runs in about a minute; their speeds are not judged on a machine that is shared.
-@pytest.mark.alone
 @pytest.mark.parametrize("name", choose((), (), fast=True))
 def test_a_whole_case_is_right(name, tmp_path):
     study = tmp_path / "study.yaml"
