@@ -51,12 +51,10 @@ class Accelerator:
 
     def synchronise(self) -> None:
         """Wait until the devices have done what they were given; at once where there are none."""
-        if self._module is None:
-            if not may_be_used():
+        if not self._devices:
+            if not is_in_use():
                 return
             self.look()
-        if self._module is None:
-            return
         if _is_mps(self._module):
             self._module.synchronize()
         for device in self._devices:
@@ -143,7 +141,7 @@ class StallClock:
         return event
 
 
-def may_be_used() -> bool:
+def is_in_use() -> bool:
     """Whether this process has begun to use an accelerator; takes a microsecond."""
     return _module_in_use() is not None
 

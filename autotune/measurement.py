@@ -301,7 +301,10 @@ def summarise(
         joules_per_sample=_total(
             _per_sample(blocks, [block.energy_j for block in blocks]), gpu_joules
         ),
-        samples_per_update=num_samples / num_updates if num_updates else None,
+        samples_per_update=steps_per_update
+        * _samples_per_step(blocks, config, steps_per_epoch, samples_per_epoch)
+        if num_updates
+        else None,
         later_epochs_ratio=_ratio(*_by_epoch(samples)),
         samples_per_epoch=samples_per_epoch,
         device_memory_share=device.used_share if device else None,
@@ -310,6 +313,23 @@ def summarise(
         gpu_joules_per_sample=gpu_joules,
         gpu_utilisation=_gpu_utilisation(blocks),
     )
+
+
+def _samples_per_step(
+    blocks: Sequence[Block],
+    config: ThroughputConfig,
+    steps_per_epoch: int | None,
+    samples_per_epoch: int | None,
+) -> float:
+    """Samples in a batch, the mean over whole epochs where the last batch of each is smaller.
+
+    Blocks seldom are whole epochs, and end with a long step rather than with a short one.
+    """
+    if steps_per_epoch and samples_per_epoch and any(block.num_epoch_ends for block in blocks):
+        last = samples_per_epoch - (steps_per_epoch - 1) * config.batch_size
+        if 0 < last < config.batch_size:
+            return samples_per_epoch / steps_per_epoch
+    return sum(b.num_samples for b in blocks) / sum(b.num_steps for b in blocks)
 
 
 def fullest_device(samples: Sequence[Sample]) -> DeviceMemory | None:

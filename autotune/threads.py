@@ -51,6 +51,8 @@ _NATIVE = (
 # with driver 580; a forked process used the GPU). Whether it is initialised, it is asked itself:
 # see `accelerator.fork_obstacle`.
 _HARMLESS = re.compile(r"libnvidia-ml|libcuda\.so")
+# Threads that compute, and load nothing.
+_COMPUTING = re.compile(r"libgomp|libi?omp5?\b|libmkl|openblas|libblis|libtorch|libc10|libcuda")
 _ELSE = "use it after load_config only"
 _MOST_NAMED = 3
 
@@ -108,6 +110,18 @@ def describe_threads() -> str | None:
         named.append(f"{len(kinds) - _MOST_NAMED} more kinds")
     run = "threads run" if number > 1 else "thread runs"
     return f"{number} {run} when load_config is called: {'; '.join(named)}"
+
+
+def may_load() -> bool:
+    """Whether this process has a thread beside the calling one that may be there to load data.
+
+    A pool that computes is none; of what cannot be told it is taken to be one.
+    """
+    main = threading.current_thread()
+    if any(thread is not main for thread in threading.enumerate()):
+        return True
+    native = (task for task in task_ids() if task != main.native_id)
+    return not all(_COMPUTING.search(library_of(task) or "") for task in native)
 
 
 def _describe_python(thread: threading.Thread) -> tuple[str, str]:

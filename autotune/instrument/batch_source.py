@@ -12,7 +12,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from autotune.instrument import torch_loader
+from autotune.threads import may_load
 
 # To time the step alone the loop is fed so many batches in turn, so that their lengths may differ,
 # or as many as the loader delivers in so many seconds.
@@ -94,6 +97,12 @@ class BatchSource:
             self.num_epoch_ends += 1
             self.epoch_end_s += time.monotonic() - start_s
         return batch
+
+    def has_workers(self) -> bool:
+        """Whether something may load beside this process's own steps, as far as can be told."""
+        if any(True for _ in self._torch_iterators()):
+            return True
+        return bool(multiprocessing.active_children() or psutil.Process().children()) or may_load()
 
     def num_ready(self) -> int:
         """Batches that workers have finished and the loop has not taken; 0 where nobody knows."""

@@ -213,6 +213,8 @@ class TrainingLoop:
                     "that counts them, such as units=samples with "
                     "`def samples(batch): return ...`",
                 )
+        if self._trial.config.num_workers and self._starts_no_workers():
+            fixed["num_workers"] = "the loader starts no workers"
         for setting, reason in fixed.items():
             self._check_fixed(setting, reason)
         if repeats_samples(self._loader):
@@ -234,6 +236,13 @@ class TrainingLoop:
             and not self._loop.followers
             and find_place().world_size == 1,
         )
+
+    def _starts_no_workers(self) -> bool:
+        """Whether nothing loads beside the training, and the loader does not say that it does."""
+        source = self._loop.source
+        source.peek()
+        declares = getattr(self._loader, "num_workers", 0) == self._trial.config.num_workers
+        return not declares and not source.has_workers()
 
     def _check_fixed(self, setting: str, reason: str) -> None:
         """The script's own value may run as it is; any other would only be called so."""

@@ -87,11 +87,14 @@ class Finals:
         substitutes: Callable[[Set[ThroughputConfig]], Sequence[ThroughputConfig]],
         show: Callable[[], None],
         stop: Callable[[Sequence[TrialRecord]], bool] = lambda _: False,
+        measured_gain: Callable[[Set[ThroughputConfig]], Sequence[ThroughputConfig]] = lambda _: (),
     ) -> list[TrialRecord]:
         """Run all in fresh processes, round by round while there is time; at least one round.
 
         Rounds that do not tell whether there is a gain are followed by as many again. Where all
         candidates failed and the time is up, there is one more round for what takes their place.
+        Where the candidates turn out to be no gain, what the search measured as one takes their
+        place if there is time for that.
 
         Args:
             configs: The baseline first; the others leave when they fail, or are ruled out by what
@@ -101,6 +104,7 @@ class Finals:
                 does not count, and those that follow are run one after another.
             show: Called after each round.
             stop: Whether to go no further, by the runs so far; asked after each round.
+            measured_gain: What the search measured as a gain beside those given, if anything.
         """
         shuffle = random.Random(self._definition.seed)
         baseline, *finalists = configs
@@ -108,6 +112,7 @@ class Finals:
         rounds_left = self._definition.confirm_rounds
         most = _MOST_ROUNDS * rounds_left
         may_overrun = True
+        tried = set(finalists)
         for number in itertools.count(1):
             cut_short = False
             left_s = self._recorder.left_s
@@ -141,8 +146,23 @@ class Finals:
             show()
             if stop(confirmed):
                 break
+            tried |= set(finalists)
             if rounds_left <= 0 and (number >= most or not _is_undecided(confirmed, baseline)):
-                break
+                has_time = self._recorder.left_s >= round_s
+                others = (
+                    measured_gain(tried) if has_time and not _has_gain(confirmed, baseline) else ()
+                )
+                if not others:
+                    break
+                self._recorder.observer.note(
+                    "that is no gain: what the search measured as one is run instead: "
+                    + "; ".join(config.summary for config in others)
+                )
+                confirmed = [record for record in confirmed if record.config == baseline]
+                finalists = list(others)
+                rounds_left = self._definition.confirm_rounds
+                most = number + _MOST_ROUNDS * rounds_left
+                continue
             if self._recorder.left_s < round_s and not cut_short:
                 if not may_overrun or not finalists or _has_candidate(confirmed, baseline):
                     break
@@ -177,6 +197,13 @@ def complete_rounds(
 def _has_candidate(confirmed: Sequence[TrialRecord], baseline: ThroughputConfig) -> bool:
     """Whether there is a whole round of the baseline and something beside it."""
     return len(complete_rounds(confirmed, baseline)) > 1
+
+
+def _has_gain(confirmed: Sequence[TrialRecord], baseline: ThroughputConfig) -> bool:
+    """Whether a candidate is surely faster."""
+    runs = complete_rounds(confirmed, baseline)
+    rates = {config: [record.units_per_s for record in found] for config, found in runs.items()}
+    return len(rates) > 1 and choose(rates, baseline).speedup.significant
 
 
 def _is_undecided(confirmed: Sequence[TrialRecord], baseline: ThroughputConfig) -> bool:

@@ -110,14 +110,21 @@ class GuidedSearch:
         another one with one that was, should the first fail. Once a candidate has failed, what was
         measured as a gain comes first.
         """
-        standings = self._prepare(plan, plan.baseline).standings()
-        gains = [s for s in standings if s.was_measured and s.log_ratio > math.log1p(INDIFFERENCE)]
-        if after_failure and (found := finalists(gains, excluded)):
+        if after_failure and (found := self.measured_gain(plan, excluded)):
             return found
+        standings = self._prepare(plan, plan.baseline).standings()
         definition = self._recorder.definition
         rounds_s = confirmation_s(definition, self._baseline, num_finalists=1)
         num_rounds = definition.confirm_rounds * self._recorder.left_s / rounds_s
         return finalists(standings, excluded, measured_only=num_rounds < _ROUNDS_OF_UNMEASURED)
+
+    def measured_gain(
+        self, plan: Plan, excluded: Set[ThroughputConfig]
+    ) -> tuple[ThroughputConfig, ...]:
+        """The best configuration beside those excluded that was measured as a gain, if any was."""
+        standings = self._prepare(plan, plan.baseline).standings()
+        gains = [s for s in standings if s.was_measured and s.log_ratio > math.log1p(INDIFFERENCE)]
+        return finalists(gains, excluded)
 
     def rank(self, plan: Plan, chosen: ThroughputConfig) -> tuple[float, tuple[RunnerUp, ...]]:
         """How probably a configuration is within 2 % of the fastest; and the next best ones."""

@@ -128,6 +128,12 @@ class Tuner:
             f"{figure(baseline.units_per_s, relative_error)} {baseline.unit or 'samples'}/s with "
             f"{plan.baseline.summary}"
         )
+        found = baseline.measurement
+        if found is not None and found.uses_device and found.gpu_utilisation is None:
+            self._observer.note(
+                "the GPU's utilisation and energy, and what others do on it, are not known: that "
+                "takes an NVIDIA GPU and `pip install 'autotune[gpu]'`"
+            )
         self._recorder.learn()
         self._probe_forking(plan, baseline)
         self._tell_estimate(plan, baseline)
@@ -322,6 +328,11 @@ class Tuner:
             substitutes=lambda failed: self._finalists(plan, baseline, guided, failed),
             show=lambda: show_visits(self._recorder, plan, baseline, knowledge, Phase.CONFIRM),
             stop=lambda confirmed: self._must_search_again(confirmed, baseline),
+            measured_gain=lambda tried: (
+                guided.measured_gain(plan, {plan.baseline, *tried})
+                if self._definition.sampler is SamplerName.AUTO
+                else ()
+            ),
         )
         runs = complete_rounds(confirmed, plan.baseline)
         if not runs:

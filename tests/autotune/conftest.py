@@ -55,8 +55,9 @@ import os, sys, time
 import autotune
 
 class Loader:
-    def __init__(self, batch_size):
+    def __init__(self, batch_size, num_workers):
         self.batch_size = batch_size
+        self.num_workers = num_workers
     def __len__(self):
         return {length}
     def __iter__(self):
@@ -72,7 +73,7 @@ def main():
         return 10 * config.batch_size
     taken = 0
     for epoch in range({epochs}):
-        for batch in autotune.steps(Loader(config.batch_size){units}):
+        for batch in autotune.steps(Loader(config.batch_size, config.num_workers){units}):
             {step}
             taken += 1
     print("epilogue", config.batch_size, taken)

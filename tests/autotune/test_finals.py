@@ -25,8 +25,16 @@ class FakeRecorder:
     """
 
     def __init__(
-        self, *, left_s=1000.0, fails=(), cause=FailureCause.TIMED_OUT, times=99, ratios=(1.0,)
+        self,
+        *,
+        left_s=1000.0,
+        fails=(),
+        cause=FailureCause.TIMED_OUT,
+        times=99,
+        ratios=(1.0,),
+        faster=(),
     ):
+        self._faster = faster
         self._times_left = times
         self._numbers = itertools.count()
         self.definition = DEFINITION
@@ -50,7 +58,9 @@ class FakeRecorder:
             failed = {"measurement": None, "failure": self._failure}
             found.append(
                 made_up.record(
-                    made_up.block_at(100.0 * (1.0 if config == BASELINE else ratio)),
+                    made_up.block_at(
+                        100.0 * (1.0 if config == BASELINE else ratio + (config in self._faster))
+                    ),
                     config=config,
                     phase=Phase.CONFIRM,
                     round_number=number,
@@ -72,6 +82,40 @@ def confirm(recorder, configs=(BASELINE, OTHER, THIRD), substitutes=()):
         substitutes=lambda failed: [config for config in substitutes if config not in failed][:1],
         show=lambda: None,
     )
+
+
+def confirm_with_gains(recorder, gains):
+    return Finals(recorder).confirm(
+        (BASELINE, OTHER),
+        side_by_side=True,
+        substitutes=lambda _: (),
+        show=lambda: None,
+        measured_gain=lambda tried: [config for config in gains if config not in tried][:1],
+    )
+
+
+def test_where_the_candidate_is_no_gain_what_was_measured_as_one_is_confirmed():
+    recorder = FakeRecorder(faster=(THIRD,))
+    confirmed = confirm_with_gains(recorder, (OTHER, THIRD))
+    assert recorder.rounds == [((BASELINE, OTHER), True)] * 3 + [((BASELINE, THIRD), True)] * 3
+    runs = finals.complete_rounds(confirmed, BASELINE)
+    assert {config: [run.round_number for run in found] for config, found in runs.items()} == {
+        config: [4, 5, 6] for config in (BASELINE, THIRD)
+    }
+    assert "no gain: what the search measured as one" in recorder.notes[0]
+
+
+def test_a_gain_that_is_confirmed_is_enough():
+    recorder = FakeRecorder(faster=(OTHER,))
+    confirm_with_gains(recorder, (OTHER, THIRD))
+    assert recorder.rounds == [((BASELINE, OTHER), True)] * 3
+
+
+def test_without_time_for_another_candidate_the_first_is_the_answer():
+    recorder = FakeRecorder(left_s=35.0)
+    runs = finals.complete_rounds(confirm_with_gains(recorder, (OTHER, THIRD)), BASELINE)
+    assert len(recorder.rounds) == 3
+    assert set(runs) == {BASELINE, OTHER}
 
 
 def test_there_are_as_many_rounds_as_asked_for():

@@ -203,3 +203,28 @@ def test_gpu_utilisation_of_disturbed_blocks_does_not_count():
     found = summarise([sample(quiet, disturbed)], PLAIN)
     assert found.gpu_utilisation == pytest.approx(0.4)
     assert found.num_disturbed == 1
+
+
+@pytest.mark.parametrize(
+    ("samples_per_epoch", "steps_per_epoch", "num_epoch_ends", "expected"),
+    [
+        # Batches of 4, 4 and 2: of what was seen, too few were small.
+        (10, 3, 5, 10 / 3),
+        # The last one is dropped, or never reached, or full.
+        (10, 2, 5, 4.0),
+        (10, 3, 0, 4.0),
+        (12, 3, 5, 4.0),
+        (None, None, 5, 4.0),
+    ],
+)
+def test_samples_of_an_update_are_those_of_whole_epochs(
+    samples_per_epoch, steps_per_epoch, num_epoch_ends, expected
+):
+    seen = block(num_updates=5, num_epoch_ends=num_epoch_ends)
+    found = summarise(
+        [sample(seen)],
+        PLAIN,
+        steps_per_epoch=steps_per_epoch,
+        samples_per_epoch=samples_per_epoch,
+    )
+    assert found.samples_per_update == pytest.approx(2 * expected)

@@ -25,6 +25,9 @@ def test_settings_leave_headroom_and_the_largest_batch_that_fits_is_told(study):
     axes = {"batch_size": [4, 8, 16, 32, 42, 64], "num_workers": [0]}
     done = autotune_run(*gpu_study(study, axes=axes, sampler="auto"))
     assert done.returncode == 0, done.stderr
+    assert (
+        "the GPU's utilisation and energy, and what others do on it, are not known" in done.stdout
+    )
     # 42 samples take 8.4 GiB, beside one that others have; 64 would not fit at all.
     best = read_best_config(Path("best_config.yaml"))
     assert best.config.batch_size == 32

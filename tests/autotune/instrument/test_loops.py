@@ -429,6 +429,11 @@ IGNORED = {
         "loader = torch.utils.data.DataLoader(Rows(40), batch_size=config.batch_size)",
         ThroughputConfig(batch_size=4, num_workers=1),
     ),
+    # Nothing loads beside the training, whatever the number of workers.
+    "num_workers of a generator": (
+        "loader = (torch.ones(config.batch_size, 3) for _ in range(100))",
+        ThroughputConfig(batch_size=4, num_workers=1),
+    ),
 }
 
 
@@ -439,7 +444,28 @@ def test_a_setting_that_the_script_ignores_is_named(start, setting):
     with pytest.raises(TrialFailedError) as caught:
         start(lines, config=config)
     assert caught.value.failure.cause is FailureCause.SETTING_IGNORED
-    assert caught.value.failure.setting == setting
+    assert caught.value.failure.setting == setting.partition(" ")[0]
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()",
+        "subprocess.Popen(['sleep', '60'])",
+    ],
+)
+def test_a_loader_with_threads_or_processes_of_its_own_may_take_its_workers(start, beside):
+    lines = f"""
+        import subprocess, threading, time
+        def batches():
+            {beside}
+            while True:
+                yield torch.ones(config.batch_size, 3)
+        for x in autotune.steps(batches()):
+            train_step(x)
+        """
+    with start(lines, config=ThroughputConfig(batch_size=4, num_workers=1)) as trial:
+        assert "num_workers" not in trial.facts.fixed
 
 
 def test_a_loader_of_the_scripts_own_is_measured_as_it_is_with_the_scripts_settings(start):
@@ -495,6 +521,23 @@ def test_a_batch_whose_samples_cannot_be_counted_asks_for_units(start):
     with pytest.raises(TrialFailedError, match="units") as caught:
         start(lines)
     assert caught.value.failure.cause is FailureCause.NOT_COUNTABLE
+
+
+def test_caches_that_steps_fill_are_left_for_the_next_trial(start, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(Path("compiled").absolute()))
+    lines = """
+        for x in autotune.steps(loader):
+            train_step(x)
+            os.makedirs("compiled/kernels", exist_ok=True)
+            open("compiled/kernels/new", "w").close()
+            os.rename("compiled/kernels/new", "compiled/kernels/one")
+            open("log", "w").close()
+        """
+    with start(lines) as trial:
+        assert trial.measure(BLOCK, deadline_s=30).blocks
+    assert Path("compiled/kernels/one").exists()
+    assert not Path("compiled/kernels/new").exists()
+    assert trial.removed_files == [str(Path("log").absolute())]
 
 
 def test_what_steps_write_is_removed_and_replaces_nothing(start):
