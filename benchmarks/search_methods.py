@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 import optuna
 
 from autotune.config import ThroughputConfig
-from autotune.search.adaptive import AdaptiveSearch, finalists
+from autotune.search.adaptive import MOST_CHECKS, AdaptiveSearch, finalists
 from autotune.search.confirmation import INDIFFERENCE, choose
 from autotune.search.replay import ReplayBench, TruthTable
 
@@ -81,7 +81,11 @@ def auto(
         seed=seed,
     )
     end_s = min(budget * table.exhaustive_s(MEASURE_S), limit_s)
-    search.run(end_s - 2 * ROUNDS * (table.fresh_s(table.baseline, CONFIRM_S) + PROBE_S))
+    round_s = 2 * (table.fresh_s(table.baseline, CONFIRM_S) + PROBE_S)
+    search.run(end_s - ROUNDS * round_s)
+    for _ in range(MOST_CHECKS):
+        if not search.check_best(end_s - round_s):
+            break
     standings = search.standings()
     search_s = bench.now_s
     rates: dict[ThroughputConfig, list[float]] = {}

@@ -7,7 +7,6 @@ recorded table.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence, Set
@@ -40,6 +39,10 @@ _FIRST_FIT = 8
 _SURPRISE = 4.0
 # What starting a forked trial takes, and settling: first guesses, in seconds and in steps.
 _START_S, _SETTLE_STEPS = 0.4, 3.0
+
+
+# So many configurations that never ran are looked at before one is confirmed.
+MOST_CHECKS = 3
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,14 +145,20 @@ def finalists(
 ) -> tuple[ThroughputConfig, ...]:
     """What is to be confirmed: the first that is not excluded, if there is one.
 
-    It may have been measured never, where the time was up: the confirmation does that.
+    What was measured as a gain comes before all that was not, however much is expected of that.
+    Without such a one it may have been measured never: the confirmation does that.
     """
-    found = (
-        standing.config
-        for standing in standings
-        if standing.config not in excluded and (standing.was_measured or not measured_only)
-    )
-    return tuple(itertools.islice(found, 1))
+    others = [standing for standing in standings if standing.config not in excluded]
+    found = measured_gains(others) or [
+        standing for standing in others if standing.was_measured or not measured_only
+    ]
+    return tuple(standing.config for standing in found[:1])
+
+
+def measured_gains(standings: Iterable[Standing]) -> list[Standing]:
+    """Those of some configurations that ran and are believed to be a gain worth having."""
+    least = math.log1p(INDIFFERENCE)
+    return [found for found in standings if found.was_measured and found.log_ratio > least]
 
 
 class AdaptiveSearch:
@@ -256,6 +265,21 @@ class AdaptiveSearch:
             num_visits += 1
             after_each()
         return False
+
+    def check_best(self, end_s: float) -> bool:
+        """Run the best configuration where it never ran, if that fits; says whether it did.
+
+        Args:
+            end_s: When it must have ended, on the bench's clock.
+        """
+        belief = self._belief()
+        best = self._rank(belief)[0]
+        place = self._places[best.config]
+        start_s, block_s = self._costs_s(belief)
+        if best.was_measured or self._bench.now_s + start_s[place] + block_s[place] > end_s:
+            return False
+        self._visit(place, 1)
+        return True
 
     @property
     def num_visited(self) -> int:

@@ -12,9 +12,15 @@ from threadpoolctl import threadpool_limits
 from autotune.config import ThroughputConfig
 from autotune.machine import this_machine
 from autotune.measurement import Measurement
-from autotune.search.adaptive import HORIZON_S, AdaptiveSearch, Standing, finalists
+from autotune.search.adaptive import (
+    HORIZON_S,
+    MOST_CHECKS,
+    AdaptiveSearch,
+    Standing,
+    finalists,
+    measured_gains,
+)
 from autotune.search.answer import RunnerUp
-from autotune.search.confirmation import INDIFFERENCE
 from autotune.search.explain import explanation_s
 from autotune.search.finals import confirmation_s
 from autotune.search.live import LiveBench, recall
@@ -89,6 +95,7 @@ class GuidedSearch:
             rates = {found.config: found.units_per_s for found in standings}
             wider = widen(plan, definition, best, rates, recorder.rules_out)
             if wider is None or not complete or not self._has_memory_for_more(best):
+                self._check_best(search)
                 return plan, complete
             added = [
                 f"{name} {values[-1]}"
@@ -101,17 +108,31 @@ class GuidedSearch:
             )
             plan = wider
 
-    def finalists(
-        self, plan: Plan, excluded: Set[ThroughputConfig], *, after_failure: bool = False
-    ) -> tuple[ThroughputConfig, ...]:
-        """The best configuration beside those excluded, if there is one.
+    def _check_best(self, search: AdaptiveSearch) -> None:
+        """Where the time is up, see whether the best is what it is believed to be.
 
-        One that was never measured only if there is time for a round of the confirmation, and for
-        another one with one that was, should the first fail. Once a candidate has failed, what was
-        measured as a gain comes first.
+        A short run of what never ran costs far less than the rounds that would show it.
         """
-        if after_failure and (found := self.measured_gain(plan, excluded)):
-            return found
+        recorder = self._recorder
+        definition = recorder.definition
+        round_s = confirmation_s(definition, self._baseline, num_finalists=1)
+        round_s /= definition.confirm_rounds
+        for _ in range(MOST_CHECKS):
+            is_over = definition.max_trials is not None and (
+                self._bench.num_visits >= definition.max_trials
+            )
+            if is_over or not search.check_best(self._bench.now_s + recorder.left_s - round_s):
+                return
+
+    def finalists(
+        self, plan: Plan, excluded: Set[ThroughputConfig]
+    ) -> tuple[ThroughputConfig, ...]:
+        """The configuration beside those excluded that is to be confirmed, if there is one.
+
+        What was measured as a gain comes first, however much is expected of others. Without that
+        it is the best, be it one that was never measured if there is time for a round of the
+        confirmation, and for another one with one that was, should the first fail.
+        """
         standings = self._prepare(plan, plan.baseline).standings()
         definition = self._recorder.definition
         rounds_s = confirmation_s(definition, self._baseline, num_finalists=1)
@@ -123,8 +144,7 @@ class GuidedSearch:
     ) -> tuple[ThroughputConfig, ...]:
         """The best configuration beside those excluded that was measured as a gain, if any was."""
         standings = self._prepare(plan, plan.baseline).standings()
-        gains = [s for s in standings if s.was_measured and s.log_ratio > math.log1p(INDIFFERENCE)]
-        return finalists(gains, excluded)
+        return finalists(measured_gains(standings), excluded)
 
     def rank(self, plan: Plan, chosen: ThroughputConfig) -> tuple[float, tuple[RunnerUp, ...]]:
         """How probably a configuration is within 2 % of the fastest; and the next best ones."""

@@ -289,7 +289,7 @@ class Tuner:
         """What is to be confirmed beside the baseline; nothing of what is to be left out."""
         excluded = {plan.baseline, *without}
         if self._definition.sampler is SamplerName.AUTO:
-            return guided.finalists(plan, excluded, after_failure=bool(without))
+            return guided.finalists(plan, excluded)
         return self._finals.choose(self._recorder.knowledge(plan), excluded, baseline)
 
     def _confirm(

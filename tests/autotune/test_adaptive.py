@@ -319,3 +319,20 @@ def test_a_start_that_takes_long_is_charged_to_large_batches_as_it_is_to_small_o
     start_s = search._start_s(step_s)
     assert start_s[-1] - start_s[0] == pytest.approx(3 * 0.99)
     assert 12.0 < start_s[0] < 20.0
+
+
+def test_what_never_ran_is_looked_at_before_it_is_an_answer():
+    # Without workers, the law promises more of larger batches than they keep.
+    slow = lambda config: 1.0 if config.batch_size > 4 else law(config)  # noqa: E731
+    bench = MadeUpBench(seconds=slow)
+    search = search_on(bench)
+    search.run(1.0)
+    assert not search.standings()[0].was_measured
+    visited = len(bench.visits)
+    assert not search.check_best(bench.now_s)
+    assert len(bench.visits) == visited
+    while search.check_best(bench.now_s + 100.0):
+        pass
+    best = search.standings()[0]
+    assert best.was_measured
+    assert best.config.batch_size <= 4
