@@ -117,10 +117,11 @@ def may_load() -> bool:
 
     A pool that computes is none; of what cannot be told it is taken to be one.
     """
-    main = threading.current_thread()
-    if any(thread is not main for thread in threading.enumerate()):
+    current = threading.current_thread()
+    if any(thread is not current for thread in threading.enumerate()):
         return True
-    native = (task for task in task_ids() if task != main.native_id)
+    # Asked of the kernel: what a thread remembers of itself is wrong after a fork.
+    native = (task for task in task_ids() if task != threading.get_native_id())
     return not all(_COMPUTING.search(library_of(task) or "") for task in native)
 
 

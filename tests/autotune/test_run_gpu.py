@@ -17,13 +17,13 @@ STEP = """
 """
 
 
-def gpu_study(study, *, before=INSTALL, step=STEP, **changes):
-    return study(script={"before": before, "step": step}, **changes)
+def gpu_study(study, *, before=INSTALL, step=STEP, max_trials=2, **changes):
+    return study(script={"before": before, "step": step}, max_trials=max_trials, **changes)
 
 
 def test_settings_leave_headroom_and_the_largest_batch_that_fits_is_told(study):
     axes = {"batch_size": [4, 8, 16, 32, 42, 64], "num_workers": [0]}
-    done = autotune_run(*gpu_study(study, axes=axes, sampler="auto"))
+    done = autotune_run(*gpu_study(study, axes=axes, sampler="auto", max_trials=8))
     assert done.returncode == 0, done.stderr
     assert (
         "the GPU's utilisation and energy, and what others do on it, are not known" in done.stdout

@@ -90,7 +90,7 @@ def test_a_search_that_cannot_fork_starts_a_process_for_each_batch_size(script):
     command = script(before=THREAD, step="time.sleep(0.004)", item="time.sleep(0.001)")
     axes = [f"--axis=batch_size={sizes}" for sizes in ("4,8",)]
     axes += ["--axis=num_workers=0,1,2", "--axis=num_threads=1", "--axis=gc=default"]
-    done = autotune_run("--budget", "60s", "--allow-busy", *axes, "--", *command)
+    done = autotune_run("--budget", "30s", "--max-trials=5", "--allow-busy", *axes, "--", *command)
     assert done.returncode == 0, done.stderr
     found = trials()
     assert set(found.query("phase == 'search'")["start_mode"]) >= {"swap"}
