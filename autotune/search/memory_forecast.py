@@ -85,8 +85,11 @@ def _on_device(
     for record in records:
         device = fullest_device(record.samples)
         size = record.config.batch_size
-        if record.measurement is None or device is None or size >= config.batch_size:
+        if record.measurement is None or device is None:
             continue
+        if size >= config.batch_size:
+            # What takes as much has run.
+            return None
         if size not in found or device.allocated_bytes < found[size].allocated_bytes:
             found[size] = device
     if len(found) < 2:

@@ -60,6 +60,10 @@ def test_a_batch_that_will_not_fit_is_not_started():
     assert foreseen(45, RAN, headroom=0.0) is None
 
 
+def test_where_a_larger_batch_ran_nothing_is_reckoned():
+    assert foreseen(48, (*RAN, on_device(64, allocated_bytes=80, used_bytes=90))) is None
+
+
 def test_one_batch_size_does_not_tell_what_another_takes():
     assert foreseen(1000, RAN[:1]) is None
 
