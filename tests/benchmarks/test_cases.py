@@ -519,7 +519,14 @@ FAST_AXES = {
 
 
 # Whole runs in about a minute; their speeds are not judged on a machine that is shared.
-@pytest.mark.parametrize("name", choose((), (), fast=True))
+@pytest.mark.parametrize(
+    "name",
+    [
+        # Within its budget it must get as far as several workers.
+        pytest.param(name, marks=[pytest.mark.alone] if name == "unsharded_iterable" else [])
+        for name in choose((), (), fast=True)
+    ],
+)
 def test_a_whole_case_is_right(name, tmp_path):
     study = tmp_path / "study.yaml"
     quick = {key: value for key, value in QUICK.items() if key != "budget"}

@@ -170,6 +170,7 @@ def test_a_loop_that_is_left_is_measured_and_nothing_after_it_runs(start, kind):
     assert not Path("model.pt").exists()
 
 
+@pytest.mark.alone
 def test_what_a_script_does_between_two_passes_is_not_counted(start):
     lines = """
         def run_epoch():
