@@ -16,9 +16,9 @@ ASK_WITHOUT_CUDA = {
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     "TRITON_NVML_BASED_CUDA_CHECK": "1",
 }
-# The driver's libraries, and what asking for the number of devices gives before anything has
-# initialised them. Sources: cuda.h, CUDA_ERROR_NOT_INITIALIZED.
-_DRIVERS = {"libcuda.so.1": ("cuDeviceGetCount", 3)}
+# The CUDA driver's library, and what it answers before anything has initialised it. Source: cuda.h,
+# CUDA_ERROR_NOT_INITIALIZED.
+_DRIVER, _NOT_INITIALISED = "libcuda.so.1", 3
 # torch's modules for accelerators whose initialisation can be asked for without causing it.
 _MODULES = ("cuda", "xpu")
 
@@ -68,6 +68,12 @@ class Accelerator:
         if _is_mps(self._module):
             return (_memory_of_mps(self._module),)
         return tuple(self._memory(device) for device in self._devices)
+
+    def num_allocations(self) -> int:
+        """Times so far that tensors were given memory on the current device."""
+        if not (_is_cuda(self._module) or getattr(self._module, "__name__", "") == "torch.xpu"):
+            return 0
+        return int(self._module.memory_stats().get("allocation.all.allocated", 0))
 
     def stall_clock(self) -> StallClock | None:
         """Tells how long the device waits for the host; None where there is none that can."""
@@ -156,12 +162,11 @@ def fork_obstacle() -> str | None:
                 f"{name.upper()} is initialised when load_config is called: call it before "
                 "anything is put on the GPU, to have trials forked"
             )
-    for library, (function, not_initialised) in _DRIVERS.items():
-        if _is_initialised(library, function, not_initialised):
-            return (
-                "the CUDA driver is initialised when load_config is called, by something that "
-                "asked for a device's properties or by another library than torch"
-            )
+    if _is_driver_initialised():
+        return (
+            "the CUDA driver is initialised when load_config is called, by something that asked "
+            "for a device's properties or by another library than torch: call load_config before it"
+        )
     return None
 
 
@@ -217,13 +222,13 @@ def _memory_of_mps(module: Any) -> DeviceMemory:  # noqa: ANN401
     )
 
 
-def _is_initialised(library: str, function: str, not_initialised: int) -> bool:
-    """Whether a driver's library is loaded and initialised; never loads it."""
+def _is_driver_initialised() -> bool:
+    """Whether the CUDA driver is loaded and initialised; never loads it."""
     if not hasattr(os, "RTLD_NOLOAD"):
         return False
     try:
-        loaded = ctypes.CDLL(library, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
-        code = getattr(loaded, function)(ctypes.byref(ctypes.c_int(0)))
+        driver = ctypes.CDLL(_DRIVER, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+        code = driver.cuDeviceGetCount(ctypes.byref(ctypes.c_int(0)))
     except (OSError, AttributeError):
         return False
-    return int(code) != not_initialised
+    return int(code) != _NOT_INITIALISED

@@ -207,7 +207,7 @@ class TimedLoop:
         """Seconds that copies to a GPU keep the loop waiting for, in a step."""
         if not self._device.is_used:
             return None
-        watch = CopyWatch()
+        watch = CopyWatch(self._device.num_allocations)
         yield from self._lead_in()
         for _ in range(_NUM_WATCHED):
             batch = self._take()

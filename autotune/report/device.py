@@ -38,10 +38,10 @@ def _memory(records: Iterable[TrialRecord], chosen: ThroughputConfig | None) -> 
     if not fits or not too_large or chosen is None:
         return []
     largest = max(fits)
-    fastest = "the fastest as well" if chosen.batch_size == largest else "not the fastest"
+    chosen_too = ", which is chosen" if chosen.batch_size == largest else ""
     return [
-        f"the largest batch tried that fits on the GPU is {largest}, {fastest}: it takes "
-        f"{100 * fits[largest]:.0f} % of its memory; {min(too_large)} does not fit"
+        f"the largest batch size that fits on the GPU is {largest}{chosen_too}: it takes "
+        f"{100 * fits[largest]:.0f} % of the memory, and {min(too_large)} takes too much"
     ]
 
 

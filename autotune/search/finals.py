@@ -112,9 +112,10 @@ class Finals:
         rounds_left = self._definition.confirm_rounds
         most = _MOST_ROUNDS * rounds_left
         may_overrun = True
-        tried = set(finalists)
+        tried: set[ThroughputConfig] = set()
         for number in itertools.count(1):
             cut_short = False
+            tried |= set(finalists)
             left_s = self._recorder.left_s
             found = self._recorder.run_round(
                 [baseline, *finalists], number=number, side_by_side=side_by_side, shuffle=shuffle
@@ -146,7 +147,6 @@ class Finals:
             show()
             if stop(confirmed):
                 break
-            tried |= set(finalists)
             if rounds_left <= 0 and (number >= most or not _is_undecided(confirmed, baseline)):
                 has_time = self._recorder.left_s >= round_s
                 others = (

@@ -38,7 +38,7 @@ def foresee_exhaustion(
                 cause=FailureCause.NO_HEADROOM,
                 message=f"not started: by smaller batches about {needed / _GIB:,.1f} GiB of the "
                 f"GPU's {total / _GIB:,.1f} GiB would be taken, and a training must leave "
-                f"{100 * gpu_headroom:.0f} % (--gpu-headroom)",
+                f"{100 * gpu_headroom:.0f} % free (--gpu-headroom {gpu_headroom:.2g})",
             )
     wanted = _memory_bytes(config, records)
     if wanted > memory_left_bytes:

@@ -230,7 +230,7 @@ class Run:
             f"were taken"
             + (f", and the allocator ran out {num_retries} times" if num_retries else "")
             + f", at {self.units_per_s:,.0f} {self.trial.facts.unit or 'samples'}/s: a training "
-            f"must leave {100 * headroom:.0f} % (--gpu-headroom)"
+            f"must leave {100 * headroom:.0f} % free (--gpu-headroom {headroom:.2g})"
         )
         raise TrialFailedError(Failure(cause=FailureCause.NO_HEADROOM, message=message))
 

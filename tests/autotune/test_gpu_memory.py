@@ -89,8 +89,8 @@ def test_the_largest_batch_that_fits_is_told():
     best = ThroughputConfig(batch_size=8)
     view = types.SimpleNamespace(records=records, best=best, baseline=best)
     [line] = told(view)
-    assert "fits on the GPU is 16, not the fastest: it takes 50 %" in line
-    assert line.endswith("32 does not fit")
+    assert line.startswith("the largest batch size that fits on the GPU is 16: it takes 50 %")
+    assert line.endswith("32 takes too much")
     assert told(types.SimpleNamespace(records=RAN, best=best, baseline=best)) == []
 
 

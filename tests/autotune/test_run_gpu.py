@@ -35,7 +35,10 @@ def test_settings_leave_headroom_and_the_largest_batch_that_fits_is_told(study):
     failed = trials().query("state == 'failed'")
     assert set(failed["batch_size"]) <= {42, 64}
     assert set(failed["cause"]) <= {"too little GPU memory left", "out of GPU memory"}
-    assert "the largest batch tried that fits on the GPU is 32, the fastest as well" in done.stdout
+    assert (
+        "the largest batch size that fits on the GPU is 32, which is chosen: it takes"
+        in done.stdout
+    )
     # Page-locked memory is tried, as the first steps showed that there is a GPU.
     assert set(trials()["pin_memory"].dropna()) == {True, False}
 

@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from autotune.best_config import read_best_config
-from autotune.blocks import BlockMode, BlockRequest
+from autotune.blocks import BlockRequest
 from autotune.config import ThroughputConfig
 from autotune.measurement import StartMode
 
@@ -99,7 +99,3 @@ def test_a_search_that_cannot_fork_starts_a_process_for_each_batch_size(script):
     best = read_best_config(Path("best_config.yaml"))
     assert best.config.num_workers > 0
     assert not Path("epilogue").exists()
-
-
-def test_modes_are_words_that_a_study_keeps():
-    assert BlockMode.SWAP == StartMode.SWAP == "swap"
