@@ -214,7 +214,9 @@ class TrainingLoop:
                     "`def samples(batch): return ...`",
                 )
         if self._trial.config.num_workers and self._starts_no_workers():
-            fixed["num_workers"] = "the loader starts no workers"
+            fixed |= dict.fromkeys(
+                ("num_workers", "prefetch_factor"), "the loader starts no workers"
+            )
         for setting, reason in fixed.items():
             self._check_fixed(setting, reason)
         if repeats_samples(self._loader):

@@ -448,6 +448,20 @@ def test_a_setting_that_the_script_ignores_is_named(start, setting):
     assert caught.value.failure.setting == setting.partition(" ")[0]
 
 
+def test_without_workers_there_is_nothing_to_prefetch_either(start):
+    lines = """
+        for x in autotune.steps(torch.ones(config.batch_size, 3) for _ in range(100)):
+            train_step(x)
+        """
+    head = HEAD.replace(
+        "autotune.ThroughputConfig(batch_size=4)",
+        "autotune.ThroughputConfig(batch_size=4, num_workers=2)",
+    )
+    config = ThroughputConfig(batch_size=4, num_workers=2)
+    with start(lines, config=config, head=head) as trial:
+        assert set(trial.facts.fixed) == {"num_workers", "prefetch_factor"}
+
+
 @pytest.mark.parametrize(
     "beside",
     [
