@@ -131,27 +131,29 @@ def pinned(bench: Bench) -> Verdict:
 
 
 def compiled(bench: Bench) -> Verdict:
+    seconds, options = bench.lasting(4, 3), ("--compile", *_threads())
     # First: its compiled code is kept for the baseline. Other batch sizes are compiled in trials.
     found = bench.train(
         "compiled_training",
-        [("tiny_mlp", ("--compile", *_threads()), None), ("tiny_mlp", _threads(), None)],
-        bench.lasting(4, 3),
+        [("tiny_mlp", options, None), ("tiny_mlp", _threads(), None)],
+        seconds,
     )
     tuned = bench.tune(
         "compiled",
         "tiny_mlp",
-        "--compile",
-        *_threads(),
-        budget_s=bench.lasting(70, 60),
+        *options,
+        budget_s=bench.lasting(100, 60),
         axes=_few_axes(256, 1024),
         max_trials=1,
         confirm_rounds=1,
         confirm_s=2.0,
     )
+    # The speed of a shared machine drifts: trained before and after.
+    after = bench.train("compiled_again", [("tiny_mlp", options, None)], seconds)
     return gpu_judges.compiled(
         tuned.view.records,
         stated_per_s=tuned.best.baseline.samples_per_s,
-        compiled_per_s=found[0].samples_per_s,
+        compiled_per_s=statistics.geometric_mean([found[0].samples_per_s, after[0].samples_per_s]),
         plain_per_s=found[1].samples_per_s,
         compile_s=found[0].first_step_s,
     )
@@ -246,7 +248,7 @@ ROWS = {
     ),
     "compiled": Row(title="torch.compile", run=compiled, need_s=40.0),
     "near_best": Row(
-        title="chosen against the best of a grid", run=near_best, quick=False, need_s=20.0
+        title="chosen against the best of a grid", run=near_best, quick=False, need_s=50.0
     ),
 }
 

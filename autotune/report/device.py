@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from autotune.config import ThroughputConfig
 from autotune.measurement import Measurement, figure
 from autotune.report.view import StudyView
-from autotune.search.records import TrialRecord
+from autotune.search.records import Phase, TrialRecord
 
 # Copies that take less of a step are no matter.
 _LEAST_COPYING = 0.03
@@ -25,11 +25,16 @@ def device(view: StudyView) -> list[str]:
 
 
 def _memory(records: Iterable[TrialRecord], chosen: ThroughputConfig | None) -> list[str]:
-    """The largest batch that fits, where one was found that does not."""
+    """The largest batch that fits, where one was found that does not.
+
+    Confirming runs share the GPU with others.
+    """
     fits: dict[int, float] = {}
     too_large = set()
     for record in records:
         size = record.config.batch_size
+        if record.phase is Phase.CONFIRM:
+            continue
         if record.measurement is not None and record.measurement.device_memory_share is not None:
             fits[size] = max(fits.get(size, 0.0), record.measurement.device_memory_share)
         elif record.failure is not None and record.failure.cause.is_of_device:

@@ -17,6 +17,8 @@ from autotune.trials.memory import memory_left_bytes, shared_memory_left_bytes
 
 # Of the free memory, and of that in /dev/shm, what finalists that are open at once may take.
 _MEMORY_SHARE = 0.7
+# The same of a GPU's memory.
+_DEVICE_SHARE = 0.5
 # Rounds that leave it open whether there is a gain are repeated up to so many times as often.
 _MOST_ROUNDS = 2
 # Timing step and loader by themselves takes about so long.
@@ -57,20 +59,19 @@ class Finals:
         return knowledge.finalists(baseline.config, excluded, number)
 
     def fit_together(self, configs: Sequence[ThroughputConfig]) -> bool:
-        """Whether all of these may be in memory at once, by what their trials so far held.
-
-        GPUs have no room to spare as a rule, and torch's allocator gives nothing back: not there.
-        """
+        """Whether all of these may be in memory at once, by what their trials so far held."""
         found = [
-            (record.config, record.measurement)
+            (record.config, record)
             for record in self._recorder.store.records()
             if record.measurement is not None and record.config in configs
         ]
-        if any(measurement.device_memory_bytes is not None for _, measurement in found):
+        if not _fit_on_devices(found, self._definition.gpu_headroom):
             return False
         needed: dict[ThroughputConfig, int] = {}
         shared: dict[ThroughputConfig, int] = {}
-        for config, measurement in found:
+        for config, record in found:
+            measurement = record.measurement
+            assert measurement is not None
             held = measurement.peak_memory_bytes + measurement.shared_memory_bytes
             needed[config] = max(needed.get(config, 0), held)
             shared[config] = max(shared.get(config, 0), measurement.shared_memory_bytes)
@@ -214,6 +215,26 @@ def _is_undecided(confirmed: Sequence[TrialRecord], baseline: ThroughputConfig) 
         return False
     speedup = choose(rates, baseline).speedup
     return speedup.ratio > 1.0 + INDIFFERENCE and not speedup.significant
+
+
+def _fit_on_devices(
+    found: Sequence[tuple[ThroughputConfig, TrialRecord]], gpu_headroom: float
+) -> bool:
+    """Whether all may be on the GPUs at once, each with all that it and others took there.
+
+    Well below what one alone may take: torch's allocator gives nothing back, and one that finds
+    its memory taken would run otherwise than by itself.
+    """
+    limit = min(_DEVICE_SHARE, 1 - gpu_headroom)
+    taken: dict[tuple[int, ThroughputConfig], float] = {}
+    for config, record in found:
+        for device in itertools.chain.from_iterable(sample.devices for sample in record.samples):
+            key = device.device, config
+            taken[key] = max(taken.get(key, 0.0), device.used_share)
+    together: dict[int, float] = {}
+    for (number, _), share in taken.items():
+        together[number] = together.get(number, 0.0) + share
+    return all(share <= limit for share in together.values())
 
 
 def _run_s(definition: StudyDefinition, baseline: TrialRecord) -> float:

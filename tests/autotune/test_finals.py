@@ -1,5 +1,6 @@
 """Which finalists may be open at once, and what a round that hangs leads to."""
 
+import dataclasses
 import itertools
 import types
 
@@ -242,20 +243,21 @@ def test_where_one_hangs_beside_others_that_round_does_not_count_and_they_run_al
 def fit_together(monkeypatch):
     """Whether two trials that hold some memory fit into what is left."""
 
-    def ask(*, held, shared=0, left, shared_left=None, device=None):
+    def ask(*, held=1, shared=0, left=1000, shared_left=None, device=None, gpu_headroom=0.1):
         monkeypatch.setattr(finals, "memory_left_bytes", lambda: left)
         monkeypatch.setattr(finals, "shared_memory_left_bytes", lambda: shared_left)
         samples = made_up.sample(
             made_up.block(),
             memory_bytes=held,
             shared_memory_bytes=shared,
-            devices=() if device is None else (made_up.device(reserved_bytes=device),),
+            devices=() if device is None else (made_up.device(used_bytes=device),),
         )
         records = [
             made_up.record_of([samples], config=config) for config in (BASELINE, OTHER, THIRD)
         ]
         store = types.SimpleNamespace(records=lambda: records)
-        recorder = types.SimpleNamespace(definition=DEFINITION, store=store)
+        definition = dataclasses.replace(DEFINITION, gpu_headroom=gpu_headroom)
+        recorder = types.SimpleNamespace(definition=definition, store=store)
         return Finals(recorder).fit_together([BASELINE, OTHER])
 
     return ask
@@ -272,5 +274,7 @@ def test_what_they_hold_in_shared_memory_must_fit_there_too(fit_together):
     assert fit_together(held=10, shared=0, left=1000, shared_left=0)
 
 
-def test_on_a_gpu_they_are_never_open_at_once(fit_together):
-    assert not fit_together(held=1, left=1000, device=1)
+def test_on_a_gpu_all_of_them_take_half_of_its_memory_at_most(fit_together):
+    assert fit_together(device=25)
+    assert not fit_together(device=26)
+    assert not fit_together(device=25, gpu_headroom=0.6)
