@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 import statistics
 from collections.abc import Mapping, Sequence
+
+from scipy import stats
 
 from autotune.best_config import Speedup
 from autotune.measurement import FailureCause, StartMode
@@ -76,10 +79,33 @@ def ready_time(forked_s: Sequence[float], cold_s: Sequence[float]) -> Verdict:
     )
 
 
-def same_rate(ratios: Mapping[str, float]) -> Verdict:
-    """Whether forked trials run as fast as fresh ones; forked ÷ fresh for each loop."""
-    off = [f"{loop}: {ratio:.3f}" for loop, ratio in ratios.items() if abs(ratio - 1) > _ALIKE]
-    return judge(f"forked / fresh within {_ALIKE:.0%}", dict(ratios), off)
+def same_rate(turns: Mapping[str, Sequence[float]]) -> Verdict:
+    """Whether forked trials run as fast as fresh ones.
+
+    Args:
+        turns: Forked ÷ fresh for each loop, block by block.
+    """
+    found = {loop: _mean_ratio(ratios) for loop, ratios in turns.items()}
+    rule = f"forked / fresh within {_ALIKE:.0%}, or not surely (95 %) beyond"
+    figures = {
+        loop: f"{ratio:.3f} ({low:.3f} to {high:.3f})" for loop, (ratio, low, high) in found.items()
+    }
+    off = [loop for loop, (ratio, _, _) in found.items() if abs(ratio - 1) > _ALIKE]
+    surely = [loop for loop in off if found[loop][1] > 1 + _ALIKE or found[loop][2] < 1 - _ALIKE]
+    if off and not surely:
+        message = f"too uncertain: {', '.join(off)}"
+        return Verdict(passed=None, rule=rule, figures=figures, message=message)
+    return judge(rule, figures, [f"{loop}: {found[loop][0]:.3f}" for loop in surely])
+
+
+def _mean_ratio(ratios: Sequence[float]) -> tuple[float, float, float]:
+    """The geometric mean, and its 95 % interval by Student's t; nothing is sure of a single one."""
+    logs = [math.log(ratio) for ratio in ratios]
+    mean, num = statistics.fmean(logs), len(logs)
+    half = math.inf
+    if num > 1:
+        half = float(stats.t.ppf(0.975, num - 1)) * statistics.stdev(logs) / math.sqrt(num)
+    return math.exp(mean), math.exp(mean - half), math.exp(min(mean + half, 700.0))
 
 
 def told_reason(

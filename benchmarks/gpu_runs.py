@@ -122,12 +122,12 @@ class Comparison:
     Attributes:
         forked_s: From the request for a forked trial to its first batch.
         cold_s: The same of a fresh process.
-        rate_ratios: Throughput forked ÷ fresh, of processes that were measured side by side.
+        turn_ratios: Throughput forked ÷ fresh, of blocks that were measured in turn.
     """
 
     forked_s: tuple[float, ...]
     cold_s: tuple[float, ...]
-    rate_ratios: tuple[float, ...]
+    turn_ratios: tuple[float, ...]
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -346,11 +346,10 @@ class Bench:
             ratios = []
             for _ in range(num_rounds):
                 found = measure_round((forked, fresh), start, plan, shuffle)
-                rates = [
-                    outcome(found[config]).measurement.units_per_s for config in (forked, fresh)
-                ]
-                ratios.append(rates[0] / rates[1])
-        return Comparison(forked_s=tuple(forked_s), cold_s=tuple(cold_s), rate_ratios=tuple(ratios))
+                pair = (rates_in_turn(found[config]) for config in (forked, fresh))
+                # Where a last turn was disturbed for one of them, it has a block less.
+                ratios += [one / other for one, other in zip(*pair, strict=False)]
+        return Comparison(forked_s=tuple(forked_s), cold_s=tuple(cold_s), turn_ratios=tuple(ratios))
 
     @contextlib.contextmanager
     def hog(self) -> Iterator[None]:
@@ -384,6 +383,12 @@ def first_batch_s(trial: Trial) -> float:
         trial.measure(_FIRST_STEPS, deadline_s=START_S)
         assert trial.start_up_s is not None
         return trial.start_up_s
+
+
+def rates_in_turn(found: Outcome | Failure) -> list[float]:
+    """Throughput of the blocks of all turns of a round that nothing disturbed."""
+    samples = outcome(found).samples
+    return [s.blocks[-1].units_per_s for s in samples if s.blocks and not s.disturbed]
 
 
 def outcome(found: Outcome | Failure) -> Outcome:

@@ -173,9 +173,15 @@ def test_ready_time_must_be_half_of_a_cold_start_by_medians():
 
 
 def test_rates_may_differ_by_five_per_cent():
-    assert gpu_judges.same_rate({"a": 0.96, "b": 1.04}).passed
-    found = gpu_judges.same_rate({"a": 0.96, "b": 1.06})
-    assert (found.passed, found.message) == (False, "b: 1.060")
+    assert gpu_judges.same_rate({"a": [0.95, 0.97], "b": [1.03, 1.05]}).passed
+    found = gpu_judges.same_rate({"a": [0.95, 0.97], "b": [1.11, 1.12, 1.11]})
+    assert (found.passed, found.message) == (False, "b: 1.113")
+
+
+@pytest.mark.parametrize("ratios", [[0.9, 1.3, 1.1], [1.5]])
+def test_rates_that_are_too_uncertain_are_no_failure(ratios):
+    found = gpu_judges.same_rate({"a": [0.95, 0.97], "b": ratios})
+    assert (found.passed, found.message) == (None, "too uncertain: b")
 
 
 def test_cold_trials_need_a_printed_reason_that_names_cuda():
