@@ -3,11 +3,16 @@
 Accelerate and others iterate a DataLoader inside a generator of theirs. What a trial must know of
 the iterator below (its workers, the batches that these hold ready, the samples in each batch) is
 noted by the iterator's class itself. The names are private, and the same in torch 2.2 to 2.13.
+
+How many samples a batch holds, its sampler knows; of an iterable dataset only who puts the batch
+together: any of its batches can be partial, the last of each worker. So there the number travels
+with the batch, out of workers too unless they were started without these notes (spawned).
 """
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import itertools
 import sys
@@ -34,6 +39,25 @@ def install() -> None:
     base._reset = _wrap_reset(base._reset)
     base._next_index = _wrap_next_index(base._next_index)
     base.__next__ = _wrap_next(base.__next__)
+    fetcher: Any = sys.modules["torch.utils.data._utils.fetch"]._IterableDatasetFetcher
+    fetcher.__init__ = _wrap_fetcher_init(fetcher.__init__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Counted:
+    """A batch on its way to the loop, and how many samples it was made of."""
+
+    num_samples: int
+    batch: Any
+
+    def pin_memory(self, *arguments: Any) -> _Counted:  # noqa: ANN401
+        """What torch calls on what it does not know."""
+        pin = sys.modules["torch.utils.data._utils.pin_memory"].pin_memory
+        return _Counted(self.num_samples, pin(self.batch, *arguments))
+
+
+def _collate_counted(collate: Any, samples: Sequence[Any]) -> _Counted:  # noqa: ANN401
+    return _Counted(len(samples), collate(samples))
 
 
 def mark() -> int:
@@ -50,8 +74,7 @@ def is_torch_iterator(iterator: object) -> bool:
 def take_sample_count(iterator: Any) -> int | None:  # noqa: ANN401
     """How many samples the oldest batch holds that was delivered and not asked for yet.
 
-    Known exactly where a sampler draws the samples. None for an iterable dataset, without automatic
-    batching, and where nothing was delivered.
+    None without automatic batching, where workers do not count, and where nothing was delivered.
     """
     counts = getattr(iterator, "_autotune_delivered", None)
     return counts.popleft() if counts else None
@@ -127,11 +150,24 @@ def _wrap_next(original: Any) -> Any:  # noqa: ANN401
     @functools.wraps(original)
     def following(self: Any) -> Any:  # noqa: ANN401
         batch = original(self)
+        if isinstance(batch, _Counted):
+            self._autotune_delivered.append(batch.num_samples)
+            return batch.batch
         if self._autotune_drawn:
             self._autotune_delivered.append(self._autotune_drawn.popleft())
         return batch
 
     return following
+
+
+def _wrap_fetcher_init(original: Any) -> Any:  # noqa: ANN401
+    @functools.wraps(original)
+    def init(self: Any, *arguments: Any, **options: Any) -> None:  # noqa: ANN401
+        original(self, *arguments, **options)
+        if self.auto_collation:
+            self.collate_fn = functools.partial(_collate_counted, self.collate_fn)
+
+    return init
 
 
 def iterators_below(iterator: object, since: int, until: int) -> Iterator[Any]:

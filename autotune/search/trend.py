@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from autotune.measurement import counted_blocks
 from autotune.search.records import TrialRecord
 
 # Fewer blocks tell nothing of a trend.
@@ -39,13 +40,9 @@ def change_within_runs(records: Sequence[TrialRecord]) -> float | None:
 
 def _line(record: TrialRecord) -> tuple[float, float] | None:
     """The change of the logarithm of the rate over one run, and its standard error."""
-    blocks = [
-        block
-        for sample in record.samples
-        if sample.life_steps is None
-        for block in sample.blocks
-        if not block.interference
-    ]
+    samples = [sample for sample in record.samples if sample.life_steps is None]
+    # A first epoch unlike the later ones is told by itself.
+    blocks = [block for block in counted_blocks(samples) if not block.interference]
     if len(blocks) < _FEWEST_BLOCKS:
         return None
     ends_s = np.cumsum([block.duration_s for block in blocks])

@@ -1,5 +1,6 @@
 """Loops that change their speed as they go on, by made-up blocks."""
 
+import dataclasses
 import random
 
 import pytest
@@ -35,3 +36,10 @@ def test_a_few_noisy_blocks_show_nothing():
     assert change_within_runs([run(0.5, num_blocks=4)]) is None
     assert change_within_runs([run(0.8, noise=0.5)]) is None
     assert change_within_runs([]) is None
+
+
+def test_a_first_epoch_unlike_the_later_ones_is_no_trend():
+    first, later = [block_at(100)] * 4, [block_at(1000)] * 6
+    end = dataclasses.replace(block_at(500), num_epoch_ends=1)
+    runs = [record(*first, end, *later) for _ in range(3)]
+    assert change_within_runs(runs) is None

@@ -28,8 +28,11 @@ class Numbers(torch.utils.data.Dataset):
 
 
 class Stream(torch.utils.data.IterableDataset):
+    """Ten numbers, each worker its own share."""
+
     def __iter__(self):
-        return iter(range(10))
+        worker = torch.utils.data.get_worker_info()
+        return iter(range(worker.id, 10, worker.num_workers) if worker else range(10))
 
 
 class Ahead:
@@ -176,9 +179,35 @@ def test_the_samples_of_each_batch_are_those_that_the_sampler_drew(num_workers, 
     assert counts == [3, 1, 2] * 2
 
 
-def test_an_iterable_dataset_has_no_sampler_to_tell():
-    source = BatchSource(torch.utils.data.DataLoader(Stream(), batch_size=4))
-    assert source.take().tolist() == [0, 1, 2, 3]
+@pytest.mark.parametrize(("num_workers", "counts"), [(0, [4, 4, 2]), (2, [4, 4, 1, 1])])
+@pytest.mark.parametrize("wrap", [lambda loader: loader, Ahead])
+@pytest.mark.parametrize(
+    "collate", [torch.tensor, lambda samples: {"ids": torch.ones(7, len(samples)), "kind": "x"}]
+)
+def test_any_batch_of_an_iterable_dataset_may_be_partial(num_workers, counts, wrap, collate):
+    loader = torch.utils.data.DataLoader(
+        Stream(), batch_size=4, num_workers=num_workers, collate_fn=collate
+    )
+    source = BatchSource(wrap(loader))
+    for count in counts * 2:
+        batch = source.take()
+        found = batch if isinstance(batch, torch.Tensor) else batch["ids"]
+        assert (found.shape[-1], source.num_samples) == (count, count)
+
+
+def test_batches_that_bring_their_number_of_samples_are_pinned_as_others():
+    class Own:
+        def pin_memory(self):
+            return "pinned"
+
+    counted = torch_loader._collate_counted(lambda samples: Own(), [1, 2, 3])
+    pinned = torch.utils.data._utils.pin_memory.pin_memory(counted)
+    assert (pinned.num_samples, pinned.batch) == (3, "pinned")
+
+
+def test_what_an_iterable_dataset_batches_itself_is_not_counted():
+    source = BatchSource(torch.utils.data.DataLoader(Stream(), batch_size=None))
+    assert source.take() == 0
     assert source.num_samples is None
 
 
