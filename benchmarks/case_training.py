@@ -5,6 +5,7 @@ The script is run as it is, only longer, with `case_observer` on its path.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import json
@@ -29,6 +30,8 @@ MARK = "AUTOTUNE_CASE"
 # Far more than is trained: what ends a training is its time.
 _LONG = {"EPOCHS": 400, "MAX_STEPS": 400_000}
 _START_S, _POLL_S = 90.0, 0.05
+# Loaders at whose passes about as many steps are taken feed one loop.
+_SAME_LOOP = 0.8
 _WARM_UP_S, _WARM_UP_SHARE, _LEAST_S = 1.0, 0.2, 0.3
 
 
@@ -252,13 +255,17 @@ def read_passes(path: Path) -> list[LoaderPass]:
 
 
 def training_passes(passes: Sequence[LoaderPass]) -> list[LoaderPass]:
-    """Those of the loader in whose loop an optimizer steps most; of the first one otherwise."""
-    updates: dict[int, int] = {}
+    """Those of the loader in whose loop an optimizer steps most; of the first one otherwise.
+
+    Where a loop takes from several, the steps are those of each, and the first one counts.
+    """
+    updates: collections.Counter[int] = collections.Counter()
     for one in passes:
-        updates[one.loader] = updates.get(one.loader, 0) + one.updates
+        updates[one.loader] += one.updates
     if not updates:
         return []
-    chosen = max(updates, key=lambda loader: (updates[loader], -loader))
+    least = _SAME_LOOP * max(updates.values())
+    chosen = min(loader for loader in updates if updates[loader] >= least)
     return [one for one in passes if one.loader == chosen]
 
 

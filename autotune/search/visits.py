@@ -100,12 +100,12 @@ class Run:
         self._limits = limits
         # Batches arrive in patterns as long as there are workers, since they arrive in order.
         self._period = 1 if whole else max(1, trial.config.num_workers)
+        self._steps_per_update = (
+            trial.facts.steps_per_update or trial.config.gradient_accumulation_steps
+        )
         self._request = BlockRequest(
             min_s=definition.block_s,
-            multiple_of=math.lcm(
-                trial.facts.steps_per_update or trial.config.gradient_accumulation_steps,
-                self._period,
-            ),
+            multiple_of=math.lcm(self._steps_per_update, self._period),
             cut_s=None if whole else 2 * definition.block_s,
         )
         # Of a loop that ends by itself, the batches from its start to its end.
@@ -307,11 +307,21 @@ class Run:
         settling = sample.settling
         if settling is not None:
             self._step_s = max(settling.step_s, 1e-6)
-            if settling.steps_per_update is not None:
-                self._request = dataclasses.replace(
-                    self._request, multiple_of=math.lcm(settling.steps_per_update, self._period)
-                )
+            steps_per_update = settling.steps_per_update or self._steps_per_update
+            self._request = dataclasses.replace(
+                self._request, multiple_of=self._whole_steps(steps_per_update)
+            )
         return sample
+
+    def _whole_steps(self, steps_per_update: int) -> int:
+        """The number of steps that a block is to be a multiple of.
+
+        Whole optimizer steps; and whole epochs where these are short, so that each block has as
+        many of their partial last batches, and of their ends, as belong to it.
+        """
+        steps = math.lcm(steps_per_update, self._period)
+        epochs = math.lcm(steps, self.trial.facts.steps_per_epoch or 1)
+        return epochs if epochs * self._step_s <= self._definition.block_s else steps
 
     def _begin_again(self) -> None:
         """Have the loop run once more from its start, in another process.

@@ -88,15 +88,20 @@ class Pass:
         self._observer, self._iterator = observer, iterator
         self._sampler = vars(loader).get("_observed_sampler")
         self._number = observer.num_passes
+        self._ended = False
         observer.num_passes += 1
+        number = vars(loader).get("_observed_number", 0)
+        if (left := observer.latest.get(number)) is not None:
+            left.leave()
+        observer.latest[number] = self
         self._before = dict(observer.steps.counts)
         self._num_batches = self._num_samples = self._pending = 0
         self._written_s = time.monotonic()
         observer.log.write(
             "pass",
             number=self._number,
-            loader=vars(loader).get("_observed_number", 0),
-            drop_last=bool(getattr(loader, "drop_last", False)),
+            loader=number,
+            drop_last=drops_last(loader),
             batch_size=getattr(loader, "batch_size", None),
             num_workers=getattr(loader, "num_workers", None),
         )
@@ -114,11 +119,19 @@ class Pass:
         try:
             batch = next(self._iterator)
         except StopIteration:
+            self._ended = True
             self._write("end")
             raise
         self._num_batches += 1
         self._pending = self._size_of(batch)
         return batch
+
+    def leave(self) -> None:
+        """Record what was trained since, if the loop left it before its end."""
+        if not self._ended:
+            self._ended = True
+            self._num_samples, self._pending = self._num_samples + self._pending, 0
+            self._write("window")
 
     def _size_of(self, batch: object) -> int:
         if self._sampler is not None and self._sampler.sizes:
@@ -162,6 +175,7 @@ class Observer:
         self.log, self.size = log, size
         self.steps = OptimizerSteps()
         self.num_passes = 0
+        self.latest: dict[int, Pass] = {}
         self._numbers: dict[object, int] = {}
 
     def observe(self, loader: Any, where: object) -> Any:  # noqa: ANN401
@@ -200,6 +214,14 @@ class Observer:
             methods["_index_sampler"] = property(index_sampler)
         observed = type(cls.__name__, (cls,), methods)
         return observed
+
+
+def drops_last(loader: object) -> bool:
+    """Whether a last, partial batch is left out; a wrapper may know its batch sampler only."""
+    return any(
+        bool(getattr(part, "drop_last", False))
+        for part in (loader, getattr(loader, "batch_sampler", None))
+    )
 
 
 def size_of(part: object, size: str) -> int | None:

@@ -43,7 +43,7 @@ def main():
     default = autotune.ThroughputConfig(batch_size=16)
     config = autotune.load_config("best_config.yaml", default=default)
     loader = config.dataloader(data, shuffle=True, drop_last=True)
-    for epoch in range(6):
+    for epoch in range(EPOCHS):
         start = time.perf_counter()
         for x, y in autotune.steps(loader):
             loss = torch.nn.functional.cross_entropy(model(x), y)

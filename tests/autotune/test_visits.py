@@ -114,6 +114,20 @@ def test_one_that_keeps_up_has_all_its_blocks_and_one_that_does_not_has_few():
     assert visit_of(FakeTrial(), incumbent=200.0).measurement.num_blocks == 2
 
 
+@pytest.mark.parametrize(
+    ("steps_per_epoch", "num_workers", "multiple"),
+    [(None, 0, 4), (3, 0, 12), (3, 2, 12), (6, 0, 12), (9, 0, 4), (100, 0, 4)],
+)
+def test_blocks_are_whole_updates_and_where_these_are_short_whole_epochs(
+    steps_per_epoch, num_workers, multiple
+):
+    # A block takes 25 steps or more.
+    trial = FakeTrial(ThroughputConfig(batch_size=4, num_workers=num_workers), step_s=0.01)
+    trial.facts = LoopFacts(steps_per_epoch=steps_per_epoch, steps_per_update=4)
+    visit_of(trial)
+    assert {request.multiple_of for request in trial.requests[1:]} == {multiple}
+
+
 def test_disturbed_blocks_are_measured_again_and_kept_for_the_record():
     keeper = FakeKeeper()
     outcome = visit_of(FakeTrial(disturbed=(2, 3)), keeper=keeper)
