@@ -180,7 +180,6 @@ EXPECTED: dict[str, Case] = {
         samples_per_epoch=2000,
         samples_per_update=32,
         must_not_exist=("final.pt", "result.txt"),
-        fast=True,
     ),
     "checkpoint_in_finally": Case(
         kind=2,

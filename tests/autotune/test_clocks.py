@@ -80,9 +80,8 @@ def clocks(tmp_path, monkeypatch):
     return move
 
 
-@pytest.mark.parametrize("sampler", ["auto", "grid"])
-def test_blocks_in_which_the_machine_slept_are_measured_again(study, clocks, sampler):
-    run = begin_run(study(axes=AXES, block_s=0.2, max_blocks=3, sampler=sampler), 1)
+def test_blocks_in_which_the_machine_slept_are_measured_again(study, clocks):
+    run = begin_run(study(axes=AXES, block_s=0.2, max_blocks=3, sampler="auto"), 1)
     # It sleeps for an hour again and again, and both clocks know of it.
     for hours in range(1, 31):
         clocks("wall", "boot", by_s=3600 * hours)

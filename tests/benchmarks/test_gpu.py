@@ -307,7 +307,6 @@ def test_a_training_that_fails_says_why(bench, capsys):
 
 
 # Starts trials for real; their times mean nothing here.
-@pytest.mark.alone
 def test_a_row_really_runs_on_a_cpu(tmp_path):
     path = tmp_path / "found.json"
     done = run_script(
