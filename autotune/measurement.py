@@ -190,6 +190,17 @@ def sustained_share(blocks: Sequence[Block]) -> float:
     return max(num_steps + drained, 0.5) / num_steps
 
 
+def sustained_error(blocks: Sequence[Block], num_workers: int) -> float:
+    """How far off the logarithm of `sustained_share` may be; 0 where nothing was taken off.
+
+    The workers deliver about as many batches at once as there are workers, so that half of these
+    may belong to the time before or after.
+    """
+    num_steps = sum(block.num_steps for block in blocks)
+    num_sustained = sustained_share(blocks) * num_steps
+    return 0.0 if num_sustained >= num_steps else max(1.0, num_workers / 2) / num_sustained
+
+
 def counted_blocks(samples: Sequence[Sample]) -> list[Block]:
     """The blocks that count: undisturbed ones, or all where every one was disturbed.
 

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from autotune.config import ThroughputConfig
-from autotune.measurement import StartMode, counted_blocks
+from autotune.measurement import StartMode, counted_blocks, sustained_error
 from autotune.search.confirmation import Ratio, choose
 from autotune.search.records import TrialRecord
 
@@ -95,11 +95,16 @@ def without_forked(records: Iterable[TrialRecord]) -> tuple[TrialRecord, ...]:
 
 
 def _mean_log(trials: Sequence[TrialRecord]) -> tuple[float, float] | None:
-    """The mean logarithm of the rates of some trials and its variance; None without any."""
+    """The mean logarithm of the rates of some trials and its variance; None without any.
+
+    Each counts by how sure it is: one that lived on what its loader held ready tells little.
+    """
     if not trials:
         return None
-    mean = sum(math.log(trial.units_per_s) for trial in trials) / len(trials)
-    return mean, sum(map(_variance, trials)) / len(trials) ** 2
+    weights = [1 / _variance(trial) for trial in trials]
+    logs = [math.log(trial.units_per_s) for trial in trials]
+    mean = sum(w * log for w, log in zip(weights, logs, strict=True)) / sum(weights)
+    return mean, 1 / sum(weights)
 
 
 def _variance(trial: TrialRecord) -> float:
@@ -110,7 +115,9 @@ def _variance(trial: TrialRecord) -> float:
     drift_sd = _DISTURBED_SD if is_disturbed else _DRIFT_SD
     noise_sd = _WORKERS_NOISE_SD if trial.config.num_workers else _NOISE_SD
     noise = noise_sd**2 / found.measured_s
-    blocks = [math.log(block.units_per_s) for block in counted_blocks(trial.samples)]
-    if len(blocks) > 1:
-        noise = max(noise, statistics.variance(blocks) / len(blocks))
-    return drift_sd**2 + _PROCESS_SD**2 + noise
+    blocks = counted_blocks(trial.samples)
+    logs = [math.log(block.units_per_s) for block in blocks]
+    if len(logs) > 1:
+        noise = max(noise, statistics.variance(logs) / len(logs))
+    error = sustained_error(blocks, trial.config.num_workers)
+    return drift_sd**2 + _PROCESS_SD**2 + noise + error**2

@@ -6,7 +6,13 @@ from collections.abc import Iterable, Iterator
 
 from autotune.clock import unix_s
 from autotune.config import ThroughputConfig
-from autotune.measurement import Failure, StartMode, counted_blocks, sustained_share
+from autotune.measurement import (
+    Failure,
+    StartMode,
+    counted_blocks,
+    sustained_error,
+    sustained_share,
+)
 from autotune.search.adaptive import Reading, Visit
 from autotune.search.recorder import Recorder
 from autotune.search.records import Phase, TrialRecord, telling_failures
@@ -66,19 +72,8 @@ def read(record: TrialRecord) -> Reading:
         wait_cpu_s=sum(block.wait_cpu_s for block in blocks),
         start_s=start_s,
         started_at_once=record.start_mode is StartMode.SWAP,
-        error=_error(record.config, sustained_share(blocks) * num_steps, num_steps),
+        error=sustained_error(blocks, record.config.num_workers),
     )
-
-
-def _error(config: ThroughputConfig, num_sustained: float, num_steps: int) -> float:
-    """How far off the logarithm of the batches may be that the loader delivered meanwhile.
-
-    They are counted where the loop lived on what was held ready: the workers deliver about as many
-    at once as there are workers, so that half of these may belong to the time before or after.
-    """
-    if num_sustained >= num_steps:
-        return 0.0
-    return max(1.0, config.num_workers / 2) / num_sustained
 
 
 def recall(records: Iterable[TrialRecord]) -> Iterator[Visit]:

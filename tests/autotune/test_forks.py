@@ -57,6 +57,24 @@ def test_rates_that_differ_alike_with_all_settings_mislead_nobody():
     assert find_disagreement(trials, runs(1.3, 1.3), BASELINE) is None
 
 
+def test_trials_that_lived_on_what_was_ready_do_not_outvote_others():
+    config = ThroughputConfig(batch_size=2, num_workers=4)
+    # Of ten steps nine were ready before: counted as one, and off by a factor of two or so.
+    block = made_up.block(num_units=300.0, duration_s=1.0, num_steps=10, ready_change=-9)
+    brief = made_up.record(block, config=config, number=next(NUMBERS), start_mode=StartMode.FORK)
+    assert brief.units_per_s < 100
+    fresh = {
+        c: [trial(c, 100.0 * ratio, mode=StartMode.FRESH, phase=Phase.CONFIRM) for _ in range(2)]
+        for c, ratio in ((BASELINE, 1.0), (config, 1.7))
+    }
+    assert find_disagreement([trial(BASELINE, 150.0), brief], fresh, BASELINE) is None
+    steady = trial(config, 255.0, num_steps=10)
+    assert find_disagreement([trial(BASELINE, 150.0), brief, steady], fresh, BASELINE) is None
+    wrong = trial(config, 150.0, num_steps=10)
+    found = find_disagreement([trial(BASELINE, 150.0), brief, wrong], fresh, BASELINE)
+    assert found.forked == pytest.approx(1.0, rel=0.1)
+
+
 def test_a_short_or_disturbed_trial_is_not_enough():
     short = forked(1.7, block_s=0.004)
     assert find_disagreement(short, runs(1.3, 1.3), BASELINE) is None
