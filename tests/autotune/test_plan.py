@@ -6,8 +6,8 @@ import pytest
 
 from autotune.blocks import LoopFacts
 from autotune.config import ThroughputConfig
-from autotune.search.definition import StudyDefinition
-from autotune.search.plan import Plan, make_plan, widen, with_fitting_axes
+from autotune.search.definition import SamplerName, StudyDefinition
+from autotune.search.plan import Plan, estimate, make_plan, widen, with_fitting_axes
 from autotune.space import Space
 from autotune.trials.runner import Introduction
 
@@ -178,3 +178,18 @@ def test_disturbed_blocks_do_not_decide_about_the_collector():
 def test_a_collector_that_the_user_named_is_searched_whatever_loading_takes():
     axes = {"gc": ("default", "frozen")}
     assert searched(IDLE, axes=axes)["gc"] == ("default", "frozen")
+
+
+@pytest.mark.parametrize("sampler", [SamplerName.AUTO, SamplerName.GRID])
+def test_what_a_run_takes_is_reckoned_from_the_baseline_and_bounded_by_the_budget(sampler):
+    def expected(**changes):
+        definition = StudyDefinition(name="x", command=("x",), sampler=sampler, **changes)
+        baseline = made_up.record(made_up.block(), config=BASELINE).measurement
+        plan = planned(batch_size=(4, 8), num_workers=(0, 2), gc=("default",))
+        return estimate(definition, plan, baseline, start_up_s=3.0, forks=True)
+
+    found = expected(budget_s=3600.0)
+    # A baseline, and three rounds of two: seven starts of 3 s at least.
+    assert 21.0 < found.low_s < found.high_s < 3600.0
+    assert expected(budget_s=30.0).high_s == 30.0
+    assert expected(budget_s=3600.0, confirm_rounds=6).low_s > found.low_s + 18.0
