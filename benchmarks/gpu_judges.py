@@ -86,7 +86,7 @@ def same_rate(turns: Mapping[str, Sequence[float]]) -> Verdict:
         turns: Forked ÷ fresh for each loop, block by block.
     """
     found = {loop: _mean_ratio(ratios) for loop, ratios in turns.items()}
-    rule = f"forked / fresh within {_ALIKE:.0%}, or not surely (95 %) beyond"
+    rule = f"forked / fresh within {_ALIKE:.0%}; open where the 95 % interval reaches that"
     figures = {
         loop: f"{ratio:.3f} ({low:.3f} to {high:.3f})" for loop, (ratio, low, high) in found.items()
     }

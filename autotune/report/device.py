@@ -32,9 +32,9 @@ def _memory(records: Iterable[TrialRecord], chosen: ThroughputConfig | None) -> 
     fits: dict[int, float] = {}
     too_large = set()
     for record in records:
-        size = record.config.batch_size
         if record.phase is Phase.CONFIRM:
             continue
+        size = record.config.batch_size
         if record.measurement is not None and record.measurement.device_memory_share is not None:
             fits[size] = max(fits.get(size, 0.0), record.measurement.device_memory_share)
         elif record.failure is not None and record.failure.cause.is_of_device:

@@ -22,6 +22,11 @@ from autotune.search.training_length import TrainingLength, parse_training_lengt
 from autotune.space import AxisValue, check_axis
 from autotune.validation import validate
 
+# Rounds that leave it open whether there is a gain are repeated up to so many times as often.
+MOST_ROUNDS = 2
+# The explanation may take so long; of a budget, no more than a share is kept for it.
+EXPLANATION_S, _EXPLANATION_SHARE = 15.0, 0.1
+
 _Seconds = Annotated[float, Field(gt=0, le=86400 * 30, allow_inf_nan=False)]
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 
@@ -82,6 +87,11 @@ class StudyDefinition:
     start_deadline_s: _Seconds = 600.0
     gpu_headroom: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.1
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+
+    @property
+    def explanation_s(self) -> float:
+        """Time kept for the explanation."""
+        return min(EXPLANATION_S, _EXPLANATION_SHARE * self.budget_s)
 
     def __post_init__(self) -> None:
         if not self.command or not self.command[0]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from autotune.config import ThroughputConfig
 from autotune.machine import this_machine
 from autotune.measurement import StartMode
-from autotune.search.definition import StudyDefinition
+from autotune.search.definition import EXPLANATION_S
 from autotune.search.effects import around, find_changes
 from autotune.search.estimates import Estimates
 from autotune.search.plan import Plan
@@ -15,16 +15,9 @@ from autotune.search.visits import settling_s
 
 # Long enough for what differs from process to process to matter more than what does within one.
 _NUM_BLOCKS = 4
-# It may take so long, or that share of what the search took, whichever is longer; of a budget that
-# the search would spend, no more than a share is kept for it.
-_ALLOWED_S, _ALLOWED_SHARE = 15.0, 0.2
-_BUDGET_SHARE = 0.1
+# It may take that share of what the search took, if that is longer than what is kept for it.
+_ALLOWED_SHARE = 0.2
 _FORKED_START_S = 0.2
-
-
-def explanation_s(definition: StudyDefinition) -> float:
-    """Time kept for the explanation."""
-    return min(_ALLOWED_S, _BUDGET_SHARE * definition.budget_s)
 
 
 def explain(
@@ -60,7 +53,7 @@ def explain(
     changes.sort(key=lambda change: change.without is None)
     wanted = [config for change in changes for config in (change.without, change.alone)]
     settled = estimates.measured | estimates.failed
-    allowed_s = max(_ALLOWED_S, _ALLOWED_SHARE * spent_s)
+    allowed_s = max(EXPLANATION_S, _ALLOWED_SHARE * spent_s)
     end_s = recorder.left_s - allowed_s
     block_s = recorder.definition.block_s
     forks = recorder.runner.mode is StartMode.FORK

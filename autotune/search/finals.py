@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence, Set
 from autotune.config import ThroughputConfig
 from autotune.measurement import FailureCause
 from autotune.search.confirmation import INDIFFERENCE, choose
-from autotune.search.definition import StudyDefinition
+from autotune.search.definition import MOST_ROUNDS, StudyDefinition
 from autotune.search.knowledge import Knowledge
 from autotune.search.recorder import Recorder
 from autotune.search.records import TrialRecord, telling_failures
@@ -19,8 +19,6 @@ from autotune.trials.memory import memory_left_bytes, shared_memory_left_bytes
 _MEMORY_SHARE = 0.7
 # The same of a GPU's memory.
 _DEVICE_SHARE = 0.5
-# Rounds that leave it open whether there is a gain are repeated up to so many times as often.
-_MOST_ROUNDS = 2
 # Timing step and loader by themselves takes about so long.
 _PROBED_S = 1.0
 # Of the budget, what is kept for the confirmation at most.
@@ -111,7 +109,7 @@ class Finals:
         baseline, *finalists = configs
         confirmed: list[TrialRecord] = []
         rounds_left = self._definition.confirm_rounds
-        most = _MOST_ROUNDS * rounds_left
+        most = MOST_ROUNDS * rounds_left
         may_overrun = True
         tried: set[ThroughputConfig] = set()
         for number in itertools.count(1):
@@ -162,7 +160,7 @@ class Finals:
                 confirmed = [record for record in confirmed if record.config == baseline]
                 finalists = list(others)
                 rounds_left = self._definition.confirm_rounds
-                most = number + _MOST_ROUNDS * rounds_left
+                most = number + MOST_ROUNDS * rounds_left
                 continue
             if self._recorder.left_s < round_s and not cut_short:
                 if not may_overrun or not finalists or _has_candidate(confirmed, baseline):

@@ -21,7 +21,6 @@ from autotune.search.adaptive import (
     measured_gains,
 )
 from autotune.search.answer import RunnerUp
-from autotune.search.explain import explanation_s
 from autotune.search.finals import confirmation_s
 from autotune.search.live import LiveBench, recall
 from autotune.search.plan import Plan, widen
@@ -75,7 +74,7 @@ class GuidedSearch:
         if self._earlier:
             recorder.observer.note("an earlier study of this command serves as a first guess")
         reserved_s = confirmation_s(definition, self._baseline, num_finalists=1)
-        reserved_s += explanation_s(definition)
+        reserved_s += definition.explanation_s
         while True:
             search = self._prepare(plan, plan.baseline)
             left = definition.max_trials

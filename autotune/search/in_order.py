@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from autotune.search.explain import explanation_s
 from autotune.search.finals import confirmation_s
 from autotune.search.knowledge import Knowledge
 from autotune.search.plan import Plan
@@ -24,7 +23,7 @@ def search_in_order(recorder: Recorder, plan: Plan, baseline: TrialRecord) -> bo
     definition = recorder.definition
     proposer = make_proposer(definition.sampler, plan.space.axes, definition.seed)
     reserved_s = confirmation_s(definition, baseline, num_finalists=definition.num_finalists)
-    reserved_s += explanation_s(definition)
+    reserved_s += definition.explanation_s
     num_visits = 0
     while True:
         knowledge = recorder.knowledge(plan)

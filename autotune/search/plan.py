@@ -10,7 +10,7 @@ from autotune.blocks import LoopFacts, Sample
 from autotune.config import ThroughputConfig
 from autotune.machine import this_machine
 from autotune.measurement import Measurement, StartMode, fullest_device
-from autotune.search.definition import SamplerName, StudyDefinition
+from autotune.search.definition import MOST_ROUNDS, SamplerName, StudyDefinition
 from autotune.search.loading import loader_cpu_share
 from autotune.search.visits import Limits, run_through, settling_s
 from autotune.space import AxisValue, Space, default_axes
@@ -33,8 +33,6 @@ _MOST_THREADS_BESIDE_DEVICE = 8
 # alike (measured: benchmarks/search.py); on a machine that is not quiet, each for longer.
 _FEWEST_VISITS, _MOST_VISITS = 2, 50
 _BLOCKS_AT_FIRST, _BLOCKS_WHERE_ALIKE = 2, 4
-# Rounds that leave it open whether there is a gain are repeated, and what was found is explained.
-_MOST_ROUNDS, _EXPLAINED_S = 2, 15.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -288,7 +286,7 @@ def estimate(
                 (_MOST_VISITS, _BLOCKS_WHERE_ALIKE),
             )
         )
-        high_s += (_MOST_ROUNDS - 1) * rounds_s + _EXPLAINED_S
+        high_s += (MOST_ROUNDS - 1) * rounds_s + definition.explanation_s
     else:
         low_s = sum(visit_s(config, 1) for config in configs if not config.num_workers)
         high_s = sum(visit_s(config, definition.max_blocks) for config in configs)
