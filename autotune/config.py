@@ -95,9 +95,10 @@ class ThroughputConfig:
     @property
     def summary(self) -> str:
         """The settings on one line, for people."""
-        accumulation = self.gradient_accumulation_steps
-        parts = [f"batch {self.batch_size}" + (f" x {accumulation}" if accumulation > 1 else "")]
-        prefetch = f" x prefetch {self.prefetch_factor}" if self.num_workers else ""
+        steps = self.gradient_accumulation_steps
+        accumulation = f" (accumulation {steps})" if steps > 1 else ""
+        parts = [f"batch {self.batch_size}{accumulation}"]
+        prefetch = f" (prefetch {self.prefetch_factor})" if self.num_workers else ""
         parts.append(f"workers {self.num_workers}{prefetch}")
         if self.num_threads is not None:
             parts.append(f"threads {self.num_threads}")

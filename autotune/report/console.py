@@ -18,6 +18,7 @@ from autotune.report.words import (
     certainty,
     collector,
     comparison,
+    headline,
     how,
     runners_up,
     so_far,
@@ -53,13 +54,14 @@ def print_answer(console: Console, view: StudyView) -> None:
         table.add_column(heading, justify="left" if not heading else "right")
     for label, before, after in comparison(view):
         table.add_row(label, before, after)
+    say(console, headline(view))
     say(console, f"baseline: {best.baseline.config.summary}")
     say(console, f"chosen:   {best.config.summary}")
     _print_table(console, table)
     for line in (verdict(result), *certainty(result)):
         say(console, line)
     for line in runners_up(result):
-        say(console, f"next: {line}")
+        say(console, f"next best: {line}")
     _print_findings(console, view)
     told = (*bottlenecks(result), *collector(view), *device(view))
     for line in (*told, how(result), *warnings(result)):
@@ -94,13 +96,14 @@ def _print_findings(console: Console, view: StudyView) -> None:
     if not view.effects:
         return
     table = Table(
-        title="what held training back: each setting changed alone from the baseline, and what it "
-        "brings beside the others",
+        title="what limited training: each setting changed one at a time from the baseline, and "
+        "taken back from the chosen settings (leave one out)",
         caption=SEVERITY_RULE,
         title_justify="left",
         caption_justify="left",
     )
-    for heading in ("problem", "setting", "was", "is", "alone", "beside the others", "remarks"):
+    headings = ("problem", "setting", "was", "is", "one at a time", "leave one out", "remarks")
+    for heading in headings:
         table.add_column(heading)
     for found in findings(view):
         row = (found.severity.value, found.setting, found.before, found.after, found.alone)

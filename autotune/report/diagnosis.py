@@ -19,12 +19,13 @@ _INTERACTION = 0.05
 # Settings whose names do not tell a reader what they are.
 _LABELS = {"gc": "garbage collector"}
 _ADVICE = {
-    Bound.DATA: "prepare the data once and store it (decode, tokenize or resize ahead), use "
-    "cheaper transforms, or give the loader more cores",
+    Bound.DATA: "preparing the data once and storing it (decode, tokenize or resize ahead), "
+    "cheaper transforms, or more cores for the loader",
     Bound.COMPUTE: "more cores or a GPU, lower precision, or a smaller or compiled model",
     Bound.OVERHEAD: "fewer operations per step: torch.compile, fused optimizers, or a larger "
     "batch than was allowed",
-    Bound.BALANCED: "step and loader take about as long: make both cheaper, or add cores",
+    Bound.BALANCED: "making both step and loader cheaper, since they take about as long, or more "
+    "cores",
 }
 
 
@@ -73,8 +74,11 @@ def outlook(bottleneck: Bottleneck) -> str:
     """What holds the loop back now, how far its ceiling is, and what could move it."""
     ceiling = ""
     if bottleneck.bound in (Bound.DATA, Bound.BALANCED):
-        ceiling = f" (at most {bottleneck.ceiling:.2f}x, where data cost nothing)"
-    return f"what is left is no setting{ceiling}: {_ADVICE[bottleneck.bound]}"
+        ceiling = f" (with zero-cost data loading: up to {bottleneck.ceiling:.2f}x)"
+    return (
+        f"the remaining bottleneck is not one of the tuned settings{ceiling}; "
+        f"consider {_ADVICE[bottleneck.bound]}"
+    )
 
 
 def label(setting: str) -> str:
@@ -123,19 +127,20 @@ def _remark(effect: Effect) -> str:
     change = effect.change
     parts = []
     if change.without is None:
-        parts = [f"right as it is; tried alone: {shown(change.after)}"] if effect.alone else []
+        kept, tried = shown(change.before), shown(change.after)
+        parts = [f"keep {kept} (tried: {tried})"] if effect.alone else []
         if effect.alone and effect.alone.low > 1 + INDIFFERENCE:
-            parts = [f"{shown(change.after)} helps alone, and not beside the others"]
+            parts = [f"{tried} helps by itself, and not with the other changes"]
     elif effect.alone and effect.with_others:
         apart = math.log(effect.with_others.ratio / effect.alone.ratio)
         if effect.alone.high < effect.with_others.low and apart > _INTERACTION:
             parts.append(
-                "helps only with the others"
+                "helps only with the other changes"
                 if effect.alone.ratio < 1 + INDIFFERENCE
-                else "helps more with the others"
+                else "helps more with the other changes"
             )
         elif effect.with_others.high < effect.alone.low and -apart > _INTERACTION:
-            parts.append("helps less beside the others")
+            parts.append("helps less with the other changes")
     elif change.alone is None:
         parts.append("nothing is prefetched without workers")
     return "; ".join(parts)

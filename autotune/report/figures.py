@@ -101,7 +101,7 @@ def heat_map(view: StudyView, across: str, down: str) -> go.Figure:
         grid[row, column] = view.estimates.units_per_s(best)
         rate = _brief(grid[row, column])
         texts[row][column] = f"<b>{rate}</b>" if ran else f"<i>{rate}</i>"
-        hovers[row][column] = f"{best.summary}<br>{'measured' if ran else 'reckoned'}"
+        hovers[row][column] = f"{best.summary}<br>{'measured' if ran else 'predicted'}"
     plot = go.Figure(
         go.Heatmap(
             x=[shown(value) for value in columns],

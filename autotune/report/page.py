@@ -85,7 +85,7 @@ def _sections(view: StudyView) -> Iterator[_Section]:
         yield _Section(
             title="From the baseline to the best",
             text=f"In {unit}, one setting after another, the one that brings most first. "
-            "Each step is what is believed after all trials.",
+            "Each step is the model's estimate after all trials.",
             plots=(_Plot(name="waterfall", figure=plot),),
         )
     maps = tuple(
@@ -100,7 +100,7 @@ def _sections(view: StudyView) -> Iterator[_Section]:
         yield _Section(
             title="Throughput over each pair of settings",
             text=f"In {unit}, with the best values of the other settings. Bold: measured. Italic: "
-            "reckoned from runs of similar settings.",
+            "predicted from trials of similar settings.",
             plots=maps,
         )
     if plot := figures.importance(view):

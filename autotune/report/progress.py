@@ -76,9 +76,9 @@ def _progress_line(progress: Progress) -> str:
     ratio = progress.best / progress.baseline if progress.baseline else 0.0
     best = f"{figure(progress.best, progress.best_error)} {progress.unit}/s"
     if progress.probability is None:
-        settled = progress.num_measured + progress.num_ruled_out
         how_far = (
-            f"{settled}/{progress.num_configurations} settled ({progress.num_measured} measured)"
+            f"{progress.num_measured}/{progress.num_configurations} measured, "
+            f"{progress.num_ruled_out} pruned"
         )
         sure = ""
     else:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from autotune.best_config import Performance
 from autotune.collector import DEFAULT
+from autotune.config import ThroughputConfig
 from autotune.measurement import figure
 from autotune.report.diagnosis import outlook
 from autotune.report.view import StudyView
 from autotune.search.answer import Result, UnconfirmedGain
 from autotune.search.loading import collector_share
+from autotune.space import AxisValue
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,13 +46,41 @@ def headline(view: StudyView) -> str:
         return _capital(so_far(view))
     speedup, best = result.best.speedup, result.best
     if result.unconfirmed is not None:
-        return f"No gain is confirmed: {_unconfirmed(result.unconfirmed)}"
+        return "No gain is confirmed: the baseline's settings are kept"
     if not speedup.significant:
         return f"No setting makes this loop significantly faster than {best.config.summary}"
-    return (
-        f"{_capital(best.config.summary)} trains {speedup.ratio:.2f} times as fast as "
-        f"{best.baseline.config.summary}"
-    )
+    return f"{speedup.ratio:.2f}x faster: {changed_settings(best.baseline.config, best.config)}"
+
+
+def changed_settings(before: ThroughputConfig, after: ThroughputConfig) -> str:
+    """What `after` changes, each setting with both values, and that the rest stays."""
+    names = ("batch_size", "num_workers", "num_threads", "num_interop_threads", "pin_memory", "gc")
+    changes = []
+    for name in names:
+        old, new = getattr(before, name), getattr(after, name)
+        # What follows from the setting, or belongs to it.
+        part = {"batch_size": "gradient_accumulation_steps", "num_workers": "prefetch_factor"}
+        detail = _detail(before, after, part[name]) if name in part else ""
+        if old != new:
+            changes.append(
+                f"{name} {_value(old)} -> {_value(new)}" + (f" ({detail})" if detail else "")
+            )
+        elif detail:
+            changes.append(detail)
+    return f"{', '.join(changes)}; keep the other settings"
+
+
+def _detail(before: ThroughputConfig, after: ThroughputConfig, name: str) -> str:
+    old, new = getattr(before, name), getattr(after, name)
+    if old == new or new is None:
+        return ""
+    return f"{name} {_value(new)}" if old is None else f"{name} {_value(old)} -> {_value(new)}"
+
+
+def _value(value: AxisValue | None) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "default" if value is None else str(value)
 
 
 def verdict(result: Result) -> str:
@@ -105,8 +135,8 @@ def collector(view: StudyView) -> list[str]:
             return []
         others = dataclasses.replace(config, gc=DEFAULT).summary
         return [
-            f"the garbage collector, left as it is, takes {100 * share:.0f} % of the loader's CPU "
-            f"time with {others}"
+            f"with Python's own settings, the garbage collector takes {100 * share:.0f} % of the "
+            f"loader's CPU time ({others})"
         ]
     return []
 
@@ -199,7 +229,7 @@ def certainty(result: Result) -> list[str]:
     if steps is not None:
         seconds = steps * result.best.expected.seconds_per_optimizer_step
         lines.append(
-            f"tuning took {result.tuning_s:.0f} s, and has paid for itself after "
+            f"tuning took {result.tuning_s:.0f} s; it pays for itself after "
             f"{figure(math.ceil(steps))} optimizer steps ({seconds:.0f} s of training)"
         )
     return lines
@@ -208,25 +238,24 @@ def certainty(result: Result) -> list[str]:
 def runners_up(result: Result) -> list[str]:
     """What comes next, in throughput ÷ that of the chosen settings."""
     return [
-        f"{other.config.summary}: {other.ratio:.2f}x of it ({other.low:.2f} to {other.high:.2f})"
+        f"{other.config.summary}: {other.ratio:.2f} times the throughput of the chosen settings "
+        f"({other.low:.2f} to {other.high:.2f})"
         for other in result.runners_up
     ]
 
 
 def how(result: Result) -> str:
     """How much of the space was measured."""
-    ruled_out = (
-        f", {result.num_ruled_out} not worth a visit by what these showed"
-        if result.num_ruled_out
-        else ""
-    )
     left = result.num_configurations - result.num_measured - result.num_ruled_out
-    not_reached = f", {left} not reached" if left else ""
-    failed = f"; {result.num_failed} trials failed" if result.num_failed else ""
-    return (
-        f"measured {result.num_measured} of {result.num_configurations} configurations"
-        f"{ruled_out}{not_reached}{failed}"
-    )
+    parts = [f"measured {result.num_measured} of {result.num_configurations} configurations"]
+    if result.num_ruled_out:
+        others = result.num_ruled_out if left else f"the other {result.num_ruled_out}"
+        parts.append(f"the model pruned {others}")
+    if left:
+        parts.append(f"there was no time for {left}")
+    if result.num_failed:
+        parts.append(f"{result.num_failed} trial{'s' if result.num_failed > 1 else ''} failed")
+    return "; ".join(parts)
 
 
 def _changes(result: Result) -> list[str]:
@@ -258,8 +287,8 @@ def warnings(result: Result) -> list[str]:
             )
         )
         lines.append(
-            f"note: an update now takes {after:,} samples instead of {before:,}: the learning rate "
-            "may need another look; name effective_batch_size in load_config to keep it fixed"
+            f"note: an optimizer step now uses {after:,} samples instead of {before:,}: check the "
+            f"learning rate, or keep the step with load_config(..., effective_batch_size={before})"
         )
     for difference in result.fork_differences:
         lines.append(
@@ -276,8 +305,8 @@ def warnings(result: Result) -> list[str]:
     lines += _changes(result)
     if result.num_rounds == 1:
         lines.append(
-            "note: there was time for one round only, so that the intervals rest on how much runs "
-            "differ as a rule: give more time with --budget"
+            "note: there was time for one round only, so the intervals come from how much runs "
+            "usually differ: give more time with --budget"
         )
     if result.unsteady:
         lines.append(

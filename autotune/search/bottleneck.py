@@ -62,11 +62,14 @@ class Bottleneck:
         parts = [
             f"{self.bound.value}: the step alone reaches {figure(self.compute_units_per_s)}, the "
             f"loader alone {figure(self.load_units_per_s)}, both together "
-            f"{figure(self.units_per_s)} {self.unit}/s; free data would bring "
-            f"{self.ceiling:.2f}x at most"
+            f"{figure(self.units_per_s)} {self.unit}/s; with zero-cost data loading: up to "
+            f"{self.ceiling:.2f}x"
         ]
         if self.overhead_share is not None:
-            parts.append(f"{100 * self.overhead_share:.0f} % of a step is the same for any batch")
+            parts.append(
+                f"{100 * self.overhead_share:.0f} % of a step is fixed overhead, independent of the "
+                "batch size"
+            )
         if self.is_saturated:
             parts.append("the cores are busy throughout")
         return "; ".join(parts)

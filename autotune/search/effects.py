@@ -26,8 +26,8 @@ class Severity(enum.StrEnum):
 
 
 SEVERITY_RULE = (
-    f"critical: brings {100 * _CRITICAL:.0f} % or more, alone or beside the others; medium: "
-    f"{100 * _MEDIUM:.0f} %; low: {100 * _LOW:.0f} %; none where that may be nothing at all"
+    f"critical: {100 * _CRITICAL:.0f} % or more in one of the two; medium: "
+    f"{100 * _MEDIUM:.0f} %; low: {100 * _LOW:.0f} %; none: may be no effect at all"
 )
 
 

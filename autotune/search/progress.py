@@ -16,7 +16,7 @@ class Progress:
     Attributes:
         num_configurations: Configurations in the space.
         num_measured: Of these, measured (failed ones included).
-        num_ruled_out: Of these, settled without a visit.
+        num_ruled_out: Of these, pruned: not worth a trial.
         baseline: Units per second of the baseline.
         best: Units per second of the fastest so far.
         best_error: Half of its 95 % interval, as a share of it; None where it is not known.

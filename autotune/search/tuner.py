@@ -319,7 +319,7 @@ class Tuner:
         else:
             side_by_side, how = True, "side by side"
         self._observer.note(
-            f"confirming {len(finalists)} finalist{'s' if len(finalists) != 1 else ''} and the "
+            f"confirming {len(finalists)} candidate{'s' if len(finalists) != 1 else ''} and the "
             f"baseline in fresh processes, {how}"
         )
         confirmed = self._finals.confirm(

@@ -60,7 +60,7 @@ def test_the_slower_half_of_the_loop_is_the_bottleneck(compute, load, searched, 
 
 def test_what_free_data_would_bring_is_bounded_by_the_step():
     assert diagnose(CONFIG, [run(250.0, 120.0)], ()).ceiling == pytest.approx(2.5)
-    # Probes vary too: nothing gets slower by free data.
+    # Probes vary too: nothing gets slower by zero-cost data.
     assert diagnose(CONFIG, [run(90.0, 300.0)], ()).ceiling == 1.0
 
 
@@ -101,6 +101,6 @@ def test_runs_that_were_not_probed_are_left_out_and_the_others_averaged():
 def test_a_diagnosis_is_one_line_with_the_script_s_own_unit():
     text = str(diagnose(CONFIG, [run(300.0, 100.0, unit="tokens")], OVERHEAD))
     assert text.startswith("data-bound: the step alone reaches 300, the loader alone 100, both ")
-    assert "together 100 tokens/s; free data would bring 3.00x at most" in text
+    assert "together 100 tokens/s; with zero-cost data loading: up to 3.00x" in text
     assert "; 56 % of a step is the same for any batch" in text
     assert "\n" not in text

@@ -112,7 +112,7 @@ def test_threads_are_set_and_none_leaves_them():
 def test_settings_survive_a_round_trip_as_plain_values():
     config = ThroughputConfig(batch_size=4, num_workers=2, num_threads=3)
     assert ThroughputConfig(**config.to_dict()) == config
-    assert config.summary == "batch 4, workers 2 x prefetch 2, threads 3"
+    assert config.summary == "batch 4, workers 2 (prefetch 2), threads 3"
     assert (
         dataclasses.replace(
             config, num_workers=0, prefetch_factor=None, persistent_workers=None

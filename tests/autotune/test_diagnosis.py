@@ -50,7 +50,7 @@ def test_of_a_loop_that_waits_for_its_data_the_workers_are_critical(tmp_path, mo
     assert first["alone"]["low"] > 1.3
     assert result["baseline_bottleneck"]["bound"] == "data-bound"
     assert result["best"]["config"]["num_workers"] == 2
-    assert "what held training back" in done.stderr
-    assert "what is left is no setting" in done.stderr
+    assert "what limited training" in done.stderr
+    assert "the remaining bottleneck is not one of the tuned settings" in done.stderr
     # The same from the storage alone.
     assert "critical │ num_workers" in autotune_run(command="show").stdout

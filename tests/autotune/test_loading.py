@@ -72,7 +72,10 @@ class View:
 def test_the_report_says_what_the_collector_takes_where_that_was_measured():
     frozen = dataclasses.replace(ALONE, gc="frozen")
     both = [run_of(ALONE, 0.8), run_of(frozen, 0.4)]
-    line = "the garbage collector, left as it is, takes 50 % of the loader's CPU time with batch 4"
+    line = (
+        "with Python's own settings, the garbage collector takes 50 % of the loader's CPU time "
+        "(batch 4"
+    )
     assert collector(View(*both, best=frozen))[0].startswith(line)
     assert collector(View(*both, best=WORKERS))[0].startswith(line)
     assert collector(View(both[0], best=WORKERS)) == []

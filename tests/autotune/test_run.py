@@ -26,9 +26,10 @@ def test_a_run_finds_the_fastest_settings_and_writes_them(study):
     assert best.speedup.significant
     assert best.speedup.low > 1.5
     assert best.expected.samples_per_s > 1.5 * best.baseline.samples_per_s
+    assert "x faster: batch_size 4 -> 8; keep the other settings" in done.stdout
     assert "speed-up: " in done.stdout
     assert "measured 3 of 3 configurations" in done.stdout
-    assert "an update now takes 8 samples instead of 4" in done.stdout
+    assert "an optimizer step now uses 8 samples instead of 4" in done.stdout
 
     frame = trials()
     assert list(frame["phase"]) == (["baseline", "probe", "search", "search"] + ["confirm"] * 2 * 2)
@@ -82,7 +83,7 @@ def test_the_adaptive_search_is_the_default_and_says_how_sure_it_is(study):
         assert batch_size not in (4, 16)
         assert other["ratio"] == pytest.approx(batch_size / 16, rel=0.2)
     assert "probability these settings are within 2 % of the fastest of the 5" in done.stderr
-    assert "has paid for itself after" in done.stderr
+    assert "pays for itself after" in done.stderr
     frame = trials()
     assert (frame["state"] == "complete").all()
     # Not more than were worth it.
@@ -141,7 +142,7 @@ def test_the_effective_batch_is_kept_and_units_are_counted(study):
     ratio = frame["units_per_s"] / frame["samples_per_s"]
     assert ((ratio - 10).abs() < 1e-6).all()
     assert set(frame["unit"]) == {"tokens"}
-    assert "an update now takes" not in done.stdout
+    assert "an optimizer step now uses" not in done.stdout
     assert best.expected.unit == "tokens"
     assert best.expected.units_per_s == pytest.approx(10 * best.expected.samples_per_s, rel=1e-4)
     assert "tokens/s" in done.stdout
@@ -184,7 +185,7 @@ def test_quiet_runs_still_give_the_answer_and_programs_can_read_it(study):
     options = study(training="5000 steps")
     done = autotune_run(*options, "--quiet")
     assert "speed-up" in done.stdout
-    assert "settled" not in done.stdout
+    assert "pruned | best" not in done.stdout
     assert "the training, 5,000 steps" in done.stdout
     again = autotune_run(*options, "--quiet", "--json")
     assert again.stderr == ""

@@ -9,7 +9,7 @@ from autotune.measurement import StartMode, summarise
 from autotune.report import figures
 from autotune.report.frame import load_study
 from autotune.report.view import open_view
-from autotune.report.words import trial_rows
+from autotune.report.words import changed_settings, trial_rows
 from autotune.search.records import Outcome, Phase
 from autotune.search.storage import storage_url
 from autotune.search.study import open_study
@@ -59,3 +59,33 @@ def test_the_plot_of_utilisation_tells_the_gpus_where_it_is_known(rows, tmp_path
     rows(WITH_GPU, PLAIN)
     traces = figures.utilisation(open_view(tmp_path / "a.db")).data
     assert [text for trace in traces for text in trace.customdata] == [", GPU 88 %", ""]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        (
+            {"batch_size": 2, "gradient_accumulation_steps": 8},
+            {"batch_size": 8, "gradient_accumulation_steps": 2},
+            "batch_size 2 -> 8 (gradient_accumulation_steps 8 -> 2)",
+        ),
+        (
+            {"batch_size": 4, "num_workers": 0, "gc": "default"},
+            {"batch_size": 4, "num_workers": 2, "gc": "frozen"},
+            "num_workers 0 -> 2 (prefetch_factor 2), gc default -> frozen",
+        ),
+        (
+            {"batch_size": 4, "num_workers": 2, "prefetch_factor": 2},
+            {"batch_size": 4, "num_workers": 2, "prefetch_factor": 8, "pin_memory": True},
+            "prefetch_factor 2 -> 8, pin_memory false -> true",
+        ),
+        (
+            {"batch_size": 4, "num_workers": 2},
+            {"batch_size": 4, "num_workers": 0, "num_threads": 1},
+            "num_workers 2 -> 0, num_threads default -> 1",
+        ),
+    ],
+)
+def test_what_changed_is_told_setting_by_setting(before, after, told):
+    change = changed_settings(ThroughputConfig(**before), ThroughputConfig(**after))
+    assert change == f"{told}; keep the other settings"
