@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from autotune.api import is_trial, load_config, steps
 from autotune.config import ThroughputConfig
 from autotune.errors import (
     AutotuneError,
@@ -11,7 +12,6 @@ from autotune.errors import (
     ConfigError,
     MachineMismatchWarning,
 )
-from autotune.loop import is_trial, load_config, steps
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,8 +33,8 @@ __version__ = "0.1.0"
 
 
 def load_study(path_or_url: str | Path, name: str | None = None) -> pd.DataFrame:
-    """A study as a table, a row per trial. See `autotune.report.frame.load_study`."""
+    """A study as a table, a row per trial. See `autotune.report.dataframe.load_study`."""
     # Imported here: a training loop needs neither pandas nor optuna.
-    from autotune.report.frame import load_study
+    from autotune.report.dataframe import load_study
 
     return load_study(path_or_url, name)

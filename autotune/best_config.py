@@ -12,8 +12,8 @@ from pydantic import Field
 from autotune.config import ThroughputConfig
 from autotune.errors import BadInputError
 from autotune.files import read_yaml, write_atomically
-from autotune.gpus import Gpu, summary
-from autotune.machine import Machine
+from autotune.system.gpus import Gpu, summary
+from autotune.system.machine import Machine
 from autotune.validation import validate
 
 SCHEMA_VERSION = 2

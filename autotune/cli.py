@@ -21,16 +21,17 @@ from typing import Any
 import click
 import optuna
 from rich.console import Console
+from threadpoolctl import threadpool_limits
 
+from autotune.analysis.result import best_so_far
+from autotune.axes import AXES, AxisValue, Kind
 from autotune.best_config import write_best_config
 from autotune.errors import AutotuneError, BadInputError, CommandError, InterruptedRunError
 from autotune.files import check_writable, write_atomically
-from autotune.machine import this_machine
 from autotune.report.console import answer_as_dict, print_answer, print_study, print_written
 from autotune.report.progress import ConsoleObserver, SilentObserver, say
-from autotune.report.view import StudyView, open_view
-from autotune.search.answer import best_so_far
-from autotune.search.definition import (
+from autotune.report.study_view import StudyView, open_view
+from autotune.study.definition import (
     SamplerName,
     StudyDefinition,
     default_study_file,
@@ -38,20 +39,20 @@ from autotune.search.definition import (
     parse_duration,
     read_definition,
 )
-from autotune.search.plan import try_out
-from autotune.search.storage import (
+from autotune.study.storage import (
     DEFAULT_STORAGE,
     failing_in_one_line,
     lock_storage,
     shown_url,
     storage_url,
 )
-from autotune.search.study import open_study
-from autotune.search.training_length import parse_training_length
-from autotune.search.tuner import Tuner
-from autotune.space import WORD_AXES, AxisValue
+from autotune.study.store import open_study
+from autotune.study.training_length import parse_training_length
+from autotune.system.machine import this_machine
 from autotune.trials.runner import Runner, open_runner
 from autotune.trials.trial import TrialFailedError
+from autotune.tuning.plan import try_out
+from autotune.tuning.tuner import Tuner
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -103,7 +104,7 @@ def _axis(
 
 
 def _axis_value(name: str, text: str) -> AxisValue:
-    if name in WORD_AXES:
+    if name in AXES and AXES[name].kind is Kind.WORD:
         return text
     return {"true": True, "false": False}[text] if text in ("true", "false") else int(text)
 
@@ -199,10 +200,14 @@ def run(
 @click.option("--csv", "form", flag_value="csv", help="Print comma-separated values.")
 @click.option("--json", "form", flag_value="json", help="Print a JSON list of trials.")
 def show(study: str | None, storage: str, form: str | None) -> None:
-    """Print STUDY (by default the latest one in the storage): its trials, and its answer."""
-    from autotune.report.export import to_csv, to_json
-    from autotune.report.frame import load_study
+    """Print a study: its trials, and its answer.
 
+    STUDY is its name, or the file or URL of a storage whose latest study is meant.
+    """
+    from autotune.report.dataframe import load_study
+    from autotune.report.export import to_csv, to_json
+
+    storage, study = _find(study, storage)
     with failing_in_one_line(storage_url(storage)):
         frame, view = load_study(storage, study), open_view(storage, study)
     if form == "csv":
@@ -227,10 +232,14 @@ def show(study: str | None, storage: str, form: str | None) -> None:
     help="Where the page is written.",
 )
 def report(study: str | None, storage: str, out: Path) -> None:
-    """Write a page about STUDY (by default the latest one) that any browser opens offline."""
-    from autotune.report.frame import load_study
-    from autotune.report.page import make_page
+    """Write a page about a study that any browser opens offline.
 
+    STUDY is its name, or the file or URL of a storage whose latest study is meant.
+    """
+    from autotune.report.dataframe import load_study
+    from autotune.report.html import make_page
+
+    storage, study = _find(study, storage)
     check_writable(out)
     with failing_in_one_line(storage_url(storage)):
         page = make_page(open_view(storage, study), load_study(storage, study))
@@ -253,10 +262,14 @@ def export(
     mlflow: str | None,
     tensorboard: Path | None,
 ) -> None:
-    """Hand the trials of STUDY (by default the latest one in the storage) to other tools."""
-    from autotune.report.export import log_to_mlflow, log_to_tensorboard, write_table
-    from autotune.report.frame import load_study
+    """Hand the trials of a study to other tools.
 
+    STUDY is its name, or the file or URL of a storage whose latest study is meant.
+    """
+    from autotune.report.dataframe import load_study
+    from autotune.report.export import log_to_mlflow, log_to_tensorboard, write_table
+
+    storage, study = _find(study, storage)
     if out is None and mlflow is None and tensorboard is None:
         raise BadInputError("nothing to do: give a file with -o, or --mlflow, or --tensorboard")
     with failing_in_one_line(storage_url(storage)):
@@ -270,6 +283,13 @@ def export(
         say(console, f"{log_to_mlflow(frame, mlflow)} trials added to MLflow at {mlflow}")
     if tensorboard is not None:
         say(console, f"{log_to_tensorboard(frame, tensorboard)} trials added to {tensorboard}")
+
+
+def _find(study: str | None, storage: str) -> tuple[str, str | None]:
+    """The storage and the name of a study that is given by name, or by its storage."""
+    if study is not None and ("://" in study or Path(study).is_file()):
+        return study, None
+    return storage, study
 
 
 def _define(
@@ -290,7 +310,7 @@ def _define(
 
 def _overrides(options: dict[str, Any]) -> dict[str, Any]:
     """What the command line says, in the definition's own names; what it leaves out is absent."""
-    given = {name: value for name, value in options.items() if value not in (None, {}, "auto")}
+    given = {name: value for name, value in options.items() if value not in (None, {})}
     if "budget" in given:
         given["budget_s"] = parse_duration(given.pop("budget"), source="--budget")
     if "training" in given:
@@ -328,8 +348,10 @@ def _run(
         where = f"{store.name} in {shown_url(url)}"
         say(console, f"study: {where}, at most {definition.budget_s:.0f} s")
         observer = ConsoleObserver(console)
+    # The matrices of the model are small: more threads would be slower, and spin beside the trials.
+    limits = threadpool_limits(limits=1)
     try:
-        with _runner(definition, program) as runner, observer:
+        with limits, _runner(definition, program) as runner, observer:
             tuner = Tuner(
                 definition,
                 storage=shown_url(url),
@@ -382,6 +404,7 @@ def _dry_run(
             "baseline": plan.baseline.to_dict(),
             "axes": plan.space.axes,
             "num_configurations": len(plan.configurations),
+            "sampler": definition.sampler.value,
             "estimated_s": [estimate.low_s, estimate.high_s],
         }
         click.echo(json.dumps(found, indent=2))
@@ -390,7 +413,8 @@ def _dry_run(
         say(console, f"axis {name}: {', '.join(map(str, values))}")
     for note in plan.notes:
         say(console, note)
-    say(console, f"space: {len(plan.configurations)} configurations")
+    number = len(plan.configurations)
+    say(console, f"space: {number} configurations, searched by sampler {definition.sampler}")
     say(
         console,
         f"estimated time: {estimate.low_s:.0f} to {estimate.high_s:.0f} s, bounded by the "

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from autotune.collector import COLLECTORS, DEFAULT, CollectorInit, WorkerInit, apply_collector
+from autotune.axes import AXES, Kind
+from autotune.collector import DEFAULT, CollectorInit, WorkerInit, apply_collector
 from autotune.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -61,14 +61,10 @@ class ThroughputConfig:
     gc: str = DEFAULT
 
     def __post_init__(self) -> None:
-        for name, minimum in _MINIMA.items():
-            _check_integer(name, getattr(self, name), minimum, optional=name in _OPTIONAL)
-        for name in ("persistent_workers", "pin_memory"):
-            value = getattr(self, name)
-            if not isinstance(value, bool) and not (name in _OPTIONAL and value is None):
-                raise ConfigError(f"{name} must be true or false, not {value!r}")
-        if self.gc not in COLLECTORS:
-            raise ConfigError(f"gc must be one of {', '.join(COLLECTORS)}, not {self.gc!r}")
+        for name in AXES:
+            _check_axis_value(name, getattr(self, name))
+        _check_integer("gradient_accumulation_steps", self.gradient_accumulation_steps, 1)
+        _check_flag("persistent_workers", self.persistent_workers, optional=True)
         if self.num_workers == 0:
             if self.prefetch_factor is not None:
                 raise ConfigError(
@@ -216,21 +212,23 @@ class ThroughputConfig:
         return dataclasses.asdict(self)
 
 
-_MINIMA: Mapping[str, int] = {
-    "batch_size": 1,
-    "gradient_accumulation_steps": 1,
-    "num_workers": 0,
-    "prefetch_factor": 1,
-    "num_threads": 1,
-    "num_interop_threads": 1,
-}
-_OPTIONAL = frozenset(
-    ("prefetch_factor", "persistent_workers", "num_threads", "num_interop_threads")
-)
-
-
 # What 32 bits hold; no loader or thread pool takes more.
 _LARGEST = 2**31 - 1
+
+
+def _check_axis_value(name: str, value: object) -> None:
+    axis = AXES[name]
+    if axis.kind is Kind.COUNT:
+        _check_integer(name, value, axis.minimum, optional=axis.is_optional)
+    elif axis.kind is Kind.FLAG:
+        _check_flag(name, value, optional=axis.is_optional)
+    elif value not in axis.words:
+        raise ConfigError(f"{name} must be one of {', '.join(axis.words)}, not {value!r}")
+
+
+def _check_flag(name: str, value: object, *, optional: bool) -> None:
+    if not isinstance(value, bool) and not (optional and value is None):
+        raise ConfigError(f"{name} must be true or false, not {value!r}")
 
 
 def _check_integer(name: str, value: object, minimum: int, *, optional: bool = False) -> None:

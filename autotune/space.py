@@ -7,22 +7,11 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from autotune.collector import COLLECTORS, DEFAULT, FROZEN
-from autotune.config import ThroughputConfig
+from autotune.axes import AXES, BY_COST, AxisValue
+from autotune.collector import DEFAULT, FROZEN
+from autotune.config import DEFAULT_PREFETCH_FACTOR, ThroughputConfig
 from autotune.errors import BadInputError, ConfigError
 
-AxisValue = int | bool | str
-AXIS_NAMES = (
-    "batch_size",
-    "num_workers",
-    "prefetch_factor",
-    "num_threads",
-    "num_interop_threads",
-    "pin_memory",
-    "gc",
-)
-# Axes whose values are words, in the order in which they are listed.
-WORD_AXES = {"gc": COLLECTORS}
 # Of more divisors than these, the default batch axis takes so many, spread evenly.
 _MAX_BATCH_SIZES = 8
 # Without a name for the axis, no more workers are tried at first.
@@ -31,11 +20,11 @@ _MOST_WORKERS = 32
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Space:
-    """The values of each axis, ascending (words: as `WORD_AXES` lists them), without repeats.
+    """The values of each axis, ascending (words: as the axis lists them), without repeats.
 
     Attributes:
-        axes: For each of some `AXIS_NAMES`, its values. An axis that is missing stays as it is in
-            the baseline (for `prefetch_factor`: at the DataLoader's default).
+        axes: For some of `axes.AXES`, by name, the values. An axis that is missing stays as it is
+            in the baseline (for `prefetch_factor`: at the DataLoader's default).
         effective_batch_size: Samples per optimizer step that every configuration must keep.
 
     Raises:
@@ -50,7 +39,9 @@ class Space:
             check_axis(name, values)
         self._check_divisors()
         ordered = {
-            name: _ordered(name, self.axes[name]) for name in AXIS_NAMES if name in self.axes
+            name: tuple(sorted(set(self.axes[name]), key=axis.place))
+            for name, axis in AXES.items()
+            if name in self.axes
         }
         object.__setattr__(self, "axes", ordered)
 
@@ -91,9 +82,21 @@ class Space:
             )
 
 
-def _ordered(name: str, values: Iterable[AxisValue]) -> tuple[AxisValue, ...]:
-    listed: tuple[AxisValue, ...] = WORD_AXES.get(name, ())
-    return tuple(sorted(set(values), key=listed.index if listed else int))
+def preference(config: ThroughputConfig, baseline: ThroughputConfig) -> tuple[int, ...]:
+    """Orders configurations that are equally fast, the one to choose first.
+
+    A setting that brings nothing stays as it is: fewer settings changed from the baseline's come
+    first. Then counts what they take of the machine, the cheapest first.
+    """
+    num_changed = sum(
+        getattr(config, name) != getattr(baseline, name)
+        for name in AXES
+        if name != "prefetch_factor"
+    )
+    # Workers are enough to have something prefetched; another depth is one more change.
+    usual = baseline.prefetch_factor or DEFAULT_PREFETCH_FACTOR
+    num_changed += config.num_workers > 0 and config.prefetch_factor != usual
+    return (num_changed, *(axis.place(getattr(config, axis.name)) for axis in BY_COST))
 
 
 def check_axis(name: str, values: Iterable[object]) -> None:
@@ -102,8 +105,8 @@ def check_axis(name: str, values: Iterable[object]) -> None:
     Raises:
         BadInputError: It is unknown, empty, or holds a value that its setting cannot have.
     """
-    if name not in AXIS_NAMES:
-        raise BadInputError(f"axis {name}: unknown; known are {', '.join(AXIS_NAMES)}")
+    if name not in AXES:
+        raise BadInputError(f"axis {name}: unknown; known are {', '.join(AXES)}")
     values = tuple(values)
     if not values:
         raise BadInputError(f"axis {name}: needs at least one value")

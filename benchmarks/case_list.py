@@ -73,9 +73,9 @@ EXPECTED: dict[str, Case] = {
     # Kind 1: what is counted is what is trained.
     "unsharded_iterable": Case(
         kind=1,
+        # One worker repeats nothing.
         samples_per_epoch=3000,
         samples_per_update=16,
-        rules_out=("num_workers",),
         says=("get_worker_info",),
         fast=True,
     ),

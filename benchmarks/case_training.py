@@ -30,6 +30,8 @@ MARK = "AUTOTUNE_CASE"
 # Far more than is trained: what ends a training is its time.
 _LONG = {"EPOCHS": 400, "MAX_STEPS": 400_000}
 _START_S, _POLL_S = 90.0, 0.05
+# Looking takes CPU time from a training that uses all cores.
+_LOOK_S = 0.5
 # Loaders at whose passes about as many steps are taken feed one loop.
 _SAME_LOOP = 0.8
 _WARM_UP_S, _WARM_UP_SHARE, _LEAST_S = 1.0, 0.2, 0.3
@@ -44,7 +46,7 @@ class Training:
         samples_per_epoch: Samples of a whole pass through the loader; None where there was none.
         samples_per_update: Samples per step of the optimizer that steps most often.
         epoch_s: Median seconds of a whole pass, the first ones left out.
-        batch_size: The largest that the loader has.
+        batch_size: The largest that the loader has; of several ranks, the sum.
         drop_last: Whether a last, partial batch is left out.
         error: The last line of what it wrote where it failed by itself.
     """
@@ -202,7 +204,7 @@ def _run(
         )
         try:
             while process.poll() is None:
-                time.sleep(4 * _POLL_S)
+                time.sleep(_LOOK_S)
                 passes = [p for path in (directory / "log").iterdir() for p in read_passes(path)]
                 enough = trained_for(passes, first_epochs) >= seconds
                 if enough or time.monotonic() - begin_s > _START_S + 4 * seconds:
@@ -291,7 +293,7 @@ def summarise(
         samples_per_epoch=sum(epochs) if len(epochs) == len(mine) else None,
         samples_per_update=samples / updates if updates else None,
         epoch_s=max(later_s) if len(later_s) == len(mine) else None,
-        batch_size=max(passes[-1].batch_size for passes in mine),
+        batch_size=sum(passes[-1].batch_size for passes in mine),
         drop_last=any(passes[-1].drop_last for passes in mine),
         error=error,
     )

@@ -28,8 +28,8 @@ import psutil
 import yaml
 
 import autotune
-from autotune.machine import this_machine
-from autotune.trials.memory import SHARED_MEMORY
+from autotune.system.machine import this_machine
+from autotune.system.memory import SHARED_MEMORY
 
 LOOP = """
 import time

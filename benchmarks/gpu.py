@@ -166,7 +166,7 @@ def run_row(bench: object, name: str) -> Found:
 
 def describe_machine(torch_facts: Mapping[str, object], device: str) -> dict[str, object]:
     """What the figures belong to."""
-    from autotune.machine import this_machine
+    from autotune.system.machine import this_machine
     from benchmarks.gpu_processes import ask_driver, has_nvml
 
     machine = this_machine()

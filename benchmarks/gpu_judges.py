@@ -12,7 +12,7 @@ from scipy import stats
 
 from autotune.best_config import Speedup
 from autotune.measurement import FailureCause, StartMode
-from autotune.search.records import TrialRecord
+from autotune.study.records import TrialRecord
 
 _READY_SHARE = 0.5
 _ALIKE, _STATED_ALIKE, _COMPILED_ALIKE = 0.05, 0.05, 0.10

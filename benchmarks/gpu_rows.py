@@ -9,15 +9,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from autotune.config import ThroughputConfig
-from autotune.machine import this_machine
-from autotune.search.records import Phase
+from autotune.study.records import Phase
+from autotune.system.machine import this_machine
 from benchmarks import gpu_judges
 from benchmarks.gpu_judges import Verdict
 from benchmarks.gpu_processes import RowError, gpu_memory_used_mib, has_nvml
 from benchmarks.gpu_runs import Bench, Comparison, Tuned, settings_option
 
 # For runs of which only the trials matter: one brief round of confirmation.
-BRIEF: Mapping[str, int | float] = {"confirm_rounds": 1, "confirm_s": 1.0, "num_finalists": 1}
+BRIEF: Mapping[str, int | float] = {"confirm_rounds": 1, "confirm_s": 1.0, "num_candidates": 1}
 # Shares of the GPU's memory that the activations of batches of `near_limit` take, two of them far
 # too many. The backward pass takes a third more. No others: by two sizes that fit, autotune
 # foresees those that do not, and starts none of them.

@@ -20,16 +20,16 @@ from autotune.best_config import BestConfig, read_best_config
 from autotune.blocks import BlockRequest
 from autotune.config import ThroughputConfig
 from autotune.errors import AutotuneError
-from autotune.machine import this_machine
 from autotune.measurement import Failure, StartMode
-from autotune.report.view import StudyView, open_view
-from autotune.search.definition import StudyDefinition
-from autotune.search.records import Outcome, Phase, TrialRecord
-from autotune.search.rounds import RoundPlan, measure_round
-from autotune.search.visits import Limits
-from autotune.trials.neighbours import QuietKeeper
+from autotune.report.study_view import StudyView, open_view
+from autotune.study.definition import StudyDefinition
+from autotune.study.records import Outcome, Phase, TrialRecord
+from autotune.system.load import QuietKeeper
+from autotune.system.machine import this_machine
 from autotune.trials.runner import open_runner
 from autotune.trials.trial import Trial, TrialFailedError
+from autotune.tuning.rounds import RoundPlan, measure_round
+from autotune.tuning.trial_runs import Limits
 from benchmarks.gpu_processes import (
     START_S,
     RowError,

@@ -31,19 +31,19 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from autotune.analysis.comparison import Choice, choose
 from autotune.best_config import read_best_config
 from autotune.blocks import BlockRequest
 from autotune.collector import COLLECTORS
 from autotune.config import ThroughputConfig
-from autotune.machine import this_machine
 from autotune.measurement import Failure, Measurement, StartMode
-from autotune.search.confirmation import Choice, choose
-from autotune.search.definition import StudyDefinition
-from autotune.search.rounds import RoundPlan, measure_round
-from autotune.search.visits import Limits, visit
-from autotune.trials.neighbours import QuietKeeper
+from autotune.study.definition import StudyDefinition
+from autotune.system.load import QuietKeeper
+from autotune.system.machine import this_machine
 from autotune.trials.runner import Runner, open_runner
 from autotune.trials.trial import Trial, TrialFailedError
+from autotune.tuning.rounds import RoundPlan, measure_round
+from autotune.tuning.trial_runs import Limits, run_short
 
 WORKLOADS = Path(__file__).with_name("workloads.py").resolve()
 LONG_S = 3600.0
@@ -256,7 +256,7 @@ def trap(scale: float) -> None:
     with runner_of("trap") as (runner, definition):
         for _ in range(scaled(5, scale)):
             with runner.start(config, StartMode.FORK) as trial:
-                outcome = visit(
+                outcome = run_short(
                     trial,
                     definition,
                     num_blocks=definition.max_blocks,
@@ -268,7 +268,7 @@ def trap(scale: float) -> None:
             naive.append(naive_rate(runner, config))
     true = statistics.median(truth)
     print(f"  20 s of training: {true:,.0f} samples/s ({min(truth):,.0f} to {max(truth):,.0f})")
-    for name, values in (("20 steps after the first, naive", naive), ("a visit of ours", ours)):
+    for name, values in (("20 steps after the first, naive", naive), ("a trial of ours", ours)):
         over = [100 * (value / true - 1) for value in values]
         print(
             f"  {name}: {statistics.median(over):+.1f} % ({min(over):+.1f} to {max(over):+.1f}) "

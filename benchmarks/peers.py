@@ -24,15 +24,16 @@ from pathlib import Path
 from measurement import no_limits, script
 from peer_tools import AXES, BASELINE_BATCH, TOOLS
 
+from autotune.analysis.comparison import choose
 from autotune.best_config import read_best_config
 from autotune.config import ThroughputConfig
-from autotune.machine import this_machine
+from autotune.intervals import Ratio
 from autotune.measurement import Failure, StartMode
-from autotune.search.confirmation import Ratio, choose
-from autotune.search.definition import StudyDefinition
-from autotune.search.rounds import RoundPlan, measure_round
-from autotune.trials.neighbours import QuietKeeper
+from autotune.study.definition import StudyDefinition
+from autotune.system.load import QuietKeeper
+from autotune.system.machine import this_machine
 from autotune.trials.runner import open_runner
+from autotune.tuning.rounds import RoundPlan, measure_round
 
 HERE = Path(__file__).parent
 ENVIRONMENT = HERE.parent / ".peers"

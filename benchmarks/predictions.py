@@ -18,14 +18,15 @@ from pathlib import Path
 
 from measurement import no_limits
 
+from autotune.analysis.comparison import choose
 from autotune.config import ThroughputConfig
-from autotune.machine import this_machine
+from autotune.intervals import Ratio
 from autotune.measurement import Failure, Measurement, StartMode
-from autotune.search.confirmation import Ratio, choose
-from autotune.search.definition import StudyDefinition
-from autotune.search.rounds import RoundPlan, measure_round
-from autotune.trials.neighbours import QuietKeeper
+from autotune.study.definition import StudyDefinition
+from autotune.system.load import QuietKeeper
+from autotune.system.machine import this_machine
 from autotune.trials.runner import open_runner
+from autotune.tuning.rounds import RoundPlan, measure_round
 
 COMMAND = (sys.executable, "-m", "mm_rec.train")
 PAGE = Path(__file__).parent.parent / "docs" / "predictions.md"

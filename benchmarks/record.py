@@ -22,17 +22,17 @@ from typing import Any
 
 import pandas as pd
 
+from autotune import axes
 from autotune.config import ThroughputConfig
 from autotune.files import write_atomically
-from autotune.machine import this_machine
 from autotune.measurement import StartMode
-from autotune.search.definition import StudyDefinition
-from autotune.search.plan import make_plan
-from autotune.search.visits import Limits, Run
-from autotune.space import AXIS_NAMES
-from autotune.trials.neighbours import QuietKeeper
+from autotune.study.definition import StudyDefinition
+from autotune.system.load import QuietKeeper
+from autotune.system.machine import this_machine
 from autotune.trials.runner import Runner, open_runner
 from autotune.trials.trial import TrialFailedError
+from autotune.tuning.plan import make_plan
+from autotune.tuning.trial_runs import Limits, Run
 
 TRUTH = Path(__file__).with_name("truth")
 SCRIPT = (sys.executable, str(Path(__file__).with_name("workloads.py").resolve()))
@@ -182,7 +182,7 @@ class Recording:
         settling = run.samples[0].settling
         assert settling is not None and run.trial.start_up_s is not None
         return {
-            **{name: config[name] for name in AXIS_NAMES if name in self.definition.axes},
+            **{name: config[name] for name in axes.AXES if name in self.definition.axes},
             "group": group,
             "turn": turn,
             "at_s": at_s,

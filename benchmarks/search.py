@@ -7,7 +7,7 @@ the exhaustive search: every configuration in a fresh process, measured for 4 s.
   auto         autotune's search, confirmation in fresh processes included
   auto, 5 %    the same, bounded to that share of the exhaustive search
   no bounds    auto without the law of bottlenecks
-  long visits  auto with visits of 1.5 s at least, in place of 0.25 s
+  long trials  auto with trials of 1.5 s at least, in place of 0.25 s
   others       a fresh process for each trial, measured for 4 s; the fastest trial wins
 """
 
@@ -23,15 +23,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from replay import RecordedRun, TruthTable, read_truth
 from scipy.stats import binomtest
 from search_methods import MEASURE_S, METHODS, SHARE, SLOW_LIMIT_S, SLOW_METHODS, Answer
 from threadpoolctl import threadpool_limits
 
-from autotune.search.replay import RecordedRun, TruthTable, read_truth
-
 TRUTH = Path(__file__).with_name("truth")
 NEAR = 0.02
-OURS = ("auto", "auto, 5 %", "no bounds", "long visits")
+OURS = ("auto", "auto, 5 %", "no bounds", "long trials")
 # Uncounted steps at the start of a run whose steps take seconds.
 SETTLE_STEPS = 2.0
 
@@ -125,7 +124,7 @@ def show(table: TruthTable, method: str, runs: Sequence[Sequence[Answer]], limit
             f"    search alone: near in {share(sum(r <= NEAR for r in alone), len(alone))}, median "
             f"{100 * statistics.median(alone):.1f} %, p90 {100 * np.quantile(alone, 0.9):.1f} %; "
             f"{statistics.median(a.search_s for a in finals):.0f} s of {whole_s:.0f} s, "
-            f"{statistics.median(a.num_visited for a in finals):.0f} visits"
+            f"{statistics.median(a.num_tried for a in finals):.0f} trials"
         )
         for low, high in ((0.0, 0.5), (0.5, 0.8), (0.8, 0.9), (0.9, 1.01)):
             claims = [a for a in finals if low <= a.claim < high]

@@ -14,11 +14,13 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import optuna
+from replay import ReplayBench, TruthTable
 
+from autotune.analysis.comparison import choose
 from autotune.config import ThroughputConfig
-from autotune.search.adaptive import MOST_CHECKS, AdaptiveSearch, finalists
-from autotune.search.confirmation import INDIFFERENCE, choose
-from autotune.search.replay import ReplayBench, TruthTable
+from autotune.intervals import INDIFFERENCE
+from autotune.optimizer.adaptive import MOST_CHECKS, AdaptiveOptimizer, Request, Stop, candidates
+from autotune.tuning.search_loop import check_best, search
 
 MEASURE_S, BLOCK_S, CONFIRM_S = 4.0, 0.25, 2.5
 # Of a trial that may be pruned.
@@ -51,7 +53,7 @@ class Answer:
     claim: float | None = None
     searched: ThroughputConfig | None = None
     search_s: float | None = None
-    num_visited: int = 0
+    num_tried: int = 0
 
 
 Method = Callable[[TruthTable, int], list[Answer]]
@@ -60,7 +62,7 @@ Method = Callable[[TruthTable, int], list[Answer]]
 def auto(
     table: TruthTable,
     seed: int,
-    kind: type[AdaptiveSearch] = AdaptiveSearch,
+    kind: type[AdaptiveOptimizer] = AdaptiveOptimizer,
     budget: float = math.inf,
     limit_s: float = math.inf,
 ) -> list[Answer]:
@@ -72,25 +74,24 @@ def auto(
     fresh_run(bench, table.baseline, CONFIRM_S)
     # The host starts once, and is forked from then on.
     bench.now_s += table.fresh_start_s
-    search = kind(
+    optimizer = kind(
         list(table.runs),
         table.baseline,
-        bench,
         usable_cores=CORES,
         block_s=BLOCK_S,
         seed=seed,
     )
     end_s = min(budget * table.exhaustive_s(MEASURE_S), limit_s)
     round_s = 2 * (table.fresh_s(table.baseline, CONFIRM_S) + PROBE_S)
-    search.run(end_s - ROUNDS * round_s)
+    search(optimizer, bench, end_s - ROUNDS * round_s)
     for _ in range(MOST_CHECKS):
-        if not search.check_best(end_s - round_s):
+        if not check_best(optimizer, bench, end_s - round_s):
             break
-    standings = search.standings()
+    standings = optimizer.standings()
     search_s = bench.now_s
     rates: dict[ThroughputConfig, list[float]] = {}
     chosen = table.baseline
-    found = finalists(standings, {table.baseline})
+    found = candidates(standings, {table.baseline})
     for number in range(2 * ROUNDS if found else 0):
         before_s = bench.now_s
         confirm_round(bench, (table.baseline, *found), rates)
@@ -109,7 +110,7 @@ def auto(
             claim=standings[0].probability,
             searched=standings[0].config,
             search_s=search_s,
-            num_visited=search.num_visited,
+            num_tried=optimizer.num_tried,
         )
     ]
 
@@ -249,25 +250,29 @@ def optuna_search(
     return answers
 
 
-class WithoutBounds(AdaptiveSearch):
+class WithoutBounds(AdaptiveOptimizer):
     """Nothing but resemblance tells of what has not run."""
 
-    def _law(self) -> None:
+    def _bottleneck_model(self) -> None:
         return None
 
 
-class LongVisits(AdaptiveSearch):
-    """Every visit has at least six blocks, as those of the other samplers have at most."""
+class LongTrials(AdaptiveOptimizer):
+    """Every trial has at least six blocks, as those of the other samplers have at most."""
 
-    def _visit(self, index: int, num_blocks: int) -> None:
-        super()._visit(index, max(num_blocks, 6))
+    def ask(self, *, now_s: float, left_s: float = math.inf) -> Request | Stop:
+        """See `AdaptiveOptimizer`."""
+        asked = super().ask(now_s=now_s, left_s=left_s)
+        if isinstance(asked, Stop):
+            return asked
+        return dataclasses.replace(asked, num_blocks=max(asked.num_blocks, 6))
 
 
 METHODS: dict[str, Method] = {
     "auto": auto,
     "auto, 5 %": functools.partial(auto, budget=SHARE),
     "no bounds": functools.partial(auto, kind=WithoutBounds),
-    "long visits": functools.partial(auto, kind=LongVisits),
+    "long trials": functools.partial(auto, kind=LongTrials),
     "random": functools.partial(
         optuna_search, lambda s: optuna.samplers.RandomSampler(seed=s), 120
     ),

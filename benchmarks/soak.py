@@ -16,7 +16,7 @@ from measurement import script
 from autotune.blocks import BlockRequest
 from autotune.config import ThroughputConfig
 from autotune.measurement import StartMode
-from autotune.trials.memory import SHARED_MEMORY
+from autotune.system.memory import SHARED_MEMORY
 from autotune.trials.runner import open_runner
 
 CONFIGS = (

@@ -15,9 +15,9 @@ import sys
 from autotune.blocks import BlockRequest
 from autotune.config import ThroughputConfig
 from autotune.errors import AutotuneError
-from autotune.machine import this_machine
 from autotune.measurement import StartMode
-from autotune.search.definition import StudyDefinition
+from autotune.study.definition import StudyDefinition
+from autotune.system.machine import this_machine
 from autotune.trials.runner import Runner, open_runner
 from autotune.trials.trial import TrialFailedError
 

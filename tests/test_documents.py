@@ -10,7 +10,7 @@ import pytest
 from autotune.best_config import BestConfig, Performance
 from autotune.cli import cli
 from autotune.config import ThroughputConfig
-from autotune.search.definition import StudyDefinition
+from autotune.study.definition import StudyDefinition
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from autotune.instrument import torch_loader
-from autotune.threads import may_load
+from autotune.system.threads import may_load
 
 # To time the step alone the loop is fed so many batches in turn, so that their lengths may differ,
 # or as many as the loader delivers in so many seconds.

@@ -14,9 +14,9 @@ import weakref
 from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
-from autotune.host import TrialProcess
 from autotune.instrument import schedules, torch_loader
 from autotune.instrument.effect_guard import EffectGuard
+from autotune.instrument.fork_server import TrialProcess
 from autotune.instrument.left_files import LeftFiles
 from autotune.instrument.loader_facts import is_iterable_dataset
 from autotune.instrument.loop_region import LoopRegion, is_unwinding

@@ -9,17 +9,17 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, NoReturn
 
-from autotune.accelerator import Accelerator, num_compiled
 from autotune.blocks import Block, BlockMode, BlockRequest, LoopFacts, Settling
 from autotune.config import ThroughputConfig
-from autotune.counters import CounterReader
-from autotune.host import TrialProcess
+from autotune.instrument.accelerator import Accelerator, num_compiled
 from autotune.instrument.batch_source import END, BatchSource
 from autotune.instrument.copies import CopyWatch
+from autotune.instrument.fork_server import TrialProcess
 from autotune.instrument.optimizer_watch import OptimizerWatch
 from autotune.instrument.revisit import revisit
 from autotune.instrument.swap import forget_peak_memory, swap_settings
 from autotune.measurement import FailureCause
+from autotune.system.counters import CounterReader
 
 # Warm-up only ever makes a loop faster. It is over with the first window of steps, at least so
 # long, that is not faster than the one before by more than this.

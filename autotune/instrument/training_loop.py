@@ -9,18 +9,18 @@ import weakref
 from typing import Any, NoReturn
 
 from autotune.blocks import LoopFacts
-from autotune.host import TrialProcess
 from autotune.instrument import stand_in
+from autotune.instrument.fork_server import TrialProcess
 from autotune.instrument.loader_facts import describe_loader
 from autotune.instrument.loop_region import LoopRegion
 from autotune.instrument.optimizer_watch import OptimizerWatch
+from autotune.instrument.ranks import find_place
 from autotune.instrument.sample_count import SampleCounter
 from autotune.instrument.sharding import repeats_samples
 from autotune.instrument.stand_in import Pass
 from autotune.instrument.swap import is_swappable
 from autotune.instrument.timed_loop import LoopEndedError, TimedLoop
 from autotune.measurement import FailureCause
-from autotune.ranks import find_place
 
 
 class TrainingLoop:

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from autotune.analysis.ablation import SEVERITY_RULE
+from autotune.analysis.result import Result
 from autotune.report.device import device
 from autotune.report.diagnosis import findings
 from autotune.report.progress import say
-from autotune.report.view import StudyView
-from autotune.report.words import (
+from autotune.report.study_view import StudyView
+from autotune.report.text import (
     bottlenecks,
     certainty,
     collector,
@@ -26,8 +28,6 @@ from autotune.report.words import (
     verdict,
     warnings,
 )
-from autotune.search.answer import Result
-from autotune.search.effects import SEVERITY_RULE
 
 if TYPE_CHECKING:
     import pandas as pd

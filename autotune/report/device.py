@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from autotune.config import ThroughputConfig
 from autotune.measurement import Measurement, figure
-from autotune.report.view import StudyView
-from autotune.search.records import Phase, TrialRecord
+from autotune.report.study_view import StudyView
+from autotune.study.records import Phase, TrialRecord
 
 # Copies that take less of a step are no matter.
 _LEAST_COPYING = 0.03

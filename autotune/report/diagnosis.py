@@ -6,18 +6,17 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 
+from autotune.analysis.ablation import Effect, Severity, Value
+from autotune.analysis.bottleneck import Bottleneck, Bound
+from autotune.analysis.lessons import Lesson, learn
+from autotune.axes import AXES
 from autotune.collector import DEFAULT
 from autotune.config import ThroughputConfig
-from autotune.report.view import StudyView
-from autotune.search.bottleneck import Bottleneck, Bound
-from autotune.search.confirmation import INDIFFERENCE, Ratio
-from autotune.search.effects import Effect, Severity, Value
-from autotune.search.lessons import Lesson, learn
+from autotune.intervals import INDIFFERENCE, Ratio
+from autotune.report.study_view import StudyView
 
 # A setting that does so much more or less beside the others than alone is worth a word.
 _INTERACTION = 0.05
-# Settings whose names do not tell a reader what they are.
-_LABELS = {"gc": "garbage collector"}
 _ADVICE = {
     Bound.DATA: "preparing the data once and storing it (decode, tokenize or resize ahead), "
     "cheaper transforms, or more cores for the loader",
@@ -83,7 +82,7 @@ def outlook(bottleneck: Bottleneck) -> str:
 
 def label(setting: str) -> str:
     """A setting's name for people."""
-    return _LABELS.get(setting, setting)
+    return AXES[setting].label
 
 
 def shown(value: Value) -> str:
@@ -102,11 +101,9 @@ def _kept(effect: Effect) -> Value:
 
 def _origin(view: StudyView, setting: str) -> str:
     value = view.facts.script_default.get(setting)
-    if setting == "gc" and value in (None, DEFAULT):
-        return "Python's"
-    if value is not None:
-        return "the script's"
-    return "the loader's default" if setting == "prefetch_factor" else "torch's default"
+    if value is None or (setting == "gc" and value == DEFAULT):
+        return AXES[setting].default_origin
+    return "the script's"
 
 
 def _ratio(ratio: Ratio | None, compared: ThroughputConfig | None) -> str:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from autotune.errors import BadInputError
 from autotune.files import write_atomically
-from autotune.report.frame import BLOCK_COLUMNS, FIGURE_COLUMNS, SETTING_COLUMNS
+from autotune.report.dataframe import BLOCK_COLUMNS, FIGURE_COLUMNS, SETTING_COLUMNS
 
 FORMS = (".csv", ".json", ".parquet")
 

@@ -7,7 +7,7 @@ from rich.live import Live
 from rich.text import Text
 
 from autotune.measurement import figure
-from autotune.search.progress import Progress
+from autotune.tuning.progress import Progress
 
 
 def say(console: Console, line: str) -> None:
@@ -78,7 +78,7 @@ def _progress_line(progress: Progress) -> str:
     if progress.probability is None:
         how_far = (
             f"{progress.num_measured}/{progress.num_configurations} measured, "
-            f"{progress.num_ruled_out} pruned"
+            f"{progress.num_pruned} pruned"
         )
         sure = ""
     else:

@@ -10,11 +10,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from autotune.channel import CHANNEL_VARIABLE, Listener
 from autotune.errors import BadInputError
-from autotune.private_directory import TEMPORARY_VARIABLES
-from autotune.trials.groups import ProcessGroups
-from autotune.trials.memory import OomWatch
+from autotune.ipc.channel import CHANNEL_VARIABLE, Listener
+from autotune.ipc.private_directory import TEMPORARY_VARIABLES
+from autotune.system.memory import OomWatch
+from autotune.trials.process_groups import ProcessGroups
 from autotune.trials.stacks import STACKS_AT_ABORT
 
 # A killed process is reaped within milliseconds unless it hangs in the kernel.

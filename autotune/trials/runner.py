@@ -14,28 +14,29 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, Self
 
-from autotune.accelerator import ASK_WITHOUT_CUDA
-from autotune.channel import Channel, ChannelClosedError, Listener
+from autotune.axes import AXES
 from autotune.config import THREAD_VARIABLES, ThroughputConfig
-from autotune.measurement import Failure, FailureCause, StartMode
-from autotune.trials.causes import describe_exit, describe_hang
-from autotune.trials.groups import ProcessGroups
-from autotune.trials.guard import NOTES_PREFIX
-from autotune.trials.introductions import (
+from autotune.instrument.accelerator import ASK_WITHOUT_CUDA
+from autotune.ipc.channel import Channel, ChannelClosedError, Listener
+from autotune.ipc.introductions import (
     Introduction,
     Reception,
     check_ranks,
     introduce,
     missing_ranks,
 )
+from autotune.measurement import Failure, FailureCause, StartMode
+from autotune.system.memory import OomWatch
+from autotune.trials.failures import describe_exit, describe_hang
 from autotune.trials.launcher import OUTPUT_PREFIX, REAP_DEADLINE_S, Launch, Launcher
-from autotune.trials.memory import OomWatch
+from autotune.trials.process_groups import ProcessGroups
 from autotune.trials.trial import (
     Trial,
     TrialFailedError,
     TrialOrigin,
     read_tail,
 )
+from autotune.trials.watchdog import NOTES_PREFIX
 
 # A host has one thread in every native pool, so that no pool exists when it forks: GNU OpenMP
 # hangs in a child whose parent ran a parallel region. Each trial sets its own counts.
@@ -479,17 +480,9 @@ def open_runner(
 
 
 def _is_alike(config: ThroughputConfig, other: ThroughputConfig) -> bool:
-    """Whether two configurations differ in workers, prefetching, pinning and threads alone."""
-    swapped = {
-        name: getattr(other, name)
-        for name in (
-            "num_workers",
-            "prefetch_factor",
-            "persistent_workers",
-            "pin_memory",
-            "num_threads",
-        )
-    }
+    """Whether two configurations differ only in what can be changed in a running loop."""
+    live = [name for name, axis in AXES.items() if axis.is_live]
+    swapped = {name: getattr(other, name) for name in (*live, "persistent_workers")}
     return dataclasses.replace(config, **swapped) == other
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from autotune.own_code import is_own_code
+from autotune.system.own_code import is_own_code
 
 # Set for every process that is started: its Python prints the stack of each of its threads when a
 # signal such as SIGABRT or SIGSEGV ends it, workers included.

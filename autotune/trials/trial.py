@@ -25,15 +25,15 @@ from autotune.blocks import (
     Sample,
     Settling,
 )
-from autotune.channel import Channel, ChannelClosedError, Message
-from autotune.clock import unix_s
 from autotune.config import ThroughputConfig
 from autotune.errors import AutotuneError, BadInputError
-from autotune.machine import this_machine
+from autotune.ipc.channel import Channel, ChannelClosedError, Message
 from autotune.measurement import Failure, FailureCause, StartMode
-from autotune.trials.causes import describe_exception, describe_exit, describe_hang
-from autotune.trials.guard import remove_left_files
-from autotune.trials.memory import OomWatch, TreeMemory, memory_left_bytes
+from autotune.system.clock import unix_s
+from autotune.system.machine import this_machine
+from autotune.system.memory import OomWatch, TreeMemory, memory_left_bytes
+from autotune.trials.failures import describe_exception, describe_exit, describe_hang
+from autotune.trials.watchdog import remove_left_files
 from autotune.validation import validate
 
 MAX_OUTPUT_LINES = 80

@@ -102,7 +102,7 @@ class Pass:
             number=self._number,
             loader=number,
             drop_last=drops_last(loader),
-            batch_size=getattr(loader, "batch_size", None),
+            batch_size=batch_size(loader),
             num_workers=getattr(loader, "num_workers", None),
         )
 
@@ -216,6 +216,12 @@ class Observer:
         return observed
 
 
+def batch_size(loader: object) -> int | None:
+    """Samples in a full batch; a wrapper may have a figure of its own that is not used."""
+    found = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+    return found if found is not None else getattr(loader, "batch_size", None)
+
+
 def drops_last(loader: object) -> bool:
     """Whether a last, partial batch is left out; a wrapper may know its batch sampler only."""
     return any(
@@ -241,7 +247,7 @@ def size_of(part: object, size: str) -> int | None:
 def start(directory: str) -> None:
     """Observe what this process gives to `autotune.steps`."""
     import autotune
-    import autotune.loop
+    import autotune.api
 
     observer = Observer(Log(directory), os.environ.get("CASES_SIZE", "0"))
     steps: Callable[..., Any] = autotune.steps
@@ -251,7 +257,7 @@ def start(directory: str) -> None:
         where = (caller.f_code.co_filename, caller.f_lineno)
         return observer.observe(steps(loader, *args, **options), where)
 
-    autotune.steps = autotune.loop.steps = observed_steps
+    autotune.steps = autotune.api.steps = observed_steps
 
 
 if os.environ.get("CASES_LOG"):

@@ -10,9 +10,9 @@ import psutil
 import pytest
 import yaml
 
-from autotune.channel import Listener
-from autotune.counters import process_cpu_s
-from autotune.trials.groups import ProcessGroups
+from autotune.ipc.channel import Listener
+from autotune.system.counters import process_cpu_s
+from autotune.trials.process_groups import ProcessGroups
 from autotune.trials.runner import Runner
 
 SCRIPT = """

@@ -3,7 +3,7 @@
 from autotune.blocks import Block, DeviceMemory, Sample, Settling
 from autotune.config import ThroughputConfig
 from autotune.measurement import Failure, FailureCause, StartMode, summarise
-from autotune.search.records import Outcome, Phase, TrialRecord
+from autotune.study.records import Outcome, Phase, TrialRecord
 
 PLAIN = ThroughputConfig(batch_size=4)
 FAILURE = Failure(cause=FailureCause.CRASHED, message="it broke")

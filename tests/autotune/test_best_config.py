@@ -16,8 +16,8 @@ from autotune.best_config import (
     read_best_config,
     write_best_config,
 )
-from autotune.gpus import Gpu
-from autotune.machine import this_machine
+from autotune.system.gpus import Gpu
+from autotune.system.machine import this_machine
 
 FIGURES = {
     "unit": "samples",
@@ -182,7 +182,7 @@ def load_on(path, monkeypatch, best, *, before, now):
         dataclasses.replace(machine, gpus=gpus, gpu_driver=driver) for gpus, driver in (before, now)
     )
     write_best_config(path, dataclasses.replace(best, machine=MachineRecord.of(tuned_on)))
-    monkeypatch.setattr("autotune.machine.this_machine", lambda: here)
+    monkeypatch.setattr("autotune.system.machine.this_machine", lambda: here)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         autotune.load_config(path, default=ThroughputConfig(batch_size=2))

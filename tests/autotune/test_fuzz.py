@@ -17,18 +17,18 @@ from torch.utils.data import DataLoader
 
 from autotune.best_config import read_best_config, write_best_config
 from autotune.blocks import BlockRequest, Sample
-from autotune.channel import Channel
 from autotune.config import ThroughputConfig
 from autotune.errors import AutotuneError, BadInputError
+from autotune.ipc.channel import Channel
 from autotune.measurement import summarise
-from autotune.report.frame import load_study
-from autotune.report.page import make_page
-from autotune.report.view import open_view
-from autotune.search.definition import parse_duration, read_definition
-from autotune.search.storage import failing_in_one_line, storage_url
-from autotune.search.training_length import parse_training_length
+from autotune.report.dataframe import load_study
+from autotune.report.html import make_page
+from autotune.report.study_view import open_view
 from autotune.space import Space
-from autotune.trials.memory import OomWatch
+from autotune.study.definition import parse_duration, read_definition
+from autotune.study.storage import failing_in_one_line, storage_url
+from autotune.study.training_length import parse_training_length
+from autotune.system.memory import OomWatch
 from autotune.trials.trial import Trial, TrialFailedError, TrialOrigin
 
 from .test_best_config import make_best

@@ -417,7 +417,7 @@ def test_a_traceback_is_autotunes_own_where_it_ends_in_its_code():
         raise ValueError
     ValueError
     """
-    own = user.replace("/home/me/train.py", "/site-packages/autotune/host.py")
+    own = user.replace("/home/me/train.py", "/site-packages/autotune/instrument/fork_server.py")
     assert not has_own_traceback(textwrap.dedent(user))
     assert has_own_traceback(textwrap.dedent(own))
     assert faults(tuning=tuned(output=textwrap.dedent(own))) == ("a traceback of autotune's own",)

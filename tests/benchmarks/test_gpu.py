@@ -15,7 +15,7 @@ import pytest
 from autotune.best_config import Speedup
 from autotune.config import ThroughputConfig
 from autotune.measurement import Failure, FailureCause, StartMode
-from autotune.search.records import Phase
+from autotune.study.records import Phase
 from benchmarks import gpu, gpu_judges, gpu_processes, gpu_rows
 from benchmarks.gpu_judges import Verdict
 from benchmarks.gpu_processes import RowError

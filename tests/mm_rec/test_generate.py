@@ -76,18 +76,18 @@ def state_bytes(state: State) -> int:
     """Count storages whole: what a view keeps alive counts."""
     found: dict[int, int] = {}
 
-    def visit(value: Any) -> None:
+    def run_short(value: Any) -> None:
         if isinstance(value, torch.Tensor):
             storage = value.untyped_storage()
             found[storage.data_ptr()] = storage.nbytes()
         elif isinstance(value, tuple):
             for item in value:
-                visit(item)
+                run_short(item)
         elif dataclasses.is_dataclass(value):
             for field in dataclasses.fields(value):
-                visit(getattr(value, field.name))
+                run_short(getattr(value, field.name))
 
-    visit(state)
+    run_short(state)
     return sum(found.values())
 
 

@@ -13,20 +13,20 @@ import yaml
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
+from autotune.analysis.bottleneck import diagnose
+from autotune.analysis.comparison import choose
+from autotune.analysis.result import Result, make_best_config
 from autotune.blocks import Block, Probes, Sample, Settling
 from autotune.config import ThroughputConfig
 from autotune.measurement import Failure, FailureCause, StartMode, summarise
-from autotune.search.answer import Result, make_best_config
-from autotune.search.bottleneck import diagnose
-from autotune.search.confirmation import choose
-from autotune.search.definition import StudyDefinition
-from autotune.search.records import Outcome, Phase, TrialRecord
-from autotune.search.storage import storage_url
-from autotune.search.study import StudyStore, open_study
 from autotune.space import Space
+from autotune.study.definition import StudyDefinition
+from autotune.study.records import Outcome, Phase, TrialRecord
+from autotune.study.storage import storage_url
+from autotune.study.store import StudyStore, open_study
 
+from ..autotune.commands import begin_run
 from ..autotune.conftest import FIXED_STEP, LIGHT_SCRIPT, QUICK, script_text
-from ..autotune.runs import begin_run
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "inspect_study.ipynb"
 RECORDED = NOTEBOOK.with_name("recorded_study.db")
@@ -149,7 +149,7 @@ def finish(store: StudyStore, path: Path) -> None:
         tuning_s=60.0,
         num_configurations=18,
         num_measured=18,
-        num_ruled_out=0,
+        num_pruned=0,
         num_rounds=3,
         num_failed=1,
         num_disturbed=0,

@@ -12,10 +12,10 @@ import pytest
 from autotune.blocks import BlockMode, BlockRequest
 from autotune.config import ThroughputConfig
 from autotune.measurement import Failure, FailureCause, StartMode, summarise
-from autotune.search.definition import StudyDefinition
-from autotune.search.visits import Limits, visit
-from autotune.trials.neighbours import QuietKeeper
+from autotune.study.definition import StudyDefinition
+from autotune.system.load import QuietKeeper
 from autotune.trials.trial import TrialFailedError
+from autotune.tuning.trial_runs import Limits, run_short
 
 CONFIG = ThroughputConfig(batch_size=4)
 BLOCK = BlockRequest(min_s=0.05, settle_s=0.1)
@@ -78,7 +78,7 @@ def visited(trial, *, num_blocks=3):
     """What a visit of a trial measures."""
     definition = StudyDefinition(name="x", command=("x",), block_s=0.05)
     limits = Limits(step_s=None, first_step_deadline_s=30.0, end_s=float("inf"))
-    return visit(
+    return run_short(
         trial,
         definition,
         num_blocks=num_blocks,

@@ -1,0 +1,133 @@
+"""The two calls of a training loop: `load_config` and `steps`."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from autotune.config import ThroughputConfig
+from autotune.errors import AutotuneError, ConfigError, MachineMismatchWarning
+from autotune.instrument.fork_server import (
+    become_trial,
+    current_trial,
+    is_measured,
+    settings_of_parent,
+)
+
+Batch = TypeVar("Batch")
+UnitCounter = Callable[[Any], float]
+
+
+def load_config(
+    path: str | os.PathLike[str] | None,
+    *,
+    default: ThroughputConfig,
+    effective_batch_size: int | None = None,
+) -> ThroughputConfig:
+    """The settings to train with; when this returns, the process is set up for them.
+
+    In ordinary training: what the file at `path` holds, or `default` where there is none (or
+    where `path` is None). Under `autotune run`: the configuration to be measured.
+
+    Call it after dataset, model and optimizer are built and before the loader is: a measured
+    trial starts at this call, so that all before it is paid for once. Nothing before it may start
+    threads (a backward pass on a GPU, say); where something does, trials start afresh, slower.
+
+    Args:
+        path: A `best_config.yaml`; where there is none yet, `default` is used.
+        default: The settings that training has without tuning: the baseline.
+        effective_batch_size: Samples per optimizer step that the training recipe asks for.
+            Gradient accumulation then makes up what `batch_size` leaves, in every configuration,
+            so that tuning changes the speed and nothing else.
+
+    Raises:
+        BadInputError: The file breaks a rule; the message names key, value and rule.
+        ConfigError: The batch size does not divide `effective_batch_size`, or `default` is
+            something else.
+
+    Warns:
+        MachineMismatchWarning: The file was tuned on a different machine, or with other GPUs or
+            another GPU driver; the message names what differs.
+    """
+    if not isinstance(default, ThroughputConfig):
+        raise ConfigError(
+            f"default must be an autotune.ThroughputConfig, not {type(default).__name__}"
+        )
+    if effective_batch_size is not None:
+        default = default.with_effective_batch_size(effective_batch_size)
+    if is_measured():
+        location = None if path is None else str(Path(path).absolute())
+        config = become_trial(default, effective_batch_size, location).config
+    elif (settings := settings_of_parent()) is not None:
+        config = settings
+    elif path is not None and Path(path).exists():
+        config = _read(Path(path))
+        if effective_batch_size is not None:
+            config = config.with_effective_batch_size(effective_batch_size)
+    else:
+        config = default
+    config.apply_to_process()
+    return config
+
+
+def steps(loader: Iterable[Batch], *, units: UnitCounter | None = None) -> Iterable[Batch]:
+    """The batches of `loader`, for the loop to train on.
+
+    In ordinary training this is `loader` itself: no cost at all. Under `autotune run` it times
+    the loop on request, goes through the loader again and again, and never returns to the code
+    after the loop.
+
+    Args:
+        loader: Anything that gives batches; usually a DataLoader.
+        units: Counts what matters in a batch, where that is not the sample: tokens, frames. Its
+            name names the unit (`def tokens(batch): return batch.numel()`). The search then
+            maximises these per second.
+
+    Raises:
+        AutotuneError: Under `autotune run`, when `load_config` was not called before. In any
+            case, when a loader's worker comes here while it imports the script.
+    """
+    # As multiprocessing does where a process is started in that phase. Without workers of its own,
+    # each worker would train all the epochs instead, and its loader would wait for it.
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise AutotuneError(
+            "autotune.steps was called while a new process imports the script: put the training "
+            'below `if __name__ == "__main__":`'
+        )
+    trial = current_trial()
+    if trial is not None:
+        # Imported here: ordinary training needs none of it.
+        from autotune.instrument.loops import loops_of
+
+        return loops_of(trial).loader(loader, units)
+    if is_measured():
+        raise AutotuneError("autotune.load_config must be called before autotune.steps")
+    return loader
+
+
+def is_trial() -> bool:
+    """Whether this process, or the one that started it, is measured.
+
+    It should then write no checkpoints, logs or metrics.
+    """
+    return is_measured() or settings_of_parent() is not None
+
+
+def _read(path: Path) -> ThroughputConfig:
+    # Imported here: validation costs 0.2 s that training without a file need not pay.
+    from autotune.best_config import read_best_config
+    from autotune.system.machine import this_machine
+
+    best = read_best_config(path)
+    differences = best.machine.differences(this_machine())
+    if differences:
+        warnings.warn(
+            f"{path} was tuned on another machine ({'; '.join(differences)}): tune it again here",
+            MachineMismatchWarning,
+            stacklevel=3,
+        )
+    return best.config

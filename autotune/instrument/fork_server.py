@@ -1,0 +1,325 @@
+"""The measured side: how a process that `autotune run` started serves its coordinator.
+
+A host connects and says what it is. Then the coordinator either lets it run one configuration
+itself (a fresh start), or has it fork a trial for each configuration, from the very point at which
+the script asked for its configuration: imports, dataset and model are paid for once.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import platform
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn
+
+from autotune.config import ThroughputConfig
+from autotune.instrument import accelerator
+from autotune.instrument.optimizer_watch import optimizer_exists
+from autotune.instrument.ranks import find_place, is_initialized
+from autotune.ipc.channel import CHANNEL_VARIABLE, Channel, ChannelClosedError, Message
+from autotune.system.threads import describe_threads, stop_watching, watch_starts
+
+# Holds the settings of a trial in the environment of what it starts.
+SETTINGS_VARIABLE = "AUTOTUNE_SETTINGS"
+# Of an exception's text, so many characters of each end are reported.
+_LONGEST_TEXT = 8000
+
+
+class TrialProcess:
+    """This process, while it is measured: its configuration and its line to the coordinator.
+
+    Attributes:
+        config: What runs.
+        default: The script's own settings.
+        has_optimizer: Whether the process had one of torch's optimizers at `load_config`.
+        rank: Of this process, where several train together.
+        root_pid: What the coordinator started: this process, or a launcher above it.
+        notes: File in which it notes what its steps leave in the file system.
+        num_repeated: Samples that all batches are to be drawn from, again and again; 0 for all
+            that there are.
+        before_failing: Called with an exception that ends the script, before it is reported.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        config: ThroughputConfig,
+        *,
+        default: ThroughputConfig,
+        has_optimizer: bool,
+        rank: int,
+        root_pid: int,
+        notes: Path,
+        num_repeated: int,
+    ) -> None:
+        self.config = config
+        self.default = default
+        self.has_optimizer = has_optimizer
+        self.rank = rank
+        self.root_pid = root_pid
+        self.notes = notes
+        self.num_repeated = num_repeated
+        self.before_failing: Callable[[BaseException], None] = lambda _: None
+        self._channel = channel
+        self._previous_hook = sys.excepthook
+        sys.excepthook = self._report_exception
+
+    def send(self, **message: Any) -> None:  # noqa: ANN401
+        """Send a message; without a coordinator there is nothing left to do here."""
+        try:
+            self._channel.send(**message)
+        except ChannelClosedError:
+            os._exit(0)
+
+    def receive(self) -> Message:
+        """Block until the coordinator asks for something."""
+        try:
+            return self._channel.receive()
+        except ChannelClosedError:
+            os._exit(0)
+
+    def end(self, cause: str, message: str, *, setting: str | None = None) -> NoReturn:
+        """Say that no more steps will come, and wait to be ended by the coordinator.
+
+        The script must not go on: what follows its loop (a last checkpoint, an upload) belongs to
+        training and not to a measurement.
+
+        Args:
+            cause: One of `measurement.FailureCause`.
+            message: For the user.
+            setting: The setting whose value is to blame.
+        """
+        self.send(type="failed", cause=cause, message=message, setting=setting)
+        while True:
+            self.receive()
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """Report an exception, print it, and leave at once.
+
+        No exit handler runs: one that a forked trial inherits would remove what belongs to its
+        host, such as temporary directories.
+        """
+        self.before_failing(error)
+        text = "; ".join((str(error), *_ends_of_workers(error.__traceback__)))
+        self.send(type="failed", error=type(error).__name__, message=_shortened(text))
+        self._previous_hook(type(error), error, error.__traceback__)
+        _leave(1)
+
+    def _report_exception(
+        self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        self.fail(error.with_traceback(trace))
+
+
+def _shortened(text: str) -> str:
+    """Both ends of a long text: what a loader's worker raised stands at its end."""
+    if len(text) <= 2 * _LONGEST_TEXT:
+        return text
+    return f"{text[:_LONGEST_TEXT]}\n...\n{text[-_LONGEST_TEXT:]}"
+
+
+def _ends_of_workers(trace: TracebackType | None) -> Iterator[str]:
+    """How the workers of a loader ended that an exception came from: torch itself seldom tells."""
+    for frame, _ in traceback.walk_tb(trace):
+        found = getattr(frame.f_locals.get("self"), "__dict__", {}).get("_workers")
+        for worker in found if isinstance(found, list) else ():
+            code = getattr(worker, "exitcode", None)
+            if code:
+                yield (
+                    f"a worker was killed by signal: {signal.strsignal(-code)}"
+                    if code < 0
+                    else f"a worker ended with exit code {code}"
+                )
+                return
+
+
+def is_measured() -> bool:
+    """Whether `autotune run` started this process, or the one that it was forked from."""
+    return _trial is not None or CHANNEL_VARIABLE in os.environ
+
+
+def settings_of_parent() -> ThroughputConfig | None:
+    """The settings of the trial that started this process; None where no trial did."""
+    settings = os.environ.get(SETTINGS_VARIABLE)
+    return None if settings is None else ThroughputConfig(**json.loads(settings))
+
+
+def current_trial() -> TrialProcess | None:
+    """The trial that this process is, once it has its configuration."""
+    return _trial
+
+
+def become_trial(
+    default: ThroughputConfig, effective_batch_size: int | None, config_path: str | None
+) -> TrialProcess:
+    """Connect to the coordinator; return once this process (or a fork of it) is a trial."""
+    global _trial
+    if _trial is None:
+        # Removed, so that a process started by the trial is not taken for another trial.
+        start, _, path = os.environ.pop(CHANNEL_VARIABLE).partition(":")
+        place = find_place()
+        # Looked for before anything is forked, since it takes long.
+        has_optimizer = optimizer_exists()
+        channel = Channel.connect(path)
+        channel.send(
+            type="hello",
+            start=start,
+            pid=os.getpid(),
+            rank=place.rank,
+            world_size=place.world_size,
+            is_distributed=place.is_distributed,
+            default=default.to_dict(),
+            effective_batch_size=effective_batch_size,
+            config_path=config_path,
+            default_num_threads=_default_num_threads(),
+            fork_obstacle=fork_obstacle(),
+            versions=_versions(),
+        )
+        stop_watching()
+        channel, order, root_pid = _serve(channel, path)
+        # A process that the trial starts, and that runs the script again (as each worker does that
+        # is started by spawn, where there is no main guard), is to run as it will in training.
+        os.environ[SETTINGS_VARIABLE] = json.dumps(order["config"])
+        _trial = TrialProcess(
+            channel,
+            ThroughputConfig(**order["config"]),
+            default=default,
+            has_optimizer=has_optimizer,
+            rank=place.rank,
+            root_pid=root_pid,
+            notes=Path(order["notes"]),
+            num_repeated=order["num_repeated"],
+        )
+    return _trial
+
+
+def fork_obstacle() -> str | None:
+    """Why this process cannot be forked into trials, or None if it can.
+
+    A fork copies only the calling thread: locks that others hold stay locked for ever, OpenMP
+    waits for threads that do not exist, and a CUDA context does not survive.
+    """
+    if sys.platform != "linux":
+        return f"forking a process that uses torch is not safe on {platform.system()}"
+    if find_place().world_size > 1:
+        return "several ranks start together"
+    if (obstacle := accelerator.fork_obstacle()) is not None:
+        return obstacle
+    if is_initialized():
+        return "torch.distributed is initialised when load_config is called"
+    return describe_threads()
+
+
+_trial: TrialProcess | None = None
+
+
+def _serve(channel: Channel, path: str) -> tuple[Channel, Message, int]:
+    """Do what the coordinator says; returns in each trial, and in a host that is told to run.
+
+    Gives the line to the coordinator, the order to run, and the root of the trial's process tree.
+    """
+    while True:
+        try:
+            message = channel.receive()
+        except ChannelClosedError:
+            os._exit(0)
+        if message["type"] == "run":
+            return channel, message, message["root_pid"]
+        if message["type"] == "reap":
+            channel.send(type="reaped", exit_code=_reap(message["pid"], message["limit_s"]))
+            continue
+        if message["type"] == "prepare":
+            _prepare_to_fork()
+            channel.send(type="prepared")
+            continue
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            return _become_fork(channel, path, message), message, os.getpid()
+        channel.send(type="forked", pid=pid)
+
+
+def _reap(pid: int, limit_s: float) -> int | None:
+    """The exit code of a forked trial (negative for a signal); None if it is not known (yet)."""
+    deadline_s = time.monotonic() + limit_s
+    while True:
+        try:
+            ended, status = os.waitpid(pid, os.WNOHANG)
+        except ChildProcessError:
+            return None
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > deadline_s:
+            return None
+        time.sleep(0.002)
+
+
+def _prepare_to_fork() -> None:
+    """Pay once, here, for what every trial would otherwise pay for itself."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        # torch imports a second's worth of modules at the first optimizer.
+        torch.optim.SGD([torch.zeros(1, requires_grad=True)])
+    # The collector is left alone. Whatever were done to it here, the trials would inherit and the
+    # training that follows would not: with a frozen heap, loaders that make many small objects ran
+    # twice as fast (docs/collector.md).
+
+
+def _become_fork(host_channel: Channel, path: str, request: Mapping[str, Any]) -> Channel:
+    """In the forked child: a session, an output file and a connection of its own."""
+    os.setsid()
+    # The host's exit handlers were inherited, and are not this process's to run.
+    atexit.register(_leave, 0)
+    # The host's thread variables are its own affair: what is imported or started from here on
+    # should find what the user set.
+    for name, value in request["environment"].items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    host_channel.close()
+    output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    try:
+        channel = Channel.connect(path)
+        channel.send(type="trial", start=request["start"], pid=os.getpid())
+    except ChannelClosedError:
+        os._exit(0)
+    return channel
+
+
+def _leave(exit_code: int) -> NoReturn:
+    """End this process without running exit handlers."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(exit_code)
+
+
+def _default_num_threads() -> int | None:
+    torch = sys.modules.get("torch")
+    return None if torch is None else int(torch.get_num_threads())
+
+
+def _versions() -> dict[str, str]:
+    torch = sys.modules.get("torch")
+    versions = {"python": platform.python_version()}
+    if torch is not None:
+        versions["torch"] = str(torch.__version__)
+    return versions
+
+
+if CHANNEL_VARIABLE in os.environ:
+    watch_starts()

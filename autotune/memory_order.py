@@ -1,0 +1,27 @@
+"""Which configurations need at least as much memory as others."""
+
+from __future__ import annotations
+
+from autotune.config import ThroughputConfig
+from autotune.measurement import FailureCause
+
+
+def needs_as_much(
+    config: ThroughputConfig, exhausted: ThroughputConfig, cause: FailureCause
+) -> bool:
+    """Whether `config` needs at least as much of what another one ran out of.
+
+    The memory of a GPU depends on the batch alone, everything else on what the loader holds, too.
+    """
+    if cause.is_of_device:
+        return config.batch_size >= exhausted.batch_size
+    return is_heavier(config, exhausted)
+
+
+def is_heavier(config: ThroughputConfig, other: ThroughputConfig) -> bool:
+    """Whether `config` needs at least as much memory as `other` in every way."""
+    return (
+        config.batch_size >= other.batch_size
+        and config.num_workers >= other.num_workers
+        and config.num_prefetched >= other.num_prefetched
+    )

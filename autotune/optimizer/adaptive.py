@@ -1,0 +1,447 @@
+"""The adaptive optimizer: asked what to measure next, told what that showed.
+
+It asks for the trial that it expects to gain the most from, and stops when that is little. It runs
+nothing: `tuning.search_loop` does, live or on a recorded table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence, Set
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autotune.config import ThroughputConfig
+from autotune.intervals import INDIFFERENCE
+from autotune.measurement import Failure
+from autotune.memory_order import needs_as_much
+from autotune.optimizer.acquisition import Proposal, probabilities_near_best, propose
+from autotune.optimizer.bottleneck_model import BottleneckModel, Costs
+from autotune.optimizer.posterior import (
+    Hyperparameters,
+    Kernel,
+    Observation,
+    Posterior,
+    fit_hyperparameters,
+)
+from autotune.space import preference
+
+# A second of tuning must bring more than it costs in training that goes on for so long.
+HORIZON_S = 3 * 3600.0
+# The search ends sooner where it is so sure that the choice is within 2 % of the fastest.
+_SURE = 0.9
+# Configurations whose means are so close are taken for equal (see `space.preference`): half
+# of what is no matter, since means are uncertain.
+_TIE = INDIFFERENCE / 2
+# How far an earlier search of the same loop may be off, beyond its own uncertainty.
+_AFTER_ANOTHER = Hyperparameters(step=0.05, batch=0.03, collector=0.05, workers=0.07)
+# Hyperparameters are fitted anew whenever there are so many times as many observations, and when
+# one lies so many standard deviations from what was expected.
+_REFIT = 1.5
+_FIRST_FIT = 8
+_SURPRISE = 4.0
+# What starting a forked trial takes, and settling: first guesses, in seconds and in steps.
+_START_S, _SETTLE_STEPS = 0.4, 3.0
+
+
+# So many configurations that never ran are looked at before one is confirmed.
+MOST_CHECKS = 3
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What a run showed.
+
+    Attributes:
+        at_s: When, in seconds since some start.
+        duration_s: Seconds of steps.
+        num_units: Units in them that the loader can sustain.
+        num_steps: Micro-steps in them.
+        wait_s: The part of the time that the loop waited for data.
+        lost_s: The part of the time that loading cost: as `wait_s`, but of a GPU's time where
+            there is one.
+        wait_cpu_s: CPU seconds of the training process while it waited for data.
+        start_s: What came before, its start and settling; None where runs of the search start
+            otherwise.
+        started_at_once: Whether it went on in the process of another run.
+        error: Standard deviation of the logarithm of `num_units`, as far as it was reckoned from
+            what the loader held ready.
+    """
+
+    at_s: float
+    duration_s: float
+    num_units: float
+    num_steps: int
+    wait_s: float
+    lost_s: float
+    wait_cpu_s: float
+    start_s: float | None = None
+    started_at_once: bool = False
+    error: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ShortTrial:
+    """A trial that has ended: of which configuration, and what it showed or why it failed."""
+
+    config: ThroughputConfig
+    outcome: Reading | Failure
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to run next: a short trial of a configuration, of so many blocks."""
+
+    config: ThroughputConfig
+    num_blocks: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Stop:
+    """Nothing more is asked for.
+
+    Attributes:
+        complete: Whether nothing is left that is worth its time; otherwise the time is up.
+    """
+
+    complete: bool
+
+
+def never(_: ThroughputConfig) -> bool:
+    """For what holds of no configuration."""
+    return False
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """What is expected of one configuration.
+
+    Attributes:
+        config: The configuration.
+        probability: That it is within 2 % of the fastest of the space.
+        units_per_s: Its expected throughput.
+        log_ratio: Expected logarithm of its rate ÷ that of the first of the space.
+        log_ratio_sd: Standard deviation of that.
+        was_measured: Whether a run of it showed anything.
+    """
+
+    config: ThroughputConfig
+    probability: float
+    units_per_s: float
+    log_ratio: float
+    log_ratio_sd: float
+    was_measured: bool
+
+
+def candidates(
+    standings: Sequence[Standing],
+    excluded: Set[ThroughputConfig],
+    *,
+    measured_only: bool = False,
+) -> tuple[ThroughputConfig, ...]:
+    """What is to be confirmed: the first that is not excluded, if there is one.
+
+    What was measured as a gain comes before all that was not, however much is expected of that.
+    Without such a one it may have been measured never: the confirmation does that.
+    """
+    others = [standing for standing in standings if standing.config not in excluded]
+    found = measured_gains(others) or [
+        standing for standing in others if standing.was_measured or not measured_only
+    ]
+    return tuple(standing.config for standing in found[:1])
+
+
+def measured_gains(standings: Iterable[Standing]) -> list[Standing]:
+    """Those of some configurations that ran and are expected to be a gain worth having."""
+    least = math.log1p(INDIFFERENCE)
+    return [found for found in standings if found.was_measured and found.log_ratio > least]
+
+
+class AdaptiveOptimizer:
+    """Chooses the trials of one space, by ask and tell.
+
+    Args:
+        configs: The space.
+        baseline: Where the search starts; it is taken into the space.
+        usable_cores: Cores that the loop may use.
+        block_s: Shortest duration of a block.
+        horizon_s: How long training will go on.
+        starts_at_once: Whether a trial of a configuration would go on in the process of the last
+            one, at little cost.
+        prior: What an earlier search of the same loop expected of all configurations (see
+            `posterior`), in place of the bottleneck model; None where there was none.
+        rules_out: Whether a configuration that never ran is not to be tried, by what failures of
+            others teach (see `lessons`).
+        seed: For the probabilities, which are reckoned by drawing.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[ThroughputConfig],
+        baseline: ThroughputConfig,
+        *,
+        usable_cores: float,
+        block_s: float,
+        horizon_s: float = HORIZON_S,
+        prior: Posterior | None = None,
+        starts_at_once: Callable[[ThroughputConfig], bool] = never,
+        rules_out: Callable[[ThroughputConfig], bool] = never,
+        seed: int = 0,
+    ) -> None:
+        self.configs = tuple(dict.fromkeys((baseline, *configs)))
+        self._prior = prior
+        self._places = {config: place for place, config in enumerate(self.configs)}
+        self._starts_at_once = starts_at_once
+        self._cores = usable_cores
+        self._block_s = block_s
+        self._horizon_s = horizon_s
+        self._rules_out = rules_out
+        self._seed = seed
+        self._kernel = Kernel.of(self.configs)
+        self._first_hyperparameters = Hyperparameters()
+        if prior is not None:
+            self._first_hyperparameters = _AFTER_ANOTHER
+            self._kernel = dataclasses.replace(self._kernel, earlier=prior.covariance)
+        self._hyperparameters = self._first_hyperparameters
+        self._num_fitted = 0
+        # Places of configurations, with what their runs showed.
+        self._readings: list[tuple[int, Reading]] = []
+        self._failed: dict[int, Failure] = {}
+
+    def learn(self, trials: Iterable[ShortTrial]) -> None:
+        """Take trials of earlier runs into account; those of other spaces are not.
+
+        What ran once can run, even if it failed at another time.
+        """
+        for trial in trials:
+            if trial.config in self._places:
+                self.tell(trial)
+        for index in self._measured:
+            self._failed.pop(index, None)
+
+    def tell(self, trial: ShortTrial) -> None:
+        """Take the trial into account that was asked for."""
+        index = self._places[trial.config]
+        if isinstance(trial.outcome, Failure):
+            self._failed[index] = trial.outcome
+        else:
+            self._readings.append((index, trial.outcome))
+
+    def ask(self, *, now_s: float, left_s: float = math.inf) -> Request | Stop:
+        """The trial that is worth most; a stop where the choice is sure, or none is worth its time.
+
+        The first is of the baseline, once.
+
+        Args:
+            now_s: The time, on the clock of the readings.
+            left_s: Seconds within which the trial must have ended.
+        """
+        if 0 not in self._measured and 0 not in self._failed:
+            return Request(config=self.configs[0], num_blocks=1)
+        if not self._readings:
+            return Stop(complete=False)
+        posterior = self._posterior()
+        proposal = self._propose(posterior, now_s, left_s)
+        if proposal is None:
+            return Stop(complete=False)
+        best = self._rank(posterior)[0]
+        if best.probability < _SURE and proposal.gain_per_s * self._horizon_s >= 1.0:
+            config = self.configs[proposal.index]
+            return Request(config=config, num_blocks=proposal.num_blocks)
+        # What was never measured is no answer, however good it is expected to be.
+        return Stop(complete=True) if best.was_measured else self._check(best, posterior, left_s)
+
+    def ask_for_check(self, *, left_s: float) -> Request | Stop:
+        """A trial of the best configuration where none was made, if that fits.
+
+        Args:
+            left_s: Seconds within which it must have ended.
+        """
+        posterior = self._posterior()
+        best = self._rank(posterior)[0]
+        return Stop(complete=True) if best.was_measured else self._check(best, posterior, left_s)
+
+    def _check(self, best: Standing, posterior: Posterior, left_s: float) -> Request | Stop:
+        place = self._places[best.config]
+        start_s, block_s = self._costs_s(posterior)
+        if start_s[place] + block_s[place] > left_s:
+            return Stop(complete=False)
+        return Request(config=best.config, num_blocks=1)
+
+    @property
+    def num_tried(self) -> int:
+        """Configurations that were tried."""
+        return len(self._measured | set(self._failed))
+
+    def suggest(self, *, now_s: float) -> ThroughputConfig:
+        """The configuration of which a run is worth most; where none ran, the first that may.
+
+        As `ask` without an end, for studies that somebody else ends.
+        """
+        proposal = self._propose(self._posterior(), now_s, math.inf) if self._readings else None
+        return self.configs[proposal.index if proposal else int(np.argmax(self._may_run()))]
+
+    def posterior(self) -> Posterior | None:
+        """What is expected of all configurations, the baseline first; None where nothing ran."""
+        return self._posterior() if self._readings else None
+
+    def standings(self) -> list[Standing]:
+        """Configurations, the one to choose first; those that cannot run are left out.
+
+        It is the fastest, or the preferred one of those that are equally fast.
+        """
+        return self._rank(self._posterior())
+
+    def _rank(self, posterior: Posterior) -> list[Standing]:
+        measured = self._measured
+        may_run = self._may_run()
+        if not may_run.any():
+            # Nothing runs any more; what did is the answer.
+            may_run[list(measured)] = True
+        near = probabilities_near_best(posterior, may_run, within=INDIFFERENCE, seed=self._seed)
+        covariance = posterior.covariance
+        ratio_variance = posterior.variance + covariance[0, 0] - 2 * covariance[0]
+        order = sorted(np.flatnonzero(may_run).tolist(), key=lambda place: -posterior.mean[place])
+        top = posterior.mean[order[0]]
+        equals = [place for place in order if posterior.mean[place] >= top - _TIE]
+        chosen = min(equals, key=lambda place: preference(self.configs[place], self.configs[0]))
+        chosen = self._with_first_collector(chosen, posterior, may_run)
+        order.remove(chosen)
+        return [
+            Standing(
+                config=self.configs[place],
+                probability=float(near[place]),
+                units_per_s=math.exp(posterior.mean[place]),
+                log_ratio=float(posterior.mean[place] - posterior.mean[0]),
+                log_ratio_sd=math.sqrt(max(0.0, float(ratio_variance[place]))),
+                was_measured=place in measured,
+            )
+            for place in (chosen, *order)
+        ]
+
+    def _with_first_collector(
+        self, place: int, posterior: Posterior, may_run: NDArray[np.bool_]
+    ) -> int:
+        """The same settings with the first configuration's garbage collector, if that is no loss.
+
+        It is none where another collector is expected to gain less than what is no matter, or less
+        than a standard deviation of that.
+        """
+        config = dataclasses.replace(self.configs[place], gc=self.configs[0].gc)
+        twin = self._places.get(config, place)
+        covariance = posterior.covariance
+        variance = covariance[place, place] + covariance[twin, twin] - 2 * covariance[place, twin]
+        gain = posterior.mean[place] - posterior.mean[twin]
+        least = max(INDIFFERENCE, math.sqrt(max(0.0, float(variance))))
+        return twin if may_run[twin] and gain < least else place
+
+    def _costs_s(self, posterior: Posterior) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What starting a run of each configuration takes, and a block, [N] each."""
+        step_s = np.exp(-posterior.mean) * self._units_per_step()
+        return self._start_s(step_s), np.maximum(self._block_s, step_s)
+
+    def _propose(self, posterior: Posterior, now_s: float, left_s: float) -> Proposal | None:
+        start_s, block_s = self._costs_s(posterior)
+        may_run = self._may_run()
+        return propose(
+            posterior,
+            may_run,
+            start_s=start_s,
+            block_s=block_s,
+            now_s=now_s,
+            left_s=left_s,
+            tie=_TIE,
+        )
+
+    @property
+    def _measured(self) -> set[int]:
+        return {index for index, _ in self._readings}
+
+    def _may_run(self) -> NDArray[np.bool_]:
+        """Which configurations have not failed, and need not fail by what failed so far, [N]."""
+        exhausted = [
+            (self.configs[index], failure.cause)
+            for index, failure in self._failed.items()
+            if failure.cause.is_exhaustion
+        ]
+        measured = self._measured
+        return np.array(
+            [
+                index not in self._failed
+                and (
+                    index in measured
+                    or not (
+                        self._rules_out(config)
+                        or any(needs_as_much(config, *other) for other in exhausted)
+                    )
+                )
+                for index, config in enumerate(self.configs)
+            ]
+        )
+
+    def _posterior(self) -> Posterior:
+        observations = [
+            Observation(
+                index=index,
+                at_s=reading.at_s,
+                log_rate=math.log(reading.num_units / reading.duration_s),
+                duration_s=reading.duration_s,
+                error=reading.error,
+            )
+            for index, reading in self._readings
+        ]
+        model = self._bottleneck_model()
+        kernel = self._kernel
+        prior_mean = np.zeros(len(self.configs)) if self._prior is None else self._prior.mean
+        if model is not None:
+            kernel = dataclasses.replace(kernel, gain=model.gain(self.configs))
+            if self._prior is None:
+                prior_mean = -np.log(model.seconds_per_unit(self.configs))
+        posterior = Posterior(kernel, self._hyperparameters, prior_mean, observations)
+        is_due = len(observations) >= max(_FIRST_FIT, _REFIT * self._num_fitted)
+        is_surprised = posterior.surprise > _SURPRISE and len(observations) > self._num_fitted
+        if is_due or is_surprised:
+            self._hyperparameters = fit_hyperparameters(
+                kernel, prior_mean, observations, self._first_hyperparameters
+            )
+            self._num_fitted = len(observations)
+            posterior = Posterior(kernel, self._hyperparameters, prior_mean, observations)
+        return posterior
+
+    def _bottleneck_model(self) -> BottleneckModel | None:
+        """What the runs without workers tell of all others; None where there are none."""
+        costs = [
+            Costs(
+                config=self.configs[index],
+                step_s=max(1e-12, (reading.duration_s - reading.lost_s) / reading.num_units),
+                load_s=reading.wait_s / reading.num_units,
+                load_cpu_s=reading.wait_cpu_s / reading.num_units,
+            )
+            for index, reading in self._readings
+            if not self.configs[index].num_workers
+        ]
+        return BottleneckModel(costs, self._cores) if costs else None
+
+    def _units_per_step(self) -> NDArray[np.float64]:
+        num_samples = sum(
+            reading.num_steps * self.configs[index].batch_size for index, reading in self._readings
+        )
+        units_per_sample = sum(reading.num_units for _, reading in self._readings) / num_samples
+        return np.array([units_per_sample * config.batch_size for config in self.configs])
+
+    def _start_s(self, step_s: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What starting a run takes: some steps, and what it took beside these on average.
+
+        Runs that go on in the process of the last one have an average of their own.
+        """
+        beside_s: dict[bool, list[float]] = {False: [_START_S], True: [_START_S]}
+        for index, reading in self._readings:
+            if reading.start_s is not None:
+                beside_s[reading.started_at_once].append(
+                    reading.start_s - _SETTLE_STEPS * float(step_s[index])
+                )
+        new_s, at_once_s = (max(0.0, float(np.mean(beside_s[key]))) for key in (False, True))
+        at_once = np.array([self._starts_at_once(config) for config in self.configs])
+        return np.where(at_once, min(at_once_s, new_s), new_s) + _SETTLE_STEPS * step_s

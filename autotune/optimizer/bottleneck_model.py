@@ -1,0 +1,184 @@
+"""What a loop's throughput should be with settings that have not run, from those that have.
+
+A loop without workers waits for a batch and then computes: one trial tells both costs. What they
+are for other batch sizes and threads follows from a model with few coefficients, none negative;
+what workers bring follows from the bounds of a pipeline. The model is a first guess, to which
+`posterior.Posterior` adds how far off it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from autotune.config import ThroughputConfig
+
+Array = NDArray[np.float64]
+# Of a step, what is taken to be the same for any batch, and what to be done by all threads, until
+# trials tell; and what that is worth beside one trial.
+_FIXED_SHARE, _PARALLEL_SHARE, _PRIOR_WEIGHT = 0.2, 0.5, 0.1
+# Less than any cost: what is measured as 0 has no logarithm.
+_TINY_S = 1e-12
+# Where several bounds lie close to each other, all are felt: the higher, the sharper the corner.
+_SHARPNESS = 8.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Costs:
+    """What one trial without workers took, in seconds per unit.
+
+    Attributes:
+        config: What ran.
+        step_s: The training step.
+        load_s: Waiting for the batch.
+        load_cpu_s: CPU seconds of that.
+    """
+
+    config: ThroughputConfig
+    step_s: float
+    load_s: float
+    load_cpu_s: float
+
+
+class BottleneckModel:
+    """Seconds per unit for any configuration.
+
+    A step of B samples with T threads takes s0 + s1 B + s2 B/T + s3/T; loading takes l0 + l1 B.
+    With W workers on C cores, a unit takes as long as the longest of: the step; its loading by W
+    workers; and the CPU time of both, spread over all cores.
+
+    What the garbage collector does is part of both costs, so that the trials of each setting of it
+    are fitted by themselves. Of a setting without trials nothing is known: it is taken to cost what
+    the first trial's does.
+
+    Args:
+        costs: Of trials without workers, at least one; the first is the baseline's, as a rule.
+        usable_cores: Cores that the loop may use.
+    """
+
+    def __init__(self, costs: Sequence[Costs], usable_cores: float) -> None:
+        self._cores = usable_cores
+        by_collector: dict[str, list[Costs]] = {}
+        for found in costs:
+            by_collector.setdefault(found.config.gc, []).append(found)
+        self._first = _Coefficients.of(by_collector.pop(costs[0].config.gc))
+        self._others = {name: self._first.refitted(found) for name, found in by_collector.items()}
+
+    def seconds_per_unit(self, configs: Iterable[ThroughputConfig]) -> Array:
+        """For each configuration, shape [N]."""
+        configs = tuple(configs)
+        _, threads = _sizes(configs)
+        workers = np.array([config.num_workers for config in configs], dtype=float)
+        step_s, load_s, load_cpu_s = self._costs(configs)
+        bounds = np.stack(
+            [
+                step_s,
+                load_s / np.maximum(workers, 1.0),
+                # Threads that wait for each other spin: a step takes the time of them all.
+                (np.minimum(threads, self._cores) * step_s + load_cpu_s) / self._cores,
+            ]
+        )
+        with_workers = (bounds**_SHARPNESS).sum(axis=0) ** (1 / _SHARPNESS)
+        return np.where(workers > 0, with_workers, step_s + load_s)
+
+    def gain(self, configs: Iterable[ThroughputConfig]) -> Array:
+        """What loading that takes no time would bring, as a logarithm of rates, [N]."""
+        step_s, load_s, _ = self._costs(tuple(configs))
+        return np.asarray(np.log1p(load_s / step_s))
+
+    def _costs(self, configs: Sequence[ThroughputConfig]) -> tuple[Array, Array, Array]:
+        """Of a unit, the seconds of the step, those of loading, and CPU seconds of it, [N] each."""
+        terms = _terms(*_sizes(configs))
+        found = [self._others.get(config.gc, self._first) for config in configs]
+        step_s = (terms * np.stack([fit.step for fit in found])).sum(axis=1)
+        load_s = (terms[:, :2] * np.stack([fit.load for fit in found])).sum(axis=1)
+        return step_s, load_s, load_s * np.array([fit.load_cpu_share for fit in found])
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Coefficients:
+    """What trials with one setting of the garbage collector come to.
+
+    Attributes:
+        step: s0, s1, s2 and s3 of `BottleneckModel`, [4].
+        load: l0 and l1, [2].
+        load_cpu_share: CPU seconds in a second of loading, 0 to 1.
+    """
+
+    step: Array
+    load: Array
+    load_cpu_share: float
+
+    @classmethod
+    def of(cls, costs: Sequence[Costs]) -> _Coefficients:
+        """From these trials alone."""
+        first = costs[0]
+        terms = _terms(*_sizes([first.config]))[0]
+        # Shares of the first trial's step, as coefficients of `_terms`.
+        shares = np.array(
+            [
+                _FIXED_SHARE,
+                (1 - _FIXED_SHARE) * (1 - _PARALLEL_SHARE),
+                (1 - _FIXED_SHARE) * _PARALLEL_SHARE,
+                0.0,
+            ]
+        )
+        # What nothing tells of loading is shared evenly.
+        load = np.full(2, 0.5) * max(first.load_s, _TINY_S) / terms[:2]
+        return cls._fitted(costs, step=first.step_s * shares / terms, load=load)
+
+    def refitted(self, costs: Sequence[Costs]) -> _Coefficients:
+        """From trials with another setting: where they are silent, these costs in proportion."""
+        terms = _terms(*_sizes([found.config for found in costs]))
+
+        def ratio(seconds: Sequence[float], expected: Array) -> float:
+            logs = np.log(np.maximum(seconds, _TINY_S)) - np.log(np.maximum(expected, _TINY_S))
+            return float(np.exp(logs.mean()))
+
+        step = ratio([found.step_s for found in costs], terms @ self.step)
+        load = ratio([found.load_s for found in costs], terms[:, :2] @ self.load)
+        return self._fitted(costs, step=step * self.step, load=load * self.load)
+
+    @classmethod
+    def _fitted(cls, costs: Sequence[Costs], *, step: Array, load: Array) -> _Coefficients:
+        """Fitted to trials, given what the coefficients are expected to be."""
+        configs = [found.config for found in costs]
+        total_s = sum(found.load_s for found in costs)
+        cpu_s = sum(found.load_cpu_s for found in costs)
+        return cls(
+            step=_fit(configs, [found.step_s for found in costs], step),
+            load=_fit(configs, [found.load_s for found in costs], load),
+            load_cpu_share=min(1.0, cpu_s / total_s) if total_s else 1.0,
+        )
+
+
+def _sizes(configs: Sequence[ThroughputConfig]) -> tuple[Array, Array]:
+    batch = np.array([config.batch_size for config in configs], dtype=float)
+    threads = np.array([config.num_threads or 1 for config in configs], dtype=float)
+    return batch, threads
+
+
+def _terms(batch: Array, threads: Array) -> Array:
+    """What the coefficients of a cost per unit are multiplied with, [N, 4]."""
+    return np.stack([1 / batch, np.ones_like(batch), 1 / threads, 1 / (batch * threads)], axis=1)
+
+
+def _fit(
+    configs: Sequence[ThroughputConfig], seconds: Sequence[float], first_guess: Array
+) -> Array:
+    """Coefficients that are least wrong relative to the seconds, none of them negative.
+
+    Those that nothing tells stay at the first_guess.
+    """
+    terms = _terms(*_sizes(configs))[:, : len(first_guess)]
+    scale = np.maximum(np.array(seconds), _TINY_S)
+    rows, wanted = terms / scale[:, None], np.ones(len(scale))
+    at_least = np.maximum(first_guess, 1e-3 * scale[0] / terms[0])
+    rows = np.vstack([rows, _PRIOR_WEIGHT * np.diag(1 / at_least)])
+    wanted = np.concatenate([wanted, _PRIOR_WEIGHT * first_guess / at_least])
+    found, _ = nnls(rows, wanted)
+    return np.asarray(found)

@@ -1,0 +1,1 @@
+"""What was asked for, what was recorded, and where that is stored."""

@@ -1,0 +1,68 @@
+"""Runs what is missing to tell what each setting does."""
+
+from __future__ import annotations
+
+from autotune.analysis.ablation import around, find_changes
+from autotune.analysis.estimates import Estimates
+from autotune.config import ThroughputConfig
+from autotune.measurement import StartMode
+from autotune.study.definition import EXPLANATION_S
+from autotune.study.records import Phase, TrialRecord
+from autotune.system.machine import this_machine
+from autotune.tuning.executor import Executor
+from autotune.tuning.plan import Plan
+from autotune.tuning.trial_runs import settling_s
+
+# Long enough for what differs from process to process to matter more than what does within one.
+_NUM_BLOCKS = 4
+# It may take that share of what the search took, if that is longer than what is kept for it.
+_ALLOWED_SHARE = 0.2
+_FORKED_START_S = 0.2
+
+
+def explain(
+    executor: Executor,
+    plan: Plan,
+    baseline: TrialRecord,
+    best: ThroughputConfig,
+    *,
+    spent_s: float,
+    reserved_s: float,
+) -> None:
+    """Run the configurations that differ from baseline or best in one setting, if they have not.
+
+    Args:
+        executor: Runs them.
+        plan: What was searched.
+        baseline: The baseline's trial.
+        best: The best configuration so far.
+        spent_s: What the run has taken so far.
+        reserved_s: What must be left of the budget.
+    """
+    records = executor.store.trusted_records()
+    configs = around(plan.space, plan.baseline, best)
+    estimates = Estimates.of(
+        (plan.baseline, *plan.configurations, *configs),
+        records,
+        usable_cores=this_machine().usable_cores,
+    )
+    if estimates is None:
+        return
+    changes = find_changes(plan.space, plan.baseline, best, estimates)
+    # What the best has changed comes first.
+    changes.sort(key=lambda change: change.without is None)
+    wanted = [config for change in changes for config in (change.without, change.alone)]
+    settled = estimates.measured | estimates.failed
+    allowed_s = max(EXPLANATION_S, _ALLOWED_SHARE * spent_s)
+    end_s = executor.left_s - allowed_s
+    block_s = executor.definition.block_s
+    forks = executor.runner.mode is StartMode.FORK
+    start_s = _FORKED_START_S if forks else baseline.start_up_s or 0.0
+    for config in dict.fromkeys(config for config in wanted if config and config not in settled):
+        step_s = executor.limits(config).step_s or 0.0
+        trial_s = start_s + settling_s(step_s) + _NUM_BLOCKS * max(block_s, step_s)
+        if executor.rules_out(config):
+            # A failure meanwhile may have taught so.
+            continue
+        if executor.left_s - trial_s >= max(end_s, reserved_s):
+            executor.run_short(config, Phase.EXPLAIN, num_blocks=_NUM_BLOCKS)

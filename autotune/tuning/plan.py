@@ -1,0 +1,295 @@
+"""What is going to be searched, and roughly how long that takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from autotune.analysis.loading import loader_cpu_share
+from autotune.axes import AXES, AxisValue
+from autotune.blocks import LoopFacts, Sample
+from autotune.config import ThroughputConfig
+from autotune.ipc.introductions import Introduction
+from autotune.measurement import Measurement, StartMode, fullest_device
+from autotune.space import Space, default_axes
+from autotune.study.definition import MOST_ROUNDS, SamplerName, StudyDefinition
+from autotune.system.load import QuietKeeper
+from autotune.system.machine import this_machine
+from autotune.trials.runner import Runner
+from autotune.tuning.trial_runs import Limits, run_through, settling_s
+
+# A larger value than those tried is tried where the last step along the axis brought more than
+# this; estimates of two configurations that are equally fast seldom differ as much.
+_WORTH_WIDENING = 0.05
+# The garbage collector is searched where loading takes at least this share of a core. It takes up
+# to about half of loading (docs/collector.md), so that below this it brings at most some 2 %, which
+# is no matter.
+_LEAST_LOADING = 0.05
+# Beside a GPU, no more threads are tried, but for the baseline's own number.
+_MOST_THREADS_BESIDE_DEVICE = 8
+# What the adaptive search tries: two where structure decides, and many times that where many are
+# alike (measured: benchmarks/search.py); on a machine that is not quiet, each for longer.
+_FEWEST_TRIALS, _MOST_TRIALS = 2, 50
+_BLOCKS_AT_FIRST, _BLOCKS_WHERE_ALIKE = 2, 4
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is going to be searched, known once the baseline has reached its loop.
+
+    Attributes:
+        baseline: The settings without tuning.
+        space: The axes that are searched.
+        configurations: The combinations of their values.
+        num_samples: Samples that an epoch is drawn from; no batch is larger. None if unknown.
+        notes: What this loop does not let one search, a sentence each.
+        fixed: Settings that it does not take from its configuration.
+    """
+
+    baseline: ThroughputConfig
+    space: Space
+    configurations: tuple[ThroughputConfig, ...]
+    num_samples: int | None = None
+    notes: tuple[str, ...] = ()
+    fixed: frozenset[str] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Seconds that a run will take if few configurations have to be tried, and if many do."""
+
+    low_s: float
+    high_s: float
+
+
+def make_plan(
+    definition: StudyDefinition, introduction: Introduction, facts: LoopFacts | None = None
+) -> Plan:
+    """The baseline and the space for a command on this machine.
+
+    Args:
+        definition: What is asked for.
+        introduction: What the command says of itself.
+        facts: What its loop says of itself; None where it was not reached.
+
+    Raises:
+        BadInputError: An axis does not fit what the script asks for.
+    """
+    baseline = introduction.default
+    if baseline.num_threads is None:
+        # Named, so that a trial that was forked with one thread can set it.
+        baseline = dataclasses.replace(baseline, num_threads=introduction.default_num_threads)
+    effective = introduction.effective_batch_size
+    axes = default_axes(
+        usable_cores=this_machine().usable_cores,
+        baseline=baseline,
+        effective_batch_size=effective,
+    )
+    facts = facts or LoopFacts()
+    axes, notes = _within(facts, {**axes, **definition.axes}, baseline, named=definition.axes)
+    space = Space(axes=axes, effective_batch_size=effective)
+    return Plan(
+        baseline=baseline,
+        space=space,
+        configurations=space.configurations(baseline),
+        num_samples=facts.samples_per_epoch,
+        notes=notes,
+        fixed=frozenset(facts.fixed),
+    )
+
+
+def _within(
+    facts: LoopFacts,
+    axes: Mapping[str, tuple[AxisValue, ...]],
+    baseline: ThroughputConfig,
+    *,
+    named: Collection[str],
+) -> tuple[dict[str, tuple[AxisValue, ...]], tuple[str, ...]]:
+    """The axes as far as a loop allows them, and what it does not allow, a sentence each.
+
+    Args:
+        facts: What the loop said of itself.
+        axes: All that would be searched otherwise.
+        baseline: Its values are always allowed.
+        named: Axes that the user asked for.
+    """
+    allowed, notes = dict(axes), []
+    for name, reason in facts.fixed.items():
+        if name not in axes:
+            continue
+        value = getattr(baseline, name)
+        allowed[name] = () if value is None else (value,)
+        asked = ", although the study names other values" if name in named else ""
+        notes.append(
+            f"{name} stays at {'its default' if value is None else value}{asked}: {reason}"
+        )
+    limit = facts.samples_per_epoch
+    if limit is not None and "batch_size" in axes and "batch_size" not in facts.fixed:
+        sizes = [n for n in axes["batch_size"] if int(n) <= limit or n == baseline.batch_size]
+        left_out = sorted(set(axes["batch_size"]) - set(sizes))
+        # Without any of those that were asked for, there is still the baseline's.
+        allowed["batch_size"] = tuple(sizes) or (baseline.batch_size,)
+        if left_out:
+            sizes_text = ", ".join(map(str, left_out))
+            notes.append(f"batch_size {sizes_text} is left out: an epoch has {limit} samples")
+    return {name: values for name, values in allowed.items() if values}, tuple(notes)
+
+
+def with_fitting_axes(plan: Plan, definition: StudyDefinition, baseline: Sequence[Sample]) -> Plan:
+    """The plan with those axes that matter by what the baseline showed.
+
+    The garbage collector matters where loading takes CPU time, page-locked memory where batches go
+    to a GPU. There the step's computing is not done by threads: a few serve what is left for them.
+    An axis that the user named stays.
+
+    Args:
+        plan: What is to be searched.
+        definition: What was asked for.
+        baseline: What the baseline's trial showed.
+    """
+    axes = dict(plan.space.axes)
+    if loader_cpu_share(baseline, plan.baseline) < _LEAST_LOADING:
+        axes.pop("gc", None)
+    if fullest_device(baseline) is not None:
+        if "pin_memory" not in plan.fixed:
+            axes["pin_memory"] = (False, True)
+        axes["num_threads"] = tuple(
+            n
+            for n in axes.get("num_threads", ())
+            if int(n) <= _MOST_THREADS_BESIDE_DEVICE or n == plan.baseline.num_threads
+        )
+        axes = {name: values for name, values in axes.items() if values}
+    axes |= {name: plan.space.axes[name] for name in definition.axes if name in plan.space.axes}
+    return plan if axes == plan.space.axes else _with_axes(plan, axes)
+
+
+def widen(
+    plan: Plan,
+    definition: StudyDefinition,
+    config: ThroughputConfig,
+    units_per_s: Mapping[ThroughputConfig, float],
+    rules_out: Callable[[ThroughputConfig], bool] = lambda _: False,
+) -> Plan | None:
+    """The plan with one more value on each axis of which a larger one may be better than `config`.
+
+    That is where `config` lies at the upper end, and the value before it is worse by enough to
+    matter. Axes that the user named stay as they are, threads end at the cores, and batch sizes
+    end at the samples of an epoch, and at the effective batch size where they must divide that.
+    None where nothing is widened.
+
+    Args:
+        plan: What was searched.
+        definition: What was asked for.
+        config: The best so far.
+        units_per_s: What is expected of all configurations of the plan.
+        rules_out: Whether a configuration is not to be tried, by what failures teach.
+    """
+    settings = config.to_dict()
+    axes = dict(plan.space.axes)
+    for name, axis in AXES.items():
+        values = axes.get(name, ())
+        fixed = (not axis.is_widened or name in definition.axes) or (
+            name == "batch_size" and plan.space.effective_batch_size is not None
+        )
+        if fixed or len(values) < 2 or settings[name] != values[-1]:
+            continue
+        added = 2 * int(values[-1])
+        if name == "batch_size" and plan.num_samples is not None and added > plan.num_samples:
+            continue
+        before, after = (
+            plan.space.changed(config, **{name: value}) for value in (values[-2], added)
+        )
+        if rules_out(after):
+            continue
+        if units_per_s[config] > (1 + _WORTH_WIDENING) * units_per_s.get(before, 0.0):
+            axes[name] = (*values, added)
+    if axes == plan.space.axes:
+        return None
+    return _with_axes(plan, axes)
+
+
+def _with_axes(plan: Plan, axes: Mapping[str, tuple[AxisValue, ...]]) -> Plan:
+    space = dataclasses.replace(plan.space, axes=axes)
+    return dataclasses.replace(
+        plan, space=space, configurations=space.configurations(plan.baseline)
+    )
+
+
+def try_out(definition: StudyDefinition, runner: Runner) -> tuple[Plan, Estimate]:
+    """Start the command once, time a few of its steps, and estimate the whole run from these.
+
+    Raises:
+        TrialFailedError: The command does not get as far as a few steps.
+    """
+    runner.end_s = time.monotonic() + definition.budget_s
+    with runner.start_default() as trial:
+        assert runner.introduction is not None
+        plan = make_plan(definition, runner.introduction, trial.facts)
+        limits = Limits(
+            step_s=None,
+            first_step_deadline_s=runner.patience_s,
+            end_s=time.monotonic(),
+        )
+        outcome = run_through(trial, definition, limits=limits, keeper=QuietKeeper(0.0))
+        plan = with_fitting_axes(plan, definition, outcome.samples)
+    return plan, estimate(
+        definition,
+        plan,
+        outcome.measurement,
+        start_up_s=outcome.start_up_s,
+        forks=runner.mode is StartMode.FORK,
+    )
+
+
+def estimate(
+    definition: StudyDefinition,
+    plan: Plan,
+    baseline: Measurement,
+    *,
+    start_up_s: float,
+    forks: bool,
+) -> Estimate:
+    """Roughly how long a run takes.
+
+    Steps of other batch sizes are taken to cost as much per sample as the baseline's.
+
+    Args:
+        definition: What is asked for.
+        plan: What is searched.
+        baseline: The baseline's figures.
+        start_up_s: What a fresh process takes to its first batch.
+        forks: Whether trials are forked.
+    """
+    sample_s = 1.0 / baseline.samples_per_s
+
+    def trial_s(config: ThroughputConfig, num_blocks: int) -> float:
+        step_s = config.batch_size * sample_s
+        start_s = 0.2 if forks else start_up_s
+        return start_s + settling_s(step_s) + num_blocks * max(definition.block_s, step_s)
+
+    run_s = (
+        start_up_s
+        + settling_s(baseline.seconds_per_step)
+        + max(definition.confirm_s, baseline.seconds_per_optimizer_step)
+    )
+    adaptive = definition.sampler is SamplerName.AUTO
+    num_candidates = 1 if adaptive else definition.num_candidates
+    rounds_s = run_s * definition.confirm_rounds * (1 + num_candidates)
+    configs = plan.configurations
+    if adaptive:
+        low_s, high_s = (
+            min(number, len(configs)) * sum(trial_s(c, blocks) for c in configs) / len(configs)
+            for number, blocks in (
+                (_FEWEST_TRIALS, _BLOCKS_AT_FIRST),
+                (_MOST_TRIALS, _BLOCKS_WHERE_ALIKE),
+            )
+        )
+        high_s += (MOST_ROUNDS - 1) * rounds_s + definition.explanation_s
+    else:
+        low_s = sum(trial_s(config, 1) for config in configs if not config.num_workers)
+        high_s = sum(trial_s(config, definition.max_blocks) for config in configs)
+    return Estimate(
+        low_s=min(definition.budget_s, run_s + rounds_s + low_s),
+        high_s=min(definition.budget_s, run_s + rounds_s + high_s),
+    )

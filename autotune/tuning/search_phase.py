@@ -1,0 +1,230 @@
+"""The adaptive search on a study: with what was measured before, and beyond the first space."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import time
+from collections.abc import Set
+
+from autotune.analysis.result import RunnerUp
+from autotune.analysis.short_trials import recall
+from autotune.config import ThroughputConfig
+from autotune.intervals import Ratio
+from autotune.measurement import Measurement
+from autotune.optimizer.adaptive import (
+    HORIZON_S,
+    MOST_CHECKS,
+    AdaptiveOptimizer,
+    Standing,
+    candidates,
+    measured_gains,
+)
+from autotune.study.records import Phase, TrialRecord
+from autotune.study.store import trusted
+from autotune.system.machine import this_machine
+from autotune.system.memory import memory_left_bytes
+from autotune.tuning.confirmation import confirmation_s
+from autotune.tuning.executor import Executor
+from autotune.tuning.live import LiveBench
+from autotune.tuning.plan import Plan, widen
+from autotune.tuning.progress import Progress
+from autotune.tuning.search_loop import check_best, search
+
+# Training goes on for at least so many optimizer steps.
+_HORIZON_STEPS = 1000
+# Of the memory that is left, what a configuration beyond the first space may take.
+_MEMORY_SHARE = 0.5
+_NUM_RUNNERS_UP = 3
+# The baseline and one beside it.
+_FEWEST = 2
+# For a candidate that was never measured there must be time for so many rounds.
+_ROUNDS_OF_UNMEASURED = 2
+# Progress takes a moment to reckon, and is shown this often at most.
+_SHOWN_EVERY_S = 5.0
+
+
+class SearchPhase:
+    """Searches a plan adaptively, and says how sure that leaves it.
+
+    What an earlier study of the same loop found is where it starts from, and no more.
+
+    Args:
+        executor: Runs the trials; what its study holds is taken into account.
+        baseline: The baseline's trial.
+    """
+
+    def __init__(self, executor: Executor, baseline: TrialRecord) -> None:
+        self._executor = executor
+        self._baseline = baseline
+        self._bench = LiveBench(executor)
+        self._earlier = executor.store.records_of_similar()
+        self._shown_at_s = -math.inf
+
+    def run(self, plan: Plan) -> tuple[Plan, bool]:
+        """Measure where that is expected to gain the most; widen axes at whose end the best lies.
+
+        Gives the plan, and whether nothing was left that is worth its time.
+        """
+        executor = self._executor
+        definition = executor.definition
+        if self._earlier:
+            executor.observer.note("an earlier study of this command serves as a first guess")
+        reserved_s = confirmation_s(definition, self._baseline, num_candidates=1)
+        reserved_s += definition.explanation_s
+        while True:
+            optimizer = self._prepare(plan, plan.baseline)
+            left = definition.max_trials
+            if left is not None:
+                left -= self._bench.num_trials
+            complete = search(
+                optimizer,
+                self._bench,
+                self._bench.now_s + executor.left_s - reserved_s,
+                max_trials=left,
+                after_each=functools.partial(self._show, plan, optimizer),
+            )
+            if not complete and optimizer.num_tried < _FEWEST and left != 0:
+                # Without a single candidate there would be nothing to confirm, whatever is kept
+                # for that.
+                end_s = self._bench.now_s + executor.left_s
+                complete = search(optimizer, self._bench, end_s, max_trials=1)
+            standings = optimizer.standings()
+            best = standings[0].config
+            rates = {found.config: found.units_per_s for found in standings}
+            wider = widen(plan, definition, best, rates, executor.rules_out)
+            if wider is None or not complete or not self._has_memory_for_more(best):
+                self._check_best(optimizer)
+                return plan, complete
+            added = [
+                f"{name} {values[-1]}"
+                for name, values in wider.space.axes.items()
+                if values != plan.space.axes[name]
+            ]
+            executor.observer.note(
+                f"the best so far, {best.summary}, lies at the end of an axis: "
+                f"{', '.join(added)} is tried, too"
+            )
+            plan = wider
+
+    def _check_best(self, optimizer: AdaptiveOptimizer) -> None:
+        """Where the time is up, see whether the best is what it is expected to be.
+
+        A short run of what never ran costs far less than the rounds that would show it.
+        """
+        executor = self._executor
+        definition = executor.definition
+        round_s = confirmation_s(definition, self._baseline, num_candidates=1)
+        round_s /= definition.confirm_rounds
+        for _ in range(MOST_CHECKS):
+            is_over = definition.max_trials is not None and (
+                self._bench.num_trials >= definition.max_trials
+            )
+            end_s = self._bench.now_s + executor.left_s - round_s
+            if is_over or not check_best(optimizer, self._bench, end_s):
+                return
+
+    def candidates(
+        self, plan: Plan, excluded: Set[ThroughputConfig]
+    ) -> tuple[ThroughputConfig, ...]:
+        """The configuration beside those excluded that is to be confirmed, if there is one.
+
+        What was measured as a gain comes first, however much is expected of others. Without that
+        it is the best, be it one that was never measured if there is time for a round of the
+        confirmation, and for another one with one that was, should the first fail.
+        """
+        standings = self._prepare(plan, plan.baseline).standings()
+        definition = self._executor.definition
+        rounds_s = confirmation_s(definition, self._baseline, num_candidates=1)
+        num_rounds = definition.confirm_rounds * self._executor.left_s / rounds_s
+        return candidates(standings, excluded, measured_only=num_rounds < _ROUNDS_OF_UNMEASURED)
+
+    def measured_gain(
+        self, plan: Plan, excluded: Set[ThroughputConfig]
+    ) -> tuple[ThroughputConfig, ...]:
+        """The best configuration beside those excluded that was measured as a gain, if any was."""
+        standings = self._prepare(plan, plan.baseline).standings()
+        return candidates(measured_gains(standings), excluded)
+
+    def rank(self, plan: Plan, chosen: ThroughputConfig) -> tuple[float, tuple[RunnerUp, ...]]:
+        """How probably a configuration is within 2 % of the fastest; and the next best ones."""
+        standings = self._prepare(plan, chosen).standings()
+        [probability] = [found.probability for found in standings if found.config == chosen]
+        told_already = (chosen, plan.baseline)
+        others = [s for s in standings if s.config not in told_already and s.was_measured]
+        others.sort(key=lambda found: -found.log_ratio)
+        return probability, tuple(map(_runner_up, others[:_NUM_RUNNERS_UP]))
+
+    def _prepare(self, plan: Plan, first: ThroughputConfig) -> AdaptiveOptimizer:
+        """The optimizer, told all that was measured so far; ratios are to `first`."""
+        measurement = self._baseline.measurement
+        assert measurement is not None
+        make = functools.partial(
+            AdaptiveOptimizer,
+            (plan.baseline, *plan.configurations),
+            first,
+            usable_cores=this_machine().usable_cores,
+            block_s=self._executor.definition.block_s,
+            horizon_s=self._horizon_s(measurement),
+            starts_at_once=self._executor.starts_at_once,
+            rules_out=self._executor.rules_out,
+            seed=self._executor.definition.seed,
+        )
+        prior = None
+        if self._earlier:
+            before = make()
+            # What is wrong with forked trials of this study is wrong with those of the other.
+            before.learn(recall(trusted(self._earlier, self._executor.store.facts)))
+            prior = before.posterior()
+        optimizer = make(prior=prior)
+        optimizer.learn(recall(self._executor.store.trusted_records()))
+        return optimizer
+
+    def _horizon_s(self, baseline: Measurement) -> float:
+        """How long training will go on, as far as that is known."""
+        length = self._executor.definition.training
+        if length is not None:
+            config = self._baseline.config
+            num_samples = length.num_samples(config, baseline.steps_per_epoch)
+            if num_samples is not None:
+                return num_samples / baseline.samples_per_s
+        return max(HORIZON_S, _HORIZON_STEPS * baseline.seconds_per_optimizer_step)
+
+    def _has_memory_for_more(self, config: ThroughputConfig) -> bool:
+        """Whether twice of what a configuration took of the machine's memory would fit.
+
+        Of a GPU's is known what it takes: see `memory_forecast`.
+        """
+        held = [
+            record.measurement.peak_memory_bytes + record.measurement.shared_memory_bytes
+            for record in self._executor.store.records()
+            if record.config == config and record.measurement is not None
+        ]
+        return 2 * max(held, default=0) <= _MEMORY_SHARE * memory_left_bytes()
+
+    def _show(self, plan: Plan, optimizer: AdaptiveOptimizer) -> None:
+        if time.monotonic() < self._shown_at_s + _SHOWN_EVERY_S:
+            return
+        best, *_ = optimizer.standings()
+        self._executor.observer.update(
+            Progress(
+                num_configurations=len(plan.configurations),
+                num_measured=optimizer.num_tried,
+                num_pruned=0,
+                baseline=best.units_per_s / math.exp(best.log_ratio),
+                best=best.units_per_s,
+                best_error=None,
+                best_config=best.config,
+                probability=best.probability,
+                left_s=max(0.0, self._executor.left_s),
+                phase=Phase.SEARCH,
+                unit=self._baseline.unit or "samples",
+            )
+        )
+        self._shown_at_s = time.monotonic()
+
+
+def _runner_up(standing: Standing) -> RunnerUp:
+    ratio = Ratio.of_log(standing.log_ratio, standing.log_ratio_sd)
+    return RunnerUp(config=standing.config, **dataclasses.asdict(ratio))
