@@ -18,8 +18,6 @@ from autotune.best_config import read_best_config
 
 from ..commands import begin_run, trials
 
-pytestmark = pytest.mark.alone
-
 LIBRARY = r"""
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -80,6 +78,7 @@ def clocks(tmp_path, monkeypatch):
     return move
 
 
+@pytest.mark.alone
 def test_blocks_in_which_the_machine_slept_are_measured_again(study, clocks):
     run = begin_run(study(axes=AXES, block_s=0.2, max_blocks=3, sampler="auto"), 1)
     # It sleeps for an hour again and again, and both clocks know of it.

@@ -15,14 +15,13 @@ from autotune.system.machine import affinity
 from ..commands import autotune_run, begin_run, count_trials, trials
 from ..conftest import processes_of, stop, wait_until
 
-pytestmark = pytest.mark.alone
-
 LONG = {
     "axes": {"batch_size": [1, 2, 4, 5, 6, 8], "num_workers": [0]},
     "block_s": 0.15,
 }
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("number", "sampler"),
     [(signal.SIGINT, "auto"), (signal.SIGTERM, "grid"), (signal.SIGHUP, "grid")],
@@ -56,6 +55,7 @@ def test_what_an_interrupted_run_measured_is_kept_by_the_next(study):
     assert read_best_config(Path("best_config.yaml")).config.batch_size == 8
 
 
+@pytest.mark.alone
 def test_a_killed_run_leaves_nothing_running_and_goes_on_later(study):
     options = study(**LONG)
     run = begin_run(options, 4)
@@ -94,6 +94,7 @@ def test_two_runs_on_one_storage_do_not_mix(study):
     run.communicate(timeout=10)
 
 
+@pytest.mark.alone
 def test_beside_a_hog_that_stays_there_is_no_answer_unless_it_is_asked_for(study, hogs):
     # Waiting takes a third of the budget.
     options = study(allow_busy=False, budget="8s", block_s=0.1)
@@ -115,6 +116,7 @@ def test_beside_a_hog_that_stays_there_is_no_answer_unless_it_is_asked_for(study
     assert (trials()["num_disturbed"] > 0).all()
 
 
+@pytest.mark.alone
 def test_a_hog_that_leaves_is_waited_for(study, hogs):
     options = study(allow_busy=False)
     processes = hogs(len(affinity()))
