@@ -272,7 +272,12 @@ def summarise(
     if steps_per_epoch and epoch_end_s is not None:
         # As many ends as belong to so many steps, rather than those that happened to be seen.
         num_seen = sum(block.num_epoch_ends for block in blocks)
-        duration_s += (num_steps / steps_per_epoch - num_seen) * epoch_end_s
+        num_missing = num_steps / steps_per_epoch - num_seen
+        if config.num_workers:
+            # All workers begin an epoch at once: who waits for its first batch has the others for
+            # nothing, so that without the wait these could not be counted, either.
+            num_missing = max(0.0, num_missing)
+        duration_s += num_missing * epoch_end_s
     balance = sustained_share(blocks)
     seconds_per_step = duration_s / (num_steps * balance)
     num_updates = sum(block.num_updates for block in blocks)

@@ -39,6 +39,9 @@ _REST_S = 2.0
 # in so many is warm-up.
 _MOST_FORKED, _MOST_FRESH = 40, 1
 _SHORTEST_LIFE, _SETTLED_PART = 8, 4
+# With workers, blocks of a short trial are whole epochs where these take no longer than so many
+# ordinary blocks.
+_EPOCH_BLOCKS = 4
 # Looking at all parameters takes about so long at most.
 _CHECK_S = 1.0
 
@@ -98,6 +101,7 @@ class Run:
         self.probes: Probes | None = None
         self._definition = definition
         self._limits = limits
+        self._whole = whole
         # Batches arrive in patterns as long as there are workers, since they arrive in order.
         self._period = 1 if whole else max(1, trial.config.num_workers)
         self._steps_per_update = (
@@ -308,20 +312,29 @@ class Run:
         if settling is not None:
             self._step_s = max(settling.step_s, 1e-6)
             steps_per_update = settling.steps_per_update or self._steps_per_update
-            self._request = dataclasses.replace(
-                self._request, multiple_of=self._whole_steps(steps_per_update)
-            )
+            self._request = self._in_whole_steps(steps_per_update)
         return sample
 
-    def _whole_steps(self, steps_per_update: int) -> int:
-        """The number of steps that a block is to be a multiple of.
+    def _in_whole_steps(self, steps_per_update: int) -> BlockRequest:
+        """The request for blocks of whole optimizer steps, or whole epochs where these are short.
 
-        Whole optimizer steps; and whole epochs where these are short, so that each block has as
-        many of their partial last batches, and of their ends, as belong to it.
+        Then each block has as many of their partial last batches, and of their ends, as belong to
+        it. With workers this matters for longer epochs, too: at an epoch's begin all workers start
+        at once, so that the loop waits for a batch and gets several, and blocks that are always
+        taken from the same part of an epoch would see only the one or the other.
         """
+        definition = self._definition
+        longest_s = definition.block_s
+        if self.trial.config.num_workers:
+            longer_s = definition.confirm_s if self._whole else _EPOCH_BLOCKS * longest_s
+            longest_s = max(longest_s, longer_s)
+        steps_per_epoch = self.trial.facts.steps_per_epoch
+        if steps_per_epoch is not None:
+            epochs = math.lcm(steps_per_update, steps_per_epoch)
+            if epochs * self._step_s <= longest_s:
+                return dataclasses.replace(self._request, multiple_of=epochs, cut_s=None)
         steps = math.lcm(steps_per_update, self._period)
-        epochs = math.lcm(steps, self.trial.facts.steps_per_epoch or 1)
-        return epochs if epochs * self._step_s <= self._definition.block_s else steps
+        return dataclasses.replace(self._request, multiple_of=steps)
 
     def _begin_again(self) -> None:
         """Have the loop run once more from its start, in another process.

@@ -83,6 +83,14 @@ def test_as_many_epoch_ends_are_charged_as_belong_to_the_steps():
     assert summarise([sample(*blocks)], PLAIN).samples_per_s == pytest.approx(40)
 
 
+def test_with_workers_an_epoch_end_that_was_seen_is_not_taken_off():
+    """What follows it was loaded meanwhile: three steps of which the first waits for all."""
+    ends = block(num_steps=3, num_epoch_ends=1, epoch_end_s=0.6, wait_s=0.6, duration_s=0.65)
+    config = dataclasses.replace(PLAIN, num_workers=4, prefetch_factor=2)
+    found = summarise([sample(ends, ends)], config, steps_per_epoch=7)
+    assert found.seconds_per_step == pytest.approx(0.65 / 3)
+
+
 def test_an_epoch_end_that_was_not_seen_is_charged_as_probed():
     # An ordinary step waits 25 ms.
     found = summarise([sample(block())], PLAIN, steps_per_epoch=5, probes=PROBES)

@@ -265,6 +265,7 @@ def test_a_second_process_of_the_script_is_turned_away(study):
     assert wait_until(lambda: not processes_of(Path.cwd() / "train it.py"), 2.0)
 
 
+@pytest.mark.alone
 def test_a_hanging_configuration_costs_no_more_than_the_budget_allows(study):
     script = {"step": "time.sleep(60 if config.batch_size == 2 else 0.01)"}
     start_s = time.monotonic()
