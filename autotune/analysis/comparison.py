@@ -9,13 +9,16 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 from scipy.special import stdtrit
 
+from autotune.analysis.noise import BlockSpread
 from autotune.config import ThroughputConfig
 from autotune.intervals import INDIFFERENCE, Interval, Ratio
 from autotune.space import preference
+from autotune.study.records import TrialRecord
 
 _CONFIDENCE = 0.95
 # Priors on the spread of runs, on the log scale: standard deviation, and the runs that it is worth.
@@ -43,8 +46,31 @@ class Choice:
     rates: Mapping[ThroughputConfig, Interval]
 
 
+def choose_by_runs(
+    runs: Mapping[ThroughputConfig, Sequence[TrialRecord]], baseline: ThroughputConfig
+) -> Choice:
+    """Choose among configurations by their confirming runs.
+
+    However alike a few rounds are, they tell no more than the blocks that they come from: the
+    interval of the speed-up is no narrower than these allow.
+
+    Args:
+        runs: For the baseline and the candidates, the runs of the same rounds.
+        baseline: Which of them is the baseline.
+    """
+    spread = BlockSpread.of(run for found in runs.values() for run in found)
+    half_widths = {
+        config: math.hypot(*(spread.relative_error(run) or 0.0 for run in found)) / len(found)
+        for config, found in runs.items()
+    }
+    rates = {config: [run.units_per_s for run in found] for config, found in runs.items()}
+    return choose(rates, baseline, half_widths)
+
+
 def choose(
-    rates_per_s: Mapping[ThroughputConfig, Sequence[float]], baseline: ThroughputConfig
+    rates_per_s: Mapping[ThroughputConfig, Sequence[float]],
+    baseline: ThroughputConfig,
+    half_widths: Mapping[ThroughputConfig, float] = MappingProxyType({}),
 ) -> Choice:
     """Choose among the confirmed configurations.
 
@@ -52,6 +78,8 @@ def choose(
         rates_per_s: For the baseline and the candidates, if there are any, the throughput in each
             round; the same rounds, in the same order, for all.
         baseline: Which of them is the baseline.
+        half_widths: For each, half of the 95 % interval of the logarithm of its mean throughput, as
+            its blocks tell; 0 where they tell nothing.
     """
     logs = {config: [math.log(rate) for rate in rates] for config, rates in rates_per_s.items()}
     means = {config: sum(values) / len(values) for config, values in logs.items()}
@@ -64,7 +92,13 @@ def choose(
     best = min(equals, key=lambda config: preference(config, baseline))
     return Choice(
         best=best,
-        speedup=_compare(logs, means, best, baseline),
+        speedup=_compare(
+            logs,
+            means,
+            best,
+            baseline,
+            least=math.hypot(*(half_widths.get(config, 0.0) for config in (best, baseline))),
+        ),
         rates=_predict(logs, means),
     )
 
@@ -128,8 +162,13 @@ def _compare(
     means: Mapping[ThroughputConfig, float],
     best: ThroughputConfig,
     baseline: ThroughputConfig,
+    *,
+    least: float,
 ) -> Ratio:
-    """Interval of a ratio; Bonferroni over the candidates, since the best was picked from them."""
+    """Interval of a ratio; Bonferroni over the candidates, since the best was picked from them.
+
+    Half of it is no narrower than `least`, on the scale of logarithms.
+    """
     squares = _MeanSquares.of(logs)
     variance, freedom = _moderate(
         squares.of_rest,
@@ -140,6 +179,7 @@ def _compare(
     half_width = _half_width(
         variance * 2 / squares.num_rounds, freedom, num_comparisons=squares.num_configs - 1
     )
+    half_width = max(half_width, least)
     difference = means[best] - means[baseline]
     return Ratio(
         ratio=math.exp(difference),

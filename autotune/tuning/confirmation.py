@@ -6,7 +6,7 @@ import itertools
 import random
 from collections.abc import Callable, Sequence, Set
 
-from autotune.analysis.comparison import choose
+from autotune.analysis.comparison import choose_by_runs
 from autotune.analysis.knowledge import Knowledge
 from autotune.config import ThroughputConfig
 from autotune.intervals import INDIFFERENCE
@@ -202,17 +202,15 @@ def _has_candidate(confirmed: Sequence[TrialRecord], baseline: ThroughputConfig)
 def _has_gain(confirmed: Sequence[TrialRecord], baseline: ThroughputConfig) -> bool:
     """Whether a candidate is surely faster."""
     runs = complete_rounds(confirmed, baseline)
-    rates = {config: [record.units_per_s for record in found] for config, found in runs.items()}
-    return len(rates) > 1 and choose(rates, baseline).speedup.significant
+    return len(runs) > 1 and choose_by_runs(runs, baseline).speedup.significant
 
 
 def _is_undecided(confirmed: Sequence[TrialRecord], baseline: ThroughputConfig) -> bool:
     """Whether there seems to be a gain worth having, and may be none."""
     runs = complete_rounds(confirmed, baseline)
-    rates = {config: [record.units_per_s for record in found] for config, found in runs.items()}
-    if len(rates) < 2:
+    if len(runs) < 2:
         return False
-    speedup = choose(rates, baseline).speedup
+    speedup = choose_by_runs(runs, baseline).speedup
     return speedup.ratio > 1.0 + INDIFFERENCE and not speedup.significant
 
 

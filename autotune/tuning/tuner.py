@@ -10,7 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from autotune.analysis.bottleneck import diagnose
-from autotune.analysis.comparison import choose
+from autotune.analysis.comparison import choose_by_runs
 from autotune.analysis.interference import (
     check_before_start,
     check_confirmed,
@@ -356,8 +356,7 @@ class Tuner:
     def _answer(self, confirmed: _Confirmed, search: SearchPhase) -> Result:
         """Choose by the confirming runs, and gather what is to be told."""
         plan, runs, complete = confirmed.plan, confirmed.runs, confirmed.complete
-        rates = {config: [record.units_per_s for record in found] for config, found in runs.items()}
-        choice = choose(rates, plan.baseline)
+        choice = choose_by_runs(runs, plan.baseline)
         best = make_best_config(
             choice,
             runs,

@@ -4,9 +4,11 @@ import random
 
 import pytest
 
-from autotune.analysis.comparison import choose
+from autotune.analysis.comparison import choose, choose_by_runs
 from autotune.config import ThroughputConfig
 from autotune.space import preference
+
+from ..made_up import block_at, record
 
 BASELINE = ThroughputConfig(batch_size=2, num_threads=2)
 CHEAP = ThroughputConfig(batch_size=8, num_threads=1)
@@ -125,3 +127,20 @@ def test_one_more_run_falls_into_its_interval_where_rounds_share_their_drift(dri
         again = 10 * math.exp(random_.gauss(0, drift) + random_.gauss(0, 0.01))
         contained += choice.rates[BASELINE].low <= again <= choice.rates[BASELINE].high
     assert contained >= 0.93 * num_studies
+
+
+def test_rounds_that_happen_to_agree_are_no_surer_than_their_blocks():
+    quiet = {
+        config: [record(*(block_at(rate) for _ in range(8)), config=config) for _ in range(2)]
+        for config, rate in ((BASELINE, 100.0), (CHEAP, 150.0))
+    }
+    noisy = quiet | {
+        CHEAP: [
+            record(*(block_at(150.0 * f) for f in (0.5, 2.0, 0.4, 2.5) * 2), config=CHEAP)
+            for _ in range(2)
+        ]
+    }
+    sure, unsure = (choose_by_runs(runs, BASELINE).speedup for runs in (quiet, noisy))
+    assert sure.significant
+    assert sure.high / sure.low < 1.3
+    assert unsure.high / unsure.low > 2
