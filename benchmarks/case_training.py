@@ -26,6 +26,7 @@ from typing import Any
 import psutil
 
 OBSERVER = Path(__file__).with_name("case_observer")
+SHARED_MEMORY = Path("/dev/shm")
 MARK = "AUTOTUNE_CASE"
 # Far more than is trained: what ends a training is its time.
 _LONG = {"EPOCHS": 400, "MAX_STEPS": 400_000}
@@ -192,6 +193,7 @@ def _run(
 ) -> int | None:
     """Its exit status; None where it was ended because it had trained for long enough."""
     begin_s = time.monotonic()
+    shared_before = shared_memory()
     with (directory / "output").open("w") as output:
         process = subprocess.Popen(
             command,
@@ -213,6 +215,14 @@ def _run(
         finally:
             end_marked(environment[MARK])
             process.wait()
+            # What is killed unlinks nothing.
+            for path in shared_memory() - shared_before:
+                path.unlink(missing_ok=True)
+
+
+def shared_memory() -> set[Path]:
+    """Named semaphores and segments of multiprocessing and torch that are there."""
+    return {path for pattern in ("sem.mp-*", "torch_*") for path in SHARED_MEMORY.glob(pattern)}
 
 
 def trained_for(passes: Sequence[LoaderPass], first_epochs: int) -> float:
