@@ -27,6 +27,7 @@ import psutil
 
 OBSERVER = Path(__file__).with_name("case_observer")
 SHARED_MEMORY = Path("/dev/shm")
+_MAPPED = re.compile(r"/dev/shm/\S+")
 MARK = "AUTOTUNE_CASE"
 # Far more than is trained: what ends a training is its time.
 _LONG = {"EPOCHS": 400, "MAX_STEPS": 400_000}
@@ -215,14 +216,23 @@ def _run(
         finally:
             end_marked(environment[MARK])
             process.wait()
-            # What is killed unlinks nothing.
-            for path in shared_memory() - shared_before:
+            # What is killed unlinks nothing. Others may run beside it.
+            for path in shared_memory() - shared_before - mapped_files():
                 path.unlink(missing_ok=True)
 
 
 def shared_memory() -> set[Path]:
     """Named semaphores and segments of multiprocessing and torch that are there."""
     return {path for pattern in ("sem.mp-*", "torch_*") for path in SHARED_MEMORY.glob(pattern)}
+
+
+def mapped_files() -> set[Path]:
+    """Files in `/dev/shm` that a live process has mapped."""
+    found = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):
+            found |= {Path(name) for name in _MAPPED.findall(maps.read_text(errors="replace"))}
+    return found
 
 
 def trained_for(passes: Sequence[LoaderPass], first_epochs: int) -> float:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import mmap
 import os
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -27,7 +29,9 @@ from benchmarks.case_training import (
     OBSERVER,
     Training,
     lengthen,
+    mapped_files,
     read_passes,
+    shared_memory,
     summarise,
     train,
     training_passes,
@@ -534,3 +538,15 @@ def test_a_whole_case_is_right(name, tmp_path):
         speed=False,
     )
     assert found.wrong == (), found.output
+
+
+def test_what_another_process_shares_is_not_taken_for_a_leftover():
+    """Semaphores of others that appear meanwhile are theirs."""
+    with tempfile.NamedTemporaryFile(dir="/dev/shm", prefix="sem.mp-") as shared:
+        shared.write(b"x" * 32)
+        shared.flush()
+        path = Path(shared.name)
+        assert path in shared_memory()
+        assert path not in mapped_files()
+        with mmap.mmap(shared.fileno(), 32):
+            assert path in mapped_files()
