@@ -27,7 +27,8 @@ import psutil
 
 OBSERVER = Path(__file__).with_name("case_observer")
 SHARED_MEMORY = Path("/dev/shm")
-_MAPPED = re.compile(r"/dev/shm/\S+")
+# A line of /proc/PID/maps: range, permissions, offset, device, inode, path.
+_MAPPED = re.compile(r"^\S+ \S+ \S+ \S+ (\d+) +/dev/shm/", re.MULTILINE)
 MARK = "AUTOTUNE_CASE"
 # Far more than is trained: what ends a training is its time.
 _LONG = {"EPOCHS": 400, "MAX_STEPS": 400_000}
@@ -217,8 +218,9 @@ def _run(
             end_marked(environment[MARK])
             process.wait()
             # What is killed unlinks nothing. Others may run beside it.
-            for path in shared_memory() - shared_before - mapped_files():
-                path.unlink(missing_ok=True)
+            for path in shared_memory() - shared_before:
+                if not is_mapped(path):
+                    path.unlink(missing_ok=True)
 
 
 def shared_memory() -> set[Path]:
@@ -226,13 +228,20 @@ def shared_memory() -> set[Path]:
     return {path for pattern in ("sem.mp-*", "torch_*") for path in SHARED_MEMORY.glob(pattern)}
 
 
-def mapped_files() -> set[Path]:
-    """Files in `/dev/shm` that a live process has mapped."""
-    found = set()
+def is_mapped(path: Path) -> bool:
+    """Whether a live process has a file in `/dev/shm` mapped, under whatever name it was opened.
+
+    Semaphores are mapped under a temporary name by who makes them: the inode tells.
+    """
+    try:
+        inode = str(path.stat().st_ino)
+    except OSError:
+        return False
     for maps in Path("/proc").glob("[0-9]*/maps"):
         with contextlib.suppress(OSError):
-            found |= {Path(name) for name in _MAPPED.findall(maps.read_text(errors="replace"))}
-    return found
+            if inode in _MAPPED.findall(maps.read_text(errors="replace")):
+                return True
+    return False
 
 
 def trained_for(passes: Sequence[LoaderPass], first_epochs: int) -> float:
