@@ -15,6 +15,8 @@ _WORD = struct.Struct("N")
 _STACK_BYTES = 8192
 # Code that waits on behalf of others.
 _WAITS_FOR_OTHERS = ("libc.", "libc-", "libpthread", "libstdc++", "ld-linux", "ld-musl", "[vdso]")
+# Modules of Python's own library start no native threads: a word that points there does by chance.
+_STANDARD_LIBRARY = "/lib-dynload/"
 # A pool's threads run for a while before they sleep, and then it can be told whose they are.
 _NUM_LOOKS, _LOOK_S = 3, 0.01
 
@@ -77,6 +79,8 @@ def _first_caller(stack_pointer: int) -> str | None:
     for (address,) in _WORD.iter_unpack(content[: len(content) // _WORD.size * _WORD.size]):
         found = find(address)
         path = found.path if found is not None and found.is_code else ""
+        if _STANDARD_LIBRARY in path:
+            continue
         if path and not Path(path).name.startswith(_WAITS_FOR_OTHERS):
             return path
     return None
