@@ -14,13 +14,15 @@ from types import MappingProxyType
 import numpy as np
 from scipy.special import stdtrit
 
-from autotune.analysis.noise import BlockSpread
 from autotune.config import ThroughputConfig
 from autotune.intervals import INDIFFERENCE, Interval, Ratio
+from autotune.measurement import counted_blocks
 from autotune.space import preference
 from autotune.study.records import TrialRecord
 
 _CONFIDENCE = 0.95
+# Of pairs of blocks in a round, fewer tell nothing of their spread.
+_FEWEST_PAIRS = 3
 # Priors on the spread of runs, on the log scale: standard deviation, and the runs that it is worth.
 # They keep two lucky repeats from claiming certainty. Measured in turn, in one round: 10 pairs of
 # equal forked trials on a 2-core virtual machine, 3 s each in blocks of 0.25 s, differed by 3 %
@@ -52,19 +54,41 @@ def choose_by_runs(
     """Choose among configurations by their confirming runs.
 
     However alike a few rounds are, they tell no more than the blocks that they come from: the
-    interval of the speed-up is no narrower than these allow.
+    interval of the speed-up is no narrower than the pairs of blocks allow that were measured in
+    the same turn. What the machine did at the time cancels in these, too.
 
     Args:
         runs: For the baseline and the candidates, the runs of the same rounds.
         baseline: Which of them is the baseline.
     """
-    spread = BlockSpread.of(run for found in runs.values() for run in found)
-    half_widths = {
-        config: math.hypot(*(spread.relative_error(run) or 0.0 for run in found)) / len(found)
-        for config, found in runs.items()
-    }
     rates = {config: [run.units_per_s for run in found] for config, found in runs.items()}
+    half_widths = {
+        config: _paired_half_width(found, runs[baseline])
+        for config, found in runs.items()
+        if config != baseline
+    }
     return choose(rates, baseline, half_widths)
+
+
+def _paired_half_width(found: Sequence[TrialRecord], others: Sequence[TrialRecord]) -> float:
+    """Half of the 95 % interval of the mean logarithm of a ratio, by pairs of blocks.
+
+    0 where no round has two pairs, as where one configuration was measured after the other.
+    """
+    squares, num_pairs, freedom = 0.0, 0, 0
+    for run, other in zip(found, others, strict=True):
+        blocks, partners = counted_blocks(run.samples), counted_blocks(other.samples)
+        if len(blocks) != len(partners) or len(blocks) < _FEWEST_PAIRS:
+            continue
+        logs = [
+            math.log(block.units_per_s / partner.units_per_s)
+            for block, partner in zip(blocks, partners, strict=True)
+        ]
+        mean = sum(logs) / len(logs)
+        squares += sum((value - mean) ** 2 for value in logs)
+        num_pairs += len(logs)
+        freedom += len(logs) - 1
+    return _half_width(squares / freedom / num_pairs, freedom) if freedom else 0.0
 
 
 def choose(
@@ -78,8 +102,8 @@ def choose(
         rates_per_s: For the baseline and the candidates, if there are any, the throughput in each
             round; the same rounds, in the same order, for all.
         baseline: Which of them is the baseline.
-        half_widths: For each, half of the 95 % interval of the logarithm of its mean throughput, as
-            its blocks tell; 0 where they tell nothing.
+        half_widths: For candidates, what half of the 95 % interval of the logarithm of their
+            speed-up is at least.
     """
     logs = {config: [math.log(rate) for rate in rates] for config, rates in rates_per_s.items()}
     means = {config: sum(values) / len(values) for config, values in logs.items()}
@@ -97,7 +121,7 @@ def choose(
             means,
             best,
             baseline,
-            least=math.hypot(*(half_widths.get(config, 0.0) for config in (best, baseline))),
+            least=half_widths.get(best, 0.0),
         ),
         rates=_predict(logs, means),
     )

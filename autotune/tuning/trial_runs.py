@@ -39,9 +39,8 @@ _REST_S = 2.0
 # in so many is warm-up.
 _MOST_FORKED, _MOST_FRESH = 40, 1
 _SHORTEST_LIFE, _SETTLED_PART = 8, 4
-# With workers, blocks of a short trial are whole epochs where these take no longer than so many
-# ordinary blocks.
-_EPOCH_BLOCKS = 4
+# With workers, blocks are whole epochs where these take no longer than so many ordinary blocks.
+_EPOCH_BLOCKS = 6
 # Looking at all parameters takes about so long at most.
 _CHECK_S = 1.0
 
@@ -101,7 +100,6 @@ class Run:
         self.probes: Probes | None = None
         self._definition = definition
         self._limits = limits
-        self._whole = whole
         # Batches arrive in patterns as long as there are workers, since they arrive in order.
         self._period = 1 if whole else max(1, trial.config.num_workers)
         self._steps_per_update = (
@@ -326,8 +324,7 @@ class Run:
         definition = self._definition
         longest_s = definition.block_s
         if self.trial.config.num_workers:
-            longer_s = definition.confirm_s if self._whole else _EPOCH_BLOCKS * longest_s
-            longest_s = max(longest_s, longer_s)
+            longest_s *= _EPOCH_BLOCKS
         steps_per_epoch = self.trial.facts.steps_per_epoch
         if steps_per_epoch is not None:
             epochs = math.lcm(steps_per_update, steps_per_epoch)
