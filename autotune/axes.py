@@ -35,7 +35,7 @@ class Axis:
         length: How far apart values may be and still be alike to the optimizer: doublings of a
             count; for a word, the distance of any two, in units of which 1 is far.
             Source: chosen on the truth tables rows and decoded (benchmarks/search.py).
-        label: What people call it.
+        label: What people call it, where its name does not say it.
         words: Its values where these are words, in the order in which they are listed.
         minimum: Of a count.
         is_optional: Whether a configuration may leave it out (None).
@@ -52,7 +52,7 @@ class Axis:
     name: str
     kind: Kind
     length: float
-    label: str
+    label: str = ""
     words: tuple[str, ...] = ()
     minimum: int = 1
     is_optional: bool = False
@@ -75,7 +75,6 @@ _TABLE = (
         name="batch_size",
         kind=Kind.COUNT,
         length=3.0,
-        label="batch_size",
         is_widened=True,
         cost_rank=4,
         largest=2**24,
@@ -84,7 +83,6 @@ _TABLE = (
         name="num_workers",
         kind=Kind.COUNT,
         length=1.0,
-        label="num_workers",
         minimum=0,
         needs_workers=True,
         is_widened=True,
@@ -95,7 +93,6 @@ _TABLE = (
         name="prefetch_factor",
         kind=Kind.COUNT,
         length=4.0,
-        label="prefetch_factor",
         is_optional=True,
         needs_workers=True,
         is_widened=True,
@@ -107,7 +104,6 @@ _TABLE = (
         name="num_threads",
         kind=Kind.COUNT,
         length=0.7,
-        label="num_threads",
         is_optional=True,
         is_live=True,
         cost_rank=1,
@@ -117,7 +113,6 @@ _TABLE = (
         name="num_interop_threads",
         kind=Kind.COUNT,
         length=0.7,
-        label="num_interop_threads",
         is_optional=True,
         default_origin="torch's default",
     ),
@@ -125,7 +120,6 @@ _TABLE = (
         name="pin_memory",
         kind=Kind.FLAG,
         length=1.0,
-        label="pin_memory",
         is_live=True,
         default_origin="torch's default",
     ),

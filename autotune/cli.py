@@ -287,7 +287,7 @@ def export(
 
 def _find(study: str | None, storage: str) -> tuple[str, str | None]:
     """The storage and the name of a study that is given by name, or by its storage."""
-    if study is not None and ("://" in study or Path(study).is_file()):
+    if study is not None and ("/" in study or study.endswith(".db") or Path(study).is_file()):
         return study, None
     return storage, study
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autotune.config import ThroughputConfig
-from autotune.intervals import INDIFFERENCE
+from autotune.intervals import INDIFFERENCE, TWO_SIDED_95
 from autotune.measurement import Failure
 from autotune.memory_order import needs_as_much
 from autotune.optimizer.acquisition import Proposal, probabilities_near_best, propose
@@ -326,15 +326,15 @@ class AdaptiveOptimizer:
     ) -> int:
         """The same settings with the first configuration's garbage collector, if that is no loss.
 
-        It is none where another collector is expected to gain less than what is no matter, or less
-        than a standard deviation of that.
+        It is none where another collector is not shown to gain more than what is no matter: where
+        the 95 % interval of what it gains holds 0.
         """
         config = dataclasses.replace(self.configs[place], gc=self.configs[0].gc)
         twin = self._places.get(config, place)
         covariance = posterior.covariance
         variance = covariance[place, place] + covariance[twin, twin] - 2 * covariance[place, twin]
         gain = posterior.mean[place] - posterior.mean[twin]
-        least = max(INDIFFERENCE, math.sqrt(max(0.0, float(variance))))
+        least = max(INDIFFERENCE, TWO_SIDED_95 * math.sqrt(max(0.0, float(variance))))
         return twin if may_run[twin] and gain < least else place
 
     def _costs_s(self, posterior: Posterior) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

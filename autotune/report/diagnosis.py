@@ -82,7 +82,7 @@ def outlook(bottleneck: Bottleneck) -> str:
 
 def label(setting: str) -> str:
     """A setting's name for people."""
-    return AXES[setting].label
+    return AXES[setting].label or setting
 
 
 def shown(value: Value) -> str:

@@ -239,6 +239,7 @@ def test_a_report_can_be_made_while_a_run_goes_on(study):
         (["-o", "no/such/place.html"], "there is no directory"),
         (["-o", "."], "is a directory"),
         (["sqlite:///nowhere.db"], "there is no such file"),
+        (["nowhere.db"], "there is no such file"),
     ],
 )
 def test_a_report_that_cannot_be_made_says_why(store, options, said):
