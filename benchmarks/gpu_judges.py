@@ -287,16 +287,30 @@ def search_time(
     )
 
 
-def near_best(chosen_per_s: float, grid: Mapping[str, float]) -> Verdict:
-    """Whether the chosen settings train as fast as the best of a small grid."""
-    best = max(grid, key=lambda name: grid[name])
-    ratio = chosen_per_s / grid[best]
-    figures = {"chosen_over_best": ratio, "chosen": chosen_per_s, "best": best, "grid": dict(grid)}
-    return judge(
-        f"chosen / best of the grid at least {_NEAR_BEST}",
-        figures,
-        (f"{best} is faster" if ratio < _NEAR_BEST else None,),
+def near_best(chosen_per_s: Sequence[float], grid: Mapping[str, Sequence[float]]) -> Verdict:
+    """Whether the chosen settings train as fast as the best of a small grid.
+
+    Args:
+        chosen_per_s: Samples per second of the trainings with the chosen settings.
+        grid: The same with others, two trainings or more each. How far these lie apart tells how
+            sure the ratio is.
+    """
+    means = {name: statistics.geometric_mean(rates) for name, rates in grid.items()}
+    chosen, best = statistics.geometric_mean(chosen_per_s), max(means, key=lambda name: means[name])
+    ratio = chosen / means[best]
+    logs = [[math.log(rate) for rate in rates] for rates in (chosen_per_s, *grid.values())]
+    degrees = sum(len(found) - 1 for found in logs)
+    spread = math.sqrt(
+        sum(statistics.variance(found) * (len(found) - 1) for found in logs) / degrees
     )
+    error = spread * math.sqrt(1 / len(chosen_per_s) + 1 / len(grid[best]))
+    high = ratio * math.exp(float(stats.t.ppf(0.975, degrees)) * error)
+    figures = {"chosen_over_best": ratio, "at_most": high, "chosen": chosen, "best": best}
+    figures |= {"grid": means}
+    rule = f"chosen / best of the grid at least {_NEAR_BEST}; open where the 95 % interval has that"
+    if ratio < _NEAR_BEST <= high:
+        return Verdict(passed=None, rule=rule, figures=figures, message="too uncertain")
+    return judge(rule, figures, (f"{best} is faster" if ratio < _NEAR_BEST else None,))
 
 
 def disturbed(num_disturbed: int, num_blocks: int, causes: Sequence[str]) -> Verdict:

@@ -34,6 +34,7 @@ def read(record: TrialRecord) -> Reading:
         start_s=start_s,
         started_at_once=record.start_mode is StartMode.SWAP,
         error=sustained_error(blocks, record.config.num_workers),
+        device_share=measurement.gpu_utilisation,
     )
 
 

@@ -42,6 +42,8 @@ _AFTER_ANOTHER = Hyperparameters(step=0.05, batch=0.03, collector=0.05, workers=
 _REFIT = 1.5
 _FIRST_FIT = 8
 _SURPRISE = 4.0
+# A loop with workers that waits for so large a share of its time is held back by loading.
+_WAITS = 0.1
 # What starting a forked trial takes, and settling: first guesses, in seconds and in steps.
 _START_S, _SETTLE_STEPS = 0.4, 3.0
 
@@ -68,6 +70,7 @@ class Reading:
         started_at_once: Whether it went on in the process of another run.
         error: Standard deviation of the logarithm of `num_units`, as far as it was reckoned from
             what the loader held ready.
+        device_share: Share of the time in which a device computed; None where that is not known.
     """
 
     at_s: float
@@ -80,6 +83,7 @@ class Reading:
     start_s: float | None = None
     started_at_once: bool = False
     error: float = 0.0
+    device_share: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -411,17 +415,20 @@ class AdaptiveOptimizer:
         return posterior
 
     def _bottleneck_model(self) -> BottleneckModel | None:
-        """What the runs without workers tell of all others; None where there are none."""
-        costs = [
-            Costs(
-                config=self.configs[index],
-                step_s=max(1e-12, (reading.duration_s - reading.lost_s) / reading.num_units),
-                load_s=reading.wait_s / reading.num_units,
-                load_cpu_s=reading.wait_cpu_s / reading.num_units,
-            )
+        """What the runs without workers tell of all others; where there are none, the baseline's.
+
+        None where neither tells what loading costs.
+        """
+        found = [
+            (config, reading)
             for index, reading in self._readings
-            if not self.configs[index].num_workers
+            if not (config := self.configs[index]).num_workers
+        ] or [
+            (self.configs[0], reading)
+            for index, reading in self._readings
+            if index == 0 and reading.lost_s >= _WAITS * reading.duration_s
         ]
+        costs = [_costs(config, reading) for config, reading in found]
         return BottleneckModel(costs, self._cores) if costs else None
 
     def _units_per_step(self) -> NDArray[np.float64]:
@@ -445,3 +452,19 @@ class AdaptiveOptimizer:
         new_s, at_once_s = (max(0.0, float(np.mean(beside_s[key]))) for key in (False, True))
         at_once = np.array([self._starts_at_once(config) for config in self.configs])
         return np.where(at_once, min(at_once_s, new_s), new_s) + _SETTLE_STEPS * step_s
+
+
+def _costs(config: ThroughputConfig, reading: Reading) -> Costs:
+    """What a run tells of step and loading; one with workers has waited for these all along."""
+    step_s = max(1e-12, (reading.duration_s - reading.lost_s) / reading.num_units)
+    load_s, load_cpu_s = (
+        seconds / reading.num_units for seconds in (reading.wait_s, reading.wait_cpu_s)
+    )
+    if config.num_workers:
+        load_s = load_cpu_s = config.num_workers * reading.duration_s / reading.num_units
+    share = reading.device_share
+    if share is not None:
+        share = min(1.0, share * reading.duration_s / (step_s * reading.num_units))
+    return Costs(
+        config=config, step_s=step_s, load_s=load_s, load_cpu_s=load_cpu_s, device_share=share
+    )

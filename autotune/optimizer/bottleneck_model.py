@@ -1,8 +1,9 @@
 """What a loop's throughput should be with settings that have not run, from those that have.
 
-A loop without workers waits for a batch and then computes: one trial tells both costs. What they
-are for other batch sizes and threads follows from a model with few coefficients, none negative;
-what workers bring follows from the bounds of a pipeline. The model is a first guess, to which
+A loop without workers waits for a batch and then computes: one trial tells both costs. With workers
+it tells the step's, and what loading costs where the loop waits for it. What they are for other
+batch sizes and threads follows from a model with few coefficients, none negative; what workers
+bring follows from the bounds of a pipeline. The model is a first guess, to which
 `posterior.Posterior` adds how far off it is.
 """
 
@@ -18,8 +19,8 @@ from scipy.optimize import nnls
 from autotune.config import ThroughputConfig
 
 Array = NDArray[np.float64]
-# Of a step, what is taken to be the same for any batch, and what to be done by all threads, until
-# trials tell; and what that is worth beside one trial.
+# Of a step, what is taken to be the same for any batch, and what of the rest to be done by all
+# threads, until trials tell; and what that is worth beside one trial.
 _FIXED_SHARE, _PARALLEL_SHARE, _PRIOR_WEIGHT = 0.2, 0.5, 0.1
 # Less than any cost: what is measured as 0 has no logarithm.
 _TINY_S = 1e-12
@@ -29,19 +30,23 @@ _SHARPNESS = 8.0
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Costs:
-    """What one trial without workers took, in seconds per unit.
+    """What one trial took, in seconds per unit.
 
     Attributes:
         config: What ran.
         step_s: The training step.
-        load_s: Waiting for the batch.
+        load_s: Loading the batch, by one process.
         load_cpu_s: CPU seconds of that.
+        device_share: Share of the step in which a device computed, which it does for each sample;
+            the rest is the host's, the same for any batch. None where there is no device, or that
+            is not known.
     """
 
     config: ThroughputConfig
     step_s: float
     load_s: float
     load_cpu_s: float
+    device_share: float | None = None
 
 
 class BottleneckModel:
@@ -56,7 +61,7 @@ class BottleneckModel:
     the first trial's does.
 
     Args:
-        costs: Of trials without workers, at least one; the first is the baseline's, as a rule.
+        costs: Of trials without workers, or of the baseline's where there are none; at least one.
         usable_cores: Cores that the loop may use.
     """
 
@@ -119,14 +124,10 @@ class _Coefficients:
         first = costs[0]
         terms = _terms(*_sizes([first.config]))[0]
         # Shares of the first trial's step, as coefficients of `_terms`.
-        shares = np.array(
-            [
-                _FIXED_SHARE,
-                (1 - _FIXED_SHARE) * (1 - _PARALLEL_SHARE),
-                (1 - _FIXED_SHARE) * _PARALLEL_SHARE,
-                0.0,
-            ]
-        )
+        fixed, parallel = _FIXED_SHARE, _PARALLEL_SHARE
+        if first.device_share is not None:
+            fixed, parallel = 1 - first.device_share, 0.0
+        shares = np.array([fixed, (1 - fixed) * (1 - parallel), (1 - fixed) * parallel, 0.0])
         # What nothing tells of loading is shared evenly.
         load = np.full(2, 0.5) * max(first.load_s, _TINY_S) / terms[:2]
         return cls._fitted(costs, step=first.step_s * shares / terms, load=load)

@@ -123,7 +123,7 @@ def main() -> None:
     default = default_settings(options, batch_size=64, num_workers=2)
     config = autotune.load_config("best_config.yaml", default=default)
 
-    watch = Stopwatch(options, device, num_workers=config.num_workers)
+    watch = Stopwatch(options, device, config)
     model.to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     train = torch.compile(model) if options.compile else model

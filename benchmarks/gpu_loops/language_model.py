@@ -82,7 +82,7 @@ def main() -> None:
     default = default_settings(options, batch_size=16)
     config = autotune.load_config("best_config.yaml", default=default)
 
-    watch = Stopwatch(options, device, num_workers=config.num_workers)
+    watch = Stopwatch(options, device, config)
     model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
     train = torch.compile(model) if options.compile else model

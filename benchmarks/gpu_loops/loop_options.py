@@ -11,7 +11,7 @@ import torch
 
 import autotune
 
-# The steps before this share of the time, and before so many steps, are warm-up.
+# The steps before this share of the time, and at least so many steps, are warm-up.
 _WARM_UP_SHARE, _LEAST_WARM_UP_S, _WARM_UP_STEPS = 0.2, 1.0, 5
 
 
@@ -57,12 +57,15 @@ class Stopwatch:
     Args:
         options: With `wait`, a line is awaited on stdin here. Without `seconds`, nothing is timed.
         device: Is waited for where the time is read, and never between.
-        num_workers: Of the loader. Their batches come in turn and in bursts: it is measured from
-            one turn to another.
+        config: Of the loader. What it prefetched before the first step is not timed. Batches of
+            workers come in turn and in bursts: it is measured from one turn to another.
     """
 
-    def __init__(self, options: argparse.Namespace, device: str, *, num_workers: int) -> None:
-        self._turn = max(1, num_workers)
+    def __init__(
+        self, options: argparse.Namespace, device: str, config: autotune.ThroughputConfig
+    ) -> None:
+        self._turn = max(1, config.num_workers)
+        self._warm_up_steps = max(_WARM_UP_STEPS, config.num_prefetched)
         self._seconds: float | None = options.seconds
         self._on_gpu = device.startswith("cuda")
         self._num_steps = self._num_samples = self._first_counted = 0
@@ -88,7 +91,7 @@ class Stopwatch:
             self._print()
             return True
         warm_up_s = max(_LEAST_WARM_UP_S, _WARM_UP_SHARE * self._seconds)
-        if self._num_steps > _WARM_UP_STEPS and now_s - self._first_s > warm_up_s:
+        if self._num_steps > self._warm_up_steps and now_s - self._first_s > warm_up_s:
             self._wait_for_device()
             self._start_s = time.perf_counter()
             self._first_counted = self._num_steps

@@ -56,7 +56,7 @@ def main() -> None:
     default = default_settings(options, batch_size=16)
     config = autotune.load_config("best_config.yaml", default=default)
 
-    watch = Stopwatch(options, device, num_workers=config.num_workers)
+    watch = Stopwatch(options, device, config)
     model.to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     loader = config.dataloader(dataset, shuffle=True, drop_last=True)

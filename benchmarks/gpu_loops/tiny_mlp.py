@@ -60,7 +60,7 @@ def main() -> None:
     default = default_settings(options, batch_size=256)
     config = autotune.load_config("best_config.yaml", default=default)
 
-    watch = Stopwatch(options, device, num_workers=config.num_workers)
+    watch = Stopwatch(options, device, config)
     model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     train = torch.compile(model) if options.compile else model

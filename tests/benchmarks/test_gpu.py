@@ -261,9 +261,15 @@ def test_a_run_may_exceed_its_budget_by_little():
 
 
 def test_the_choice_must_be_near_the_best_of_the_grid():
-    assert gpu_judges.near_best(96.0, {"a": 100.0, "b": 50.0}).passed
-    found = gpu_judges.near_best(90.0, {"a": 100.0, "b": 50.0})
+    grid = {"a": (100.0, 101.0), "b": (50.0, 50.0)}
+    assert gpu_judges.near_best((96.0, 97.0), grid).passed
+    found = gpu_judges.near_best((90.0, 91.0), grid)
     assert (found.passed, found.message) == (False, "a is faster")
+
+
+def test_a_choice_whose_trainings_lie_far_apart_is_not_judged():
+    found = gpu_judges.near_best((80.0, 100.0), {"a": (90.0, 110.0), "b": (50.0, 50.0)})
+    assert (found.passed, found.message) == (None, "too uncertain")
 
 
 @pytest.mark.parametrize(

@@ -342,3 +342,57 @@ def test_what_never_ran_is_looked_at_before_it_is_an_answer():
     best = optimizer.standings()[0]
     assert best.was_measured
     assert best.config.batch_size <= 4
+
+
+GPU_CONFIGS = [
+    ThroughputConfig(batch_size=batch, num_workers=workers, num_threads=4)
+    for batch in (64, 256, 1024)
+    for workers in (0, 1, 2, 4, 8, 16)
+]
+
+
+class GpuBench(MadeUpBench):
+    """A host that needs 8 ms for a step of any batch, a GPU that needs 1.6 at 64, 2 ms to load."""
+
+    def __init__(self, **options):
+        super().__init__(seconds=self.seconds, **options)
+
+    def seconds(self, config):
+        step_s = max(0.008 / config.batch_size, 0.0016 / 64)
+        if not config.num_workers:
+            return step_s + 0.002
+        return max(step_s, 0.002 / config.num_workers)
+
+    def _measure(self, config, num_blocks):
+        found = super()._measure(config, num_blocks)
+        step_s = 0.008 / config.batch_size * found.num_units
+        return dataclasses.replace(
+            found,
+            lost_s=max(0.0, found.duration_s - step_s),
+            wait_s=max(0.0, found.duration_s - step_s),
+            device_share=0.0016 / 64 * found.num_units / found.duration_s,
+        )
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_host_that_keeps_a_gpu_waiting_is_tried_with_larger_batches_at_once(num_workers):
+    baseline = ThroughputConfig(batch_size=64, num_workers=num_workers, num_threads=4)
+    bench = GpuBench()
+    optimizer = AdaptiveOptimizer(GPU_CONFIGS, baseline, usable_cores=16, block_s=0.25)
+    search(optimizer, bench, math.inf, max_trials=2)
+    best, *_ = optimizer.standings()
+    assert best.config.batch_size > 64
+    assert best.config.num_workers >= 8
+    assert bench.seconds(best.config) <= 1.3 * min(map(bench.seconds, GPU_CONFIGS))
+    # Two trials do not make sure of it.
+    assert best.probability < 0.85
+
+
+def test_a_loop_with_workers_that_never_waits_does_not_make_all_of_them_needed():
+    baseline = ThroughputConfig(batch_size=64, num_workers=16, num_threads=4)
+    bench = GpuBench()
+    optimizer = AdaptiveOptimizer(GPU_CONFIGS, baseline, usable_cores=16, block_s=0.25)
+    optimizer.tell(ShortTrial(config=baseline, outcome=bench.run(baseline, 4)))
+    expected = {found.config: found.units_per_s for found in optimizer.standings()}
+    half = dataclasses.replace(baseline, num_workers=8)
+    assert expected[half] > 0.8 * expected[baseline]

@@ -1,4 +1,4 @@
-"""What the law makes of the costs that a few trials without workers showed."""
+"""What the bottleneck model makes of the costs that a few trials showed."""
 
 import dataclasses
 import math
@@ -100,3 +100,13 @@ def test_workers_can_gain_what_loading_takes():
         [costs(config, sample_s=0.002, load_s=0.001) for config in SEEN], usable_cores=2
     )
     assert law.gain([make(8, 2)]) == pytest.approx([math.log(1.5)], rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("device_share", "expected_s"), [(1.0, 0.010), (0.5, 0.0053), (0.0, 0.000625)]
+)
+def test_what_a_device_leaves_to_the_host_is_shared_by_larger_batches(device_share, expected_s):
+    seen = dataclasses.replace(costs(make(64, 1), sample_s=0.01), device_share=device_share)
+    model = BottleneckModel([seen], usable_cores=16)
+    for threads in (1, 8):
+        assert seconds(model, make(1024, threads)) == pytest.approx([expected_s], rel=0.05)
