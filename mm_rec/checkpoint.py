@@ -19,12 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from mm_rec.config import ModelConfig
-from mm_rec.data.tokenizers import Tokenizer
-from mm_rec.data.vocabulary import tokenizer_from_dict
+from mm_rec.data.tokenizers import Tokenizer, tokenizer_from_dict
 from mm_rec.errors import CheckpointError, ConfigError, OutputError
 from mm_rec.model import MMRec
 
-FORMAT = 2
+FORMAT = 3
 FILE_NAME = "checkpoint.pt"
 
 
@@ -83,25 +82,24 @@ class Checkpoint:
         Raises:
             OutputError: The file cannot be written.
         """
-        position = self.position
-        content = {
+        content = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        content |= {
             "format": FORMAT,
-            "position": {
-                "step": position.step,
-                "epoch": position.epoch,
-                "sample": position.sample,
-            },
-            "options": self.options,
-            "data_key": self.data_key,
-            "effective_batch_size": self.effective_batch_size,
+            "position": dataclasses.asdict(self.position),
             "model_config": dataclasses.asdict(self.model_config),
             "model": dict(self.model),
-            "optimizer": self.optimizer,
-            "rng_state": self.rng_state,
-            "tokenizer": self.tokenizer,
         }
         try:
-            _save_atomically(content, path)
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    torch.save(content, file)
+                    file.flush()
+                    # Without it a power cut could leave the new name on an empty file.
+                    os.fsync(file.fileno())
+                Path(name).replace(path)
+            finally:
+                Path(name).unlink(missing_ok=True)
         except (OSError, RuntimeError) as error:
             # torch reports a full disk as a RuntimeError.
             raise OutputError(f"cannot write the checkpoint {path}: {error}") from error
@@ -122,17 +120,46 @@ class Checkpoint:
                 group["weight_decay"] = weight_decay
             torch.set_rng_state(self.rng_state)
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"the checkpoint does not fit this model: {reason}") from error
+            raise CheckpointError(
+                f"the checkpoint does not fit this model ({_kind(error)})"
+            ) from error
 
 
-def load(path: Path) -> Checkpoint:
-    """Read a checkpoint; `path` may be the directory of a run.
+def load(path: Path, *, mmap: bool = False) -> Checkpoint:
+    """Read a checkpoint.
+
+    Args:
+        path: A file, or the directory of a run.
+        mmap: Map tensors into memory, and read those alone that are used.
 
     Raises:
         CheckpointError: There is none, or it is not one of this format.
     """
-    return _load(path, mmap=False)
+    file = path / FILE_NAME if path.is_dir() else path
+    if not file.exists():
+        raise CheckpointError(
+            f"{path}: there is no checkpoint; name its file, or the directory of a run with a "
+            f"{FILE_NAME} in it"
+        )
+    try:
+        # torch.load would say the same at length, or read an older format.
+        if not zipfile.is_zipfile(file):
+            raise CheckpointError(
+                f"{file} is not a readable checkpoint: it is damaged, or another kind of file"
+            )
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+        if (found := content.pop("format")) != FORMAT:
+            raise CheckpointError(
+                f"{file} has the checkpoint format {found}, this version reads {FORMAT}: train "
+                "anew or use the version that wrote it"
+            )
+        content["position"] = Position(**content["position"])
+        content["model_config"] = ModelConfig(**content["model_config"])
+        return Checkpoint(**content)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{file} is not a readable checkpoint ({_kind(error)})") from error
+    except (KeyError, TypeError, AttributeError, ConfigError) as error:
+        raise CheckpointError(f"{file} is not a checkpoint of mm_rec ({_kind(error)})") from error
 
 
 def load_model(path: str | os.PathLike[str]) -> tuple[MMRec, Tokenizer]:
@@ -145,7 +172,7 @@ def load_model(path: str | os.PathLike[str]) -> tuple[MMRec, Tokenizer]:
         CheckpointError: There is no checkpoint, or it is not one of this format.
     """
     # Mapped: the state of the optimizer, twice the size of the model, is never read.
-    stored = _load(Path(path), mmap=True)
+    stored = load(Path(path), mmap=True)
     with torch.device("meta"):
         model = MMRec(stored.model_config)
     try:
@@ -157,59 +184,6 @@ def load_model(path: str | os.PathLike[str]) -> tuple[MMRec, Tokenizer]:
         raise CheckpointError(f"{path} is not a usable checkpoint ({_kind(error)})") from error
 
 
-def _load(path: Path, *, mmap: bool) -> Checkpoint:
-    file = path / FILE_NAME if path.is_dir() else path
-    if not file.exists():
-        raise CheckpointError(
-            f"{path}: there is no checkpoint; name its file, or the directory of a run with a "
-            f"{FILE_NAME} in it"
-        )
-    try:
-        _check_container(file)
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
-        if content["format"] != FORMAT:
-            raise CheckpointError(
-                f"{file} has the checkpoint format {content['format']}, this version reads "
-                f"{FORMAT}: train anew or use the version that wrote it"
-            )
-        fields = {name: value for name, value in content.items() if name != "format"}
-        fields["position"] = Position(**content["position"])
-        fields["model_config"] = ModelConfig(**content["model_config"])
-        return Checkpoint(**fields)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{file} is not a readable checkpoint ({_kind(error)})") from error
-    except (KeyError, TypeError, AttributeError, ConfigError) as error:
-        raise CheckpointError(f"{file} is not a checkpoint of mm_rec ({_kind(error)})") from error
-
-
-def _check_container(file: Path) -> None:
-    """Say what torch.load would say at length, or not at all: it reads older formats as well.
-
-    Raises:
-        CheckpointError: The file cannot be a checkpoint.
-        OSError: It cannot be read.
-    """
-    with file.open("rb") as content:
-        if not zipfile.is_zipfile(content):
-            raise CheckpointError(
-                f"{file} is not a readable checkpoint: it is damaged, or another kind of file"
-            )
-
-
 def _kind(error: Exception) -> str:
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def _save_atomically(content: dict[str, Any], path: Path) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            # Without it a power cut could leave the new name on an empty file.
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

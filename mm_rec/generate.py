@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import io
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 
-from mm_rec.arguments import Parser, at_least, seed
 from mm_rec.checkpoint import load_model
-from mm_rec.data.tokenizers import PAD_ID, Tokenizer
-from mm_rec.errors import MmRecError, OutputError
-from mm_rec.prompt import Prompt
+from mm_rec.data.tokenizers import PAD_ID, UNKNOWN_ID, Tokenizer
+from mm_rec.errors import ConfigError, DataError, MmRecError, OutputError
+from mm_rec.options import POSITIVE, make_parser, option, seed
 from mm_rec.sampling import Sampling, TextStream, generate, read
+
+STDIN, STDIN_DESCRIPTOR = "-", 0
+NUM_NAMED = 10
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Options of `python -m mm_rec.generate`; `--help` says what each means."""
+    """Options of `python -m mm_rec.generate`."""
 
-    checkpoint: str
-    prompt: str = ""
-    prompt_file: str | None = None
-    max_tokens: int = 500
-    num_samples: int = 1
-    ignore_end: bool = False
-    temperature: float = 0.8
-    top_k: int | None = None
-    top_p: float = 1.0
-    seed: int | None = None
-    num_threads: int = 1
+    checkpoint: str = option(
+        dataclasses.MISSING, "", "a checkpoint, or the directory of a run", flag="checkpoint"
+    )
+    prompt: str = option("", "", "what to go on from; - reads stdin", metavar="TEXT")
+    prompt_file: str | None = option(None, "", "the same from a file", metavar="FILE")
+    max_tokens: int = option(500, "", "length of a sample (500)", POSITIVE)
+    num_samples: int = option(1, "", "texts to write (1)", POSITIVE)
+    ignore_end: bool = option(False, "", "go on with a new document after an end")
+    temperature: float = option(0.8, "", "0 always takes the most probable token (0.8)", float)
+    top_k: int | None = option(None, "", "draw from the K most probable tokens (all)", int)
+    top_p: float = option(
+        1.0, "", "draw from the most probable tokens that make up this share (1)", float
+    )
+    seed: int | None = option(None, "", "of the first sample, one more for each other (any)", seed)
+    num_threads: int = option(1, "", "more than one seldom pays (1)", POSITIVE)
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -76,7 +82,17 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     Raises:
         ConfigError: An option is unknown, malformed or out of range.
     """
-    return Options(**vars(_parser().parse_args(argv)))
+    parser = make_parser(
+        Options,
+        prog="python -m mm_rec.generate",
+        description="Write text with a trained MM-Rec model. Only what follows the prompt is "
+        "written; it ends where the model ends the document.",
+        epilog="Exit codes: 0 done, 2 bad input, 130 Ctrl-C.",
+    )
+    values = vars(parser.parse_args(argv))
+    if {"prompt", "prompt_file"} <= set(values):
+        raise ConfigError("--prompt is not allowed with --prompt-file: leave one out")
+    return Options(**values)
 
 
 def run(options: Options) -> None:
@@ -91,22 +107,46 @@ def run(options: Options) -> None:
         # A terminal's encoding may lack what the model writes.
         sys.stdout.reconfigure(errors="replace")
     model, tokenizer = load_model(options.checkpoint)
-    prompt = Prompt(tokenizer, text=options.prompt, file=options.prompt_file)
-    start = read(model, prompt)
-    if prompt.unknown:
-        print(f"warning: {prompt.describe_unknown()}", file=sys.stderr)
-    tally = Tally(num_prompt_tokens=prompt.num_tokens)
+    prompt = _read_prompt(options)
+    tokens = tokenizer.encode(prompt)
+    start = read(model, [tokens])
+    if UNKNOWN_ID in tokens:
+        print(f"warning: {_describe_unknown(prompt, tokenizer)}", file=sys.stderr)
+    tally = Tally(num_prompt_tokens=len(tokens))
     first_seed = torch.Generator().seed() % 2**32 if options.seed is None else options.seed
     try:
         for number in range(options.num_samples):
             if options.num_samples > 1:
                 _write(f"--- {number + 1} of {options.num_samples} ---\n")
             generator = torch.Generator().manual_seed(first_seed + number)
-            tokens = generate(model, start, sampling=sampling, generator=generator)
-            _write_sample(tokens, tokenizer, options, tally)
+            sample = generate(model, start, sampling=sampling, generator=generator)
+            _write_sample(sample, tokenizer, options, tally)
     finally:
         if tally.num_tokens:
             print(f"{tally}; --seed {first_seed}", file=sys.stderr)
+
+
+def _read_prompt(options: Options) -> str:
+    """The prompt; line ends are left as they are, as are those of the training text."""
+    if options.prompt_file is None and options.prompt != STDIN:
+        return options.prompt
+    name = options.prompt_file or "from stdin"
+    try:
+        if options.prompt_file is not None:
+            return Path(options.prompt_file).read_bytes().decode()
+        with os.fdopen(STDIN_DESCRIPTOR, "rb", closefd=False) as file:
+            return file.read().decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"the prompt {name} is not UTF-8 text: {error.reason}") from error
+    except OSError as error:
+        raise DataError(f"cannot read the prompt {name}: {error.strerror}") from error
+
+
+def _describe_unknown(prompt: str, tokenizer: Tokenizer) -> str:
+    unknown = [c for c in dict.fromkeys(prompt) if UNKNOWN_ID in tokenizer.encode(c)]
+    named = " ".join(map(repr, unknown[:NUM_NAMED]))
+    others = " and others" if len(unknown) > NUM_NAMED else ""
+    return f"characters of the prompt that the model has never seen: {named}{others}"
 
 
 def _write_sample(
@@ -139,51 +179,12 @@ def _write(text: str) -> str:
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
-        _drop_stdout()
+        # Python would try once more, when it exits, to write what it could not write.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if isinstance(error, BrokenPipeError):
             raise
         raise OutputError(f"cannot write to stdout: {error.strerror}") from error
     return text
-
-
-def _drop_stdout() -> None:
-    """Keep Python from trying once more, when it exits, to write what it could not write."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _parser() -> Parser:
-    # SUPPRESS leaves out what was not given, so that the defaults live in Options alone.
-    parser = Parser(
-        prog="python -m mm_rec.generate",
-        description="Write text with a trained MM-Rec model. Only what follows the prompt is "
-        "written; it ends where the model ends the document.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-        epilog="Exit codes: 0 done, 2 bad input, 130 Ctrl-C.",
-    )
-    parser.add_argument("checkpoint", help="a checkpoint, or the directory of a run")
-    prompt = parser.add_mutually_exclusive_group()
-    prompt.add_argument("--prompt", metavar="TEXT", help="what to go on from; - reads stdin")
-    prompt.add_argument("--prompt-file", metavar="FILE", help="the same from a file, of any size")
-    parser.add_argument("--max-tokens", type=at_least(1), help="length of a sample (500)")
-    parser.add_argument("--num-samples", type=at_least(1), help="texts to write (1)")
-    parser.add_argument(
-        "--ignore-end", action="store_true", help="go on with a new document after an end"
-    )
-    parser.add_argument(
-        "--temperature", type=float, help="0 always takes the most probable token (0.8)"
-    )
-    parser.add_argument("--top-k", type=int, help="draw from the K most probable tokens (all)")
-    parser.add_argument(
-        "--top-p",
-        type=float,
-        help="draw from the most probable tokens that make up this share (1)",
-    )
-    parser.add_argument(
-        "--seed", type=seed, help="of the first sample, one more for each other (any)"
-    )
-    parser.add_argument("--num-threads", type=at_least(1), help="more than one seldom pays (1)")
-    return parser
 
 
 if __name__ == "__main__":

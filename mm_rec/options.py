@@ -1,71 +1,234 @@
-"""The training command's options: defaults, parsing, and which were given by hand."""
+"""Options of the command lines: dataclasses whose fields say how each is given."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
 
-from mm_rec.arguments import Parser, at_least, number, rate, seed
 from mm_rec.config import PRESETS
 from mm_rec.errors import ConfigError
 
 RESUME_FROM_OUTPUT_DIR = ""
 # Sizes of the model that can be given in place of the preset's.
 SIZES = ("width", "num_layers", "num_heads", "chunk_len", "memory_levels")
+_GROUPS = {
+    "data": "data",
+    "throughput": "throughput (what is tuned; these win over --config)",
+    "recipe": "recipe",
+    "output": "output",
+}
+
+OptionsT = TypeVar("OptionsT")
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    """The type of whole numbers from `minimum` on."""
+
+    def whole_number(text: str) -> int:
+        value = int(text)
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"must be at least {minimum}, got {value}")
+        return value
+
+    return whole_number
+
+
+def seed(text: str) -> int:
+    """A seed of random numbers."""
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"must lie in [0, 2^32), got {text}")
+    return value
+
+
+def number_below(limit: float) -> Callable[[str], float]:
+    """The type of numbers from 0 on, below a limit."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not 0.0 <= value < limit:
+            raise argparse.ArgumentTypeError(f"must lie in [0, {limit:g}), got {text}")
+        return value
+
+    return number
+
+
+POSITIVE, COUNT = at_least(1), at_least(0)
+
+
+def option(
+    default: Any,  # noqa: ANN401
+    group: str,
+    text: str,
+    kind: Callable[[str], Any] | None = None,
+    **argument: Any,  # noqa: ANN401
+) -> Any:  # noqa: ANN401
+    """A field that is an option of a command line.
+
+    Args:
+        default: Of the field.
+        group: Of options, in the help.
+        text: What the help says.
+        kind: Makes the value of a text; None takes the text.
+        argument: See `argparse.ArgumentParser.add_argument`.
+    """
+    if kind is not None:
+        argument["type"] = kind
+    return dataclasses.field(
+        default=default, metadata={"group": group, "help": text, "argument": argument}
+    )
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports bad options as every other bad input is reported: in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of leaving the process.
+
+        Raises:
+            ConfigError: Always.
+        """
+        raise ConfigError(f"{message} (--help lists the options)")
+
+
+def make_parser(kind: type, **texts: str) -> Parser:
+    """A parser for the fields of a dataclass; what is not given is left out of its namespace."""
+    parser = Parser(
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **texts,  # type: ignore[arg-type]
+    )
+    groups: dict[str, Any] = {"": parser}
+    for field in dataclasses.fields(kind):
+        if "group" not in field.metadata:
+            continue
+        name, argument = field.metadata["group"], dict(field.metadata["argument"])
+        group = groups.get(name)
+        if group is None:
+            group = groups[name] = parser.add_argument_group(_GROUPS[name])
+        if field.default is False:
+            argument["action"] = "store_true"
+        flag = argument.pop("flag", "--" + field.name.replace("_", "-"))
+        group.add_argument(flag, help=field.metadata["help"], **argument)
+    return parser
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """Options of `python -m mm_rec.train`; the defaults are the baseline to tune from.
 
-    `--help` says what each means. `given` holds the names of those that were set by hand, as
-    opposed to left at their defaults.
+    `given` holds the names of those that were set by hand, as opposed to left at their defaults.
     """
 
-    preset: str = "tiny"
-    width: int | None = None
-    num_layers: int | None = None
-    num_heads: int | None = None
-    chunk_len: int | None = None
-    memory_levels: tuple[int, ...] | None = None
-    data: tuple[str, ...] = ()
-    text_field: str = "text"
-    tokenizer: str = "char"
-    vocab_size: int | None = None
-    tokenize: str = "ahead"
-    stream: bool = False
-    cache_dir: str | None = None
-    seq_len: int = 512
-    stride: int | None = None
-    batch_size: int = 2
-    effective_batch_size: int | None = None
-    num_workers: int = 0
-    prefetch_factor: int | None = None
-    num_threads: int | None = None
-    device: str = "cpu"
-    bf16: bool = False
-    lr: float = 3e-3
-    weight_decay: float = 0.1
-    warmup_steps: int | None = None
-    max_steps: int | None = None
-    epochs: int = 1
-    dropout: float = 0.1
-    aux_loss: bool = False
-    bptt_len: int | None = None
-    gate_chunk_len: int = 1
-    val_split: float = 0.1
-    val_every: int = 200
-    val_samples: int = 128
-    log_every: int = 10
-    checkpoint_every: int = 100
-    output_dir: str | None = None
-    resume: str | None = None
-    seed: int = 0
-    config: str | None = None
-    dry_run: bool = False
+    data: tuple[str, ...] = option(
+        (),
+        "data",
+        "files or directories of .txt, .jsonl, and .gz of these (default: the sources of Python's "
+        "standard library)",
+        nargs="+",
+        metavar="PATH",
+    )
+    text_field: str = option("text", "data", "field of a .jsonl object with its text (text)")
+    tokenizer: str = option(
+        "char",
+        "data",
+        "characters, bytes, or byte pairs, which need autotune[bpe] (char)",
+        choices=("char", "byte", "bpe"),
+    )
+    vocab_size: int | None = option(
+        None, "data", "most ids of char and bpe (the preset's)", at_least(3)
+    )
+    tokenize: str = option(
+        "ahead",
+        "data",
+        "encode once into a cached file, for corpora of any size, or keep the text in memory and "
+        "encode each sample when it is loaded (ahead)",
+        choices=("ahead", "on-the-fly"),
+    )
+    stream: bool = option(False, "data", "read as an iterable dataset")
+    cache_dir: str | None = option(None, "data", "encoded data ($XDG_CACHE_HOME/mm_rec)")
+    seq_len: int = option(512, "data", "tokens per sample (512)", POSITIVE)
+    stride: int | None = option(None, "data", "between samples (--seq-len)", POSITIVE)
+    val_split: float = option(0.1, "data", "share of the text held out (0.1)", number_below(1.0))
+
+    config: str | None = option(
+        None, "throughput", "tuned settings, best_config.yaml", metavar="FILE"
+    )
+    batch_size: int = option(2, "throughput", "samples per micro-step (2)", POSITIVE)
+    num_workers: int = option(0, "throughput", "loader processes (0)", COUNT)
+    prefetch_factor: int | None = option(None, "throughput", "batches ahead per worker", POSITIVE)
+    num_threads: int | None = option(None, "throughput", "intra-op threads (torch's)", POSITIVE)
+    device: str = option("cpu", "throughput", "(cpu)", choices=("cpu", "cuda"))
+    bf16: bool = option(
+        False,
+        "throughput",
+        "multiply matrices in bfloat16 (autocast); pays where the processor has it",
+    )
+
+    preset: str = option("tiny", "recipe", "size of the model (tiny)", choices=PRESETS)
+    width: int | None = option(None, "recipe", "(the preset's, as all sizes)", POSITIVE)
+    num_layers: int | None = option(None, "recipe", "blocks", POSITIVE)
+    num_heads: int | None = option(None, "recipe", "of the attention; divides --width", POSITIVE)
+    chunk_len: int | None = option(None, "recipe", "tokens per write to memory", POSITIVE)
+    memory_levels: tuple[int, ...] | None = option(
+        None,
+        "recipe",
+        "slots per level, finest first, each a multiple of the next",
+        POSITIVE,
+        nargs="+",
+        metavar="SLOTS",
+    )
+    effective_batch_size: int | None = option(
+        None,
+        "recipe",
+        "samples per optimizer step; gradients are accumulated over micro-steps",
+        POSITIVE,
+    )
+    lr: float = option(3e-3, "recipe", "peak learning rate (0.003)", number_below(math.inf))
+    weight_decay: float = option(0.1, "recipe", "of the matrices (0.1)", number_below(math.inf))
+    warmup_steps: int | None = option(None, "recipe", "(a tenth of the run, 100 at most)", COUNT)
+    max_steps: int | None = option(None, "recipe", "stop after so many", POSITIVE)
+    epochs: int = option(1, "recipe", "passes over the data (1)", POSITIVE)
+    dropout: float = option(0.1, "recipe", "(0.1)", number_below(1.0))
+    aux_loss: bool = option(False, "recipe", "add the auxiliary loss")
+    bptt_len: int | None = option(
+        None,
+        "recipe",
+        "tokens that gradients flow back over; the state is carried over the whole sample, so that "
+        "a long --seq-len costs no more memory (--seq-len)",
+        POSITIVE,
+    )
+    gate_chunk_len: int = option(
+        1,
+        "recipe",
+        "tokens whose gates see the same state; more than 1 deviates from the model, and saves "
+        "time (1: exact)",
+        POSITIVE,
+    )
+    seed: int = option(0, "recipe", "(0)", seed)
+
+    output_dir: str | None = option(
+        None, "output", "metrics and checkpoint (runs/DATE-TIME-PRESET)"
+    )
+    resume: str | None = option(
+        None,
+        "output",
+        "go on from a checkpoint or from the directory of a run; without PATH from --output-dir. "
+        "Options that are not given are the checkpoint's.",
+        nargs="?",
+        const=RESUME_FROM_OUTPUT_DIR,
+        metavar="PATH",
+    )
+    dry_run: bool = option(False, "output", "say what would be trained, and how large it is")
+    log_every: int = option(10, "output", "steps per metrics line (10)", POSITIVE)
+    val_every: int = option(200, "output", "0: at the end only (200)", COUNT)
+    val_samples: int = option(128, "output", "held-out samples used (128)", POSITIVE)
+    checkpoint_every: int = option(100, "output", "0: at the end only (100)", COUNT)
     given: frozenset[str] = frozenset()
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,10 +239,6 @@ class Options:
             if values[name] is not None:
                 values[name] = _absolute(values[name])
         return values
-
-    def with_values(self, **values: Any) -> Options:  # noqa: ANN401
-        """Return these options with some values replaced."""
-        return dataclasses.replace(self, **values)
 
     def over(self, stored: dict[str, Any]) -> Options:
         """Return the stored options with those of `self` that were given by hand on top.
@@ -94,149 +253,29 @@ class Options:
         merged = stored | {name: getattr(self, name) for name in self.given}
         merged["data"] = tuple(merged["data"])
         merged["given"] = frozenset(stored["given"]) | self.given
-        merged["resume"] = self.resume
-        merged["output_dir"] = self.output_dir
+        merged |= {"resume": self.resume, "output_dir": self.output_dir}
         return Options(**merged)
 
 
-def _absolute(path: str) -> str:
-    # A run may be resumed from another working directory.
-    return str(Path(path).absolute())
-
-
 def parse(argv: Sequence[str] | None = None) -> Options:
-    """Parse a command line.
+    """Parse a command line of `python -m mm_rec.train`.
 
     Raises:
         ConfigError: An option is unknown, malformed or out of range.
     """
-    values = vars(_parser().parse_args(argv))
+    parser = make_parser(
+        Options,
+        prog="python -m mm_rec.train",
+        description="Train an MM-Rec language model. Steps are optimizer steps throughout.",
+        epilog="Exit codes: 0 done, 2 bad input, 130 Ctrl-C, 143 SIGTERM (a checkpoint is kept).",
+    )
+    values = vars(parser.parse_args(argv))
     given = frozenset(values)
     for name in {"data", "memory_levels"} & given:
         values[name] = tuple(values[name])
     return Options(**values, given=given)
 
 
-def _parser() -> argparse.ArgumentParser:
-    # SUPPRESS leaves out what was not given, so that the defaults live in Options alone and the
-    # namespace says which options were set by hand.
-    parser = Parser(
-        prog="python -m mm_rec.train",
-        description="Train an MM-Rec language model. Steps are optimizer steps throughout.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Exit codes: 0 done, 2 bad input, 130 Ctrl-C, 143 SIGTERM (a checkpoint is kept).",
-    )
-    _add_data(parser)
-    _add_throughput(parser)
-    _add_recipe(parser)
-    _add_output(parser)
-    return parser
-
-
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("data")
-    group.add_argument(
-        "--data",
-        nargs="+",
-        metavar="PATH",
-        help="files or directories of .txt, .jsonl, and .gz of these "
-        "(default: the sources of Python's standard library)",
-    )
-    group.add_argument("--text-field", help="field of a .jsonl object with its text (text)")
-    group.add_argument(
-        "--tokenizer",
-        choices=("char", "byte", "bpe"),
-        help="characters, bytes, or byte pairs, which need autotune[bpe] (char)",
-    )
-    group.add_argument(
-        "--vocab-size", type=at_least(3), help="most ids of char and bpe (the preset's)"
-    )
-    group.add_argument(
-        "--tokenize",
-        choices=("ahead", "on-the-fly"),
-        help="encode once into cached files, for corpora of any size, or keep the text in memory "
-        "and encode each sample when it is loaded (ahead)",
-    )
-    group.add_argument("--stream", action="store_true", help="read as an iterable dataset")
-    group.add_argument("--cache-dir", help="encoded data ($XDG_CACHE_HOME/mm_rec)")
-    group.add_argument("--seq-len", type=at_least(1), help="tokens per sample (512)")
-    group.add_argument("--stride", type=at_least(1), help="between samples (--seq-len)")
-    group.add_argument("--val-split", type=rate, help="share of the text held out (0.1)")
-
-
-def _add_throughput(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("throughput (what is tuned; these win over --config)")
-    group.add_argument("--config", metavar="FILE", help="tuned settings, best_config.yaml")
-    group.add_argument("--batch-size", type=at_least(1), help="samples per micro-step (2)")
-    group.add_argument("--num-workers", type=at_least(0), help="loader processes (0)")
-    group.add_argument("--prefetch-factor", type=at_least(1), help="batches ahead per worker")
-    group.add_argument("--num-threads", type=at_least(1), help="intra-op threads (torch's)")
-    group.add_argument("--device", choices=("cpu", "cuda"), help="(cpu)")
-    group.add_argument(
-        "--bf16",
-        action="store_true",
-        help="multiply matrices in bfloat16 (autocast); pays where the processor has it",
-    )
-
-
-def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("recipe")
-    group.add_argument("--preset", choices=tuple(PRESETS), help="size of the model (tiny)")
-    group.add_argument("--width", type=at_least(1), help="(the preset's, as all sizes)")
-    group.add_argument("--num-layers", type=at_least(1), help="blocks")
-    group.add_argument("--num-heads", type=at_least(1), help="of the attention; divides --width")
-    group.add_argument("--chunk-len", type=at_least(1), help="tokens per write to the memory")
-    group.add_argument(
-        "--memory-levels",
-        type=at_least(1),
-        nargs="+",
-        metavar="SLOTS",
-        help="slots per level, finest first, each a multiple of the next",
-    )
-    group.add_argument(
-        "--effective-batch-size",
-        type=at_least(1),
-        help="samples per optimizer step; gradients are accumulated over micro-steps",
-    )
-    group.add_argument("--lr", type=number, help="peak learning rate (0.003)")
-    group.add_argument("--weight-decay", type=number, help="of the matrices (0.1)")
-    group.add_argument("--warmup-steps", type=at_least(0), help="(a tenth of the run, 100 at most)")
-    group.add_argument("--max-steps", type=at_least(1), help="stop after so many")
-    group.add_argument("--epochs", type=at_least(1), help="passes over the data (1)")
-    group.add_argument("--dropout", type=rate, help="(0.1)")
-    group.add_argument("--aux-loss", action="store_true", help="add the auxiliary loss")
-    group.add_argument(
-        "--bptt-len",
-        type=at_least(1),
-        help="tokens that gradients flow back over; the state is carried over the whole sample, "
-        "so that a long --seq-len costs no more memory (--seq-len)",
-    )
-    group.add_argument(
-        "--gate-chunk-len",
-        type=at_least(1),
-        help="tokens whose gates see the same state; more than 1 deviates from the model, "
-        "and saves time (1: exact)",
-    )
-    group.add_argument("--seed", type=seed, help="(0)")
-
-
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("output")
-    group.add_argument("--output-dir", help="metrics and checkpoint (runs/DATE-TIME-PRESET)")
-    group.add_argument(
-        "--resume",
-        nargs="?",
-        const=RESUME_FROM_OUTPUT_DIR,
-        metavar="PATH",
-        help="go on from a checkpoint or from the directory of a run; without PATH from "
-        "--output-dir. Options that are not given are the checkpoint's.",
-    )
-    group.add_argument(
-        "--dry-run", action="store_true", help="say what would be trained, and how large it is"
-    )
-    group.add_argument("--log-every", type=at_least(1), help="steps per metrics line (10)")
-    group.add_argument("--val-every", type=at_least(0), help="0: at the end only (200)")
-    group.add_argument("--val-samples", type=at_least(1), help="held-out samples used (128)")
-    group.add_argument("--checkpoint-every", type=at_least(0), help="0: at the end only (100)")
+def _absolute(path: str) -> str:
+    # A run may be resumed from another working directory.
+    return str(Path(path).absolute())

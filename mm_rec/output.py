@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from mm_rec import checkpoint, run_log
 from mm_rec.checkpoint import Checkpoint
@@ -15,16 +15,8 @@ from mm_rec.options import RESUME_FROM_OUTPUT_DIR, SIZES, Options
 DEFAULT_PARENT = Path("runs")
 # Options that decide what is learned from what; a resumed run cannot change them.
 FIXED_BY_CHECKPOINT = (
-    "preset",
-    *SIZES,
-    "tokenizer",
-    "vocab_size",
-    "seq_len",
-    "stride",
-    "val_split",
-    "aux_loss",
-    "gate_chunk_len",
-    "seed",
+    *("preset", *SIZES, "tokenizer", "vocab_size", "seq_len", "stride", "val_split"),
+    *("aux_loss", "gate_chunk_len", "seed"),
 )
 
 
@@ -46,7 +38,10 @@ def resumed_options(options: Options, resumed: Checkpoint) -> Options:
         CheckpointError: An option given by hand would change what is being learned.
     """
     for name in FIXED_BY_CHECKPOINT:
-        before, now = _stored(name, resumed), getattr(options, name)
+        # The model knows the sizes that were left to the preset, too.
+        found = resumed.model_config if name in SIZES else None
+        before = getattr(found, name) if found else resumed.options.get(name)
+        now = getattr(options, name)
         if name in options.given and now != before:
             raise CheckpointError(
                 f"--{name.replace('_', '-')} {now} differs from the checkpoint's {before} and "
@@ -56,12 +51,7 @@ def resumed_options(options: Options, resumed: Checkpoint) -> Options:
     if "effective_batch_size" in options.given or "config" in options.given:
         return merged
     # The effective batch size is part of the recipe even where it was never named.
-    return merged.with_values(effective_batch_size=resumed.effective_batch_size)
-
-
-def _stored(name: str, resumed: Checkpoint) -> Any:  # noqa: ANN401
-    # The model knows the sizes that were left to the preset, too.
-    return getattr(resumed.model_config, name) if name in SIZES else resumed.options.get(name)
+    return dataclasses.replace(merged, effective_batch_size=resumed.effective_batch_size)
 
 
 def check_output_dir(options: Options) -> None:
@@ -88,18 +78,13 @@ def make_output_dir(options: Options) -> Path:
         OutputError: It cannot be created.
     """
     directory = _named_directory(options)
-    try:
-        if directory is not None:
-            directory.mkdir(parents=True, exist_ok=True)
-            return directory
+    if directory is None:
         stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
-        for number in itertools.count(1):
-            suffix = f"-{number}" if number > 1 else ""
-            directory = DEFAULT_PARENT / f"{stamp}-{options.preset}{suffix}"
-            if not directory.exists():
-                break
-        assert directory is not None
-        directory.mkdir(parents=True)
+        name = f"{stamp}-{options.preset}"
+        names = itertools.chain((name,), (f"{name}-{n}" for n in itertools.count(2)))
+        directory = next(path for path in map(DEFAULT_PARENT.joinpath, names) if not path.exists())
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
             f"cannot create the output directory {directory}: {error.strerror}; name another "
@@ -109,10 +94,8 @@ def make_output_dir(options: Options) -> Path:
 
 
 def _resume_path(options: Options) -> Path | None:
-    if options.resume is None:
-        return None
     if options.resume != RESUME_FROM_OUTPUT_DIR:
-        return Path(options.resume)
+        return None if options.resume is None else Path(options.resume)
     if options.output_dir is None:
         raise ConfigError("--resume needs a path, or --output-dir to find the checkpoint in")
     return Path(options.output_dir)

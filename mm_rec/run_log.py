@@ -15,15 +15,13 @@ from mm_rec.errors import OutputError
 
 FILE_NAME = "metrics.jsonl"
 NUM_WARMUP_STEPS = 10
-TERMINAL_INTERVAL_S = 0.5
-PLAIN_INTERVAL_S = 10.0
+TERMINAL_INTERVAL_S, PLAIN_INTERVAL_S = 0.5, 10.0
 
 
 class StepClock:
     """Time spent on optimizer steps, data included, validation and checkpoints left out."""
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
-        """Start the clock; `now` gives seconds."""
         self._now = now
         self._paused_s = 0.0
         self._start_s = now()
@@ -69,19 +67,17 @@ class StepClock:
 
 
 class MetricsFile:
-    """A JSON object per line, appended; on resuming, lines after the checkpoint are dropped."""
+    """A JSON object per line, appended; on resuming, lines after the checkpoint are dropped.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
 
     def __init__(self, path: Path, *, keep_up_to_step: int) -> None:
-        """Open the file.
-
-        Raises:
-            OutputError: It cannot be written.
-        """
         self.path = path
         try:
-            kept = _lines_up_to(path, keep_up_to_step)
             temporary = path.with_suffix(".writing")
-            temporary.write_text("".join(kept), encoding="utf-8")
+            temporary.write_text("".join(_lines_up_to(path, keep_up_to_step)), encoding="utf-8")
             temporary.replace(path)
             self._file = path.open("a", encoding="utf-8", buffering=1)
         except OSError as error:
@@ -103,25 +99,21 @@ class MetricsFile:
         self._file.close()
 
 
-def _lines_up_to(path: Path, step: int) -> list[str]:
-    if not path.exists():
-        return []
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+def _lines_up_to(path: Path, step: int) -> Iterator[str]:
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    for line in lines:
         try:
             if json.loads(line)["step"] <= step:
-                kept.append(line)
+                yield line
         except (ValueError, KeyError, TypeError):
             # The last line of a killed run may be half written.
             continue
-    return kept
 
 
 class ProgressLine:
     """One line that is rewritten on a terminal, a new line now and then elsewhere."""
 
     def __init__(self, stream: TextIO = sys.stderr) -> None:
-        """Write to `stream`."""
         self._stream = stream
         self._on_terminal = stream.isatty()
         self._interval_s = TERMINAL_INTERVAL_S if self._on_terminal else PLAIN_INTERVAL_S

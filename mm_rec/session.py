@@ -19,8 +19,7 @@ from mm_rec.data.windows import WindowDataset
 from mm_rec.interruption import Interruption
 from mm_rec.options import Options
 from mm_rec.run_log import FILE_NAME, MetricsFile, ProgressLine, StepClock
-from mm_rec.training import Trainer
-from mm_rec.validation import validation_loss
+from mm_rec.training import Trainer, validation_loss
 
 # Steps averaged for the first and the last training loss that a run prints.
 NUM_LOSS_STEPS = 10

@@ -1,23 +1,71 @@
-"""The training step and the loop around it.
+"""The training step, the loop around it, the learning rate, and the loss on held-out text.
 
 Shapes: B batch, T time, P tokens of a piece, V vocabulary.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 import autotune
 from mm_rec.checkpoint import Position
-from mm_rec.data.sampler import WindowOrder
+from mm_rec.data.windows import WindowDataset, WindowOrder
+from mm_rec.errors import ConfigError
 from mm_rec.model import MMRec, State
-from mm_rec.schedule import Schedule
 
 ADAM_BETAS = (0.9, 0.95)
 MAX_GRAD_NORM = 1.0
+FINAL_SHARE = 0.1
+DEFAULT_WARMUP_STEPS = 100
+# Of validation: independent of the training's batch size, so that the figure is too.
+BATCH_SIZE = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """Linear warm-up, then a cosine down to a tenth of the peak.
+
+    A function of the step and of nothing else, so that resuming needs the step alone.
+
+    Attributes:
+        peak_lr: Learning rate at the end of the warm-up.
+        warmup_steps: Optimizer steps of linear growth.
+        total_steps: Optimizer steps of the whole run; the rate stays at its final value beyond.
+
+    Raises:
+        ConfigError: The peak is not positive or a number of steps is negative.
+    """
+
+    peak_lr: float
+    warmup_steps: int
+    total_steps: int
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not (math.isfinite(self.peak_lr) and self.peak_lr > 0.0):
+            raise ConfigError(f"lr must be a positive number, got {self.peak_lr}")
+        if self.warmup_steps < 0:
+            raise ConfigError(f"warmup_steps must not be negative, got {self.warmup_steps}")
+
+    def lr_at(self, step: int) -> float:
+        """Return the learning rate of the optimizer step number `step`, counted from 0."""
+        if step < self.warmup_steps:
+            return self.peak_lr * (step + 1) / self.warmup_steps
+        decay_steps = max(1, self.total_steps - self.warmup_steps)
+        done = min(1.0, (step - self.warmup_steps) / decay_steps)
+        share = FINAL_SHARE + (1.0 - FINAL_SHARE) * 0.5 * (1.0 + math.cos(math.pi * done))
+        return self.peak_lr * share
+
+
+def default_warmup_steps(total_steps: int) -> int:
+    """Return a tenth of the run, at most `DEFAULT_WARMUP_STEPS`."""
+    return min(DEFAULT_WARMUP_STEPS, total_steps // 10)
 
 
 def make_optimizer(model: nn.Module, *, weight_decay: float) -> torch.optim.Optimizer:
@@ -168,3 +216,37 @@ def train(
                 return position
         position = position.next_epoch()
     return position
+
+
+@torch.no_grad()
+def validation_loss(
+    model: MMRec,
+    dataset: WindowDataset,
+    *,
+    num_samples: int,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> float | None:
+    """Return the mean loss in nats per token, or None when it was cancelled on the way.
+
+    Args:
+        model: Left in training mode.
+        dataset: Held-out windows.
+        num_samples: At most so many, evenly spread: always the same ones.
+        cancelled: Asked between batches.
+    """
+    chosen = np.linspace(0, len(dataset) - 1, min(num_samples, len(dataset))).round().astype(int)
+    total = 0.0
+    device = next(model.parameters()).device
+    model.eval()
+    try:
+        for start in range(0, len(chosen), BATCH_SIZE):
+            if cancelled():
+                return None
+            batch = chosen[start : start + BATCH_SIZE].tolist()
+            windows_bt = torch.stack([dataset[i] for i in batch])
+            inputs_bt, labels_bt = split_windows(windows_bt.to(device))
+            loss = model(inputs_bt).cross_entropy(labels_bt)
+            total += loss.item() * len(batch)
+    finally:
+        model.train()
+    return total / len(chosen)

@@ -1,47 +1,61 @@
-"""The files of a corpus: the sources of Python's standard library, or text files."""
+"""The files of a corpus, and the documents in them as streams of bounded pieces."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import json
 import os
 import sysconfig
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, TextIO, cast
 
 from mm_rec.errors import DataError
 
 TEXT_SUFFIXES = (".txt", ".jsonl")
 ALLOWED = ".txt, .jsonl, .txt.gz or .jsonl.gz"
 INSTALLED_OR_COMPILED = ("site-packages", "dist-packages", "__pycache__")
+PIECE_CHARACTERS = 2**20
+# A line of a .jsonl file is parsed as a whole.
+MAX_LINE_CHARACTERS = 2**26
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SourceFile:
-    """One file, as it was when the corpus was listed.
-
-    Attributes:
-        path: Where it is, absolute; a plain string, since there may be very many.
-        num_bytes: Its size on disk.
-        mtime_ns: When it was last written, in nanoseconds since the epoch.
-    """
+class SourceFile(NamedTuple):
+    """A file as it was found."""
 
     path: str
     num_bytes: int
     mtime_ns: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CorpusFiles:
-    """The list of a corpus' files; what they hold is read later, in pieces.
+class Piece(NamedTuple):
+    """Some text of one document.
 
     Attributes:
-        files: In a fixed order, which is that of the documents.
+        text: At most `PIECE_CHARACTERS`, not empty.
+        begins: Whether the document begins here.
+        ends: Whether it ends here.
+    """
+
+    text: str
+    begins: bool
+    ends: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """The list of a corpus' files; what they hold is read later, a piece at a time.
+
+    Attributes:
+        files: In the order of the documents.
         text_field: Field of a .jsonl object that holds its text.
     """
 
     files: tuple[SourceFile, ...]
-    text_field: str
+    text_field: str = "text"
 
     @property
     def num_bytes(self) -> int:
@@ -49,25 +63,36 @@ class CorpusFiles:
         return sum(file.num_bytes for file in self.files)
 
     def signature(self) -> str:
-        """Return a hash of names, sizes and times: equal ones mean that nothing was written."""
+        """A hash of names, sizes and times: equal ones mean that nothing was written."""
         digest = hashlib.blake2b(self.text_field.encode(), digest_size=16)
         for file in self.files:
             digest.update(os.fsencode(f"\0{file.path}\0{file.num_bytes}\0{file.mtime_ns}"))
         return digest.hexdigest()
 
-    def check_unchanged(self) -> None:
-        """Compare every file with the list.
+    def pieces(self) -> Iterator[Piece]:
+        """The text of all documents that are not empty, in order.
 
         Raises:
-            DataError: A file was written or removed since.
+            DataError: A file cannot be read, is malformed, or was written since it was listed.
         """
         for file in self.files:
             if _describe(Path(file.path)) != file:
                 raise DataError(f"{file.path} was written while it was being read: start again")
+            try:
+                with _open(file.path) as stream:
+                    if file.path.removesuffix(".gz").endswith(".jsonl"):
+                        for text in _texts(file.path, stream, self.text_field):
+                            yield from _cut(text)
+                    else:
+                        yield from _stream(stream)
+            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+                raise DataError(f"{file.path} is not a readable .gz file: {error}") from error
+            except OSError as error:
+                raise DataError(f"cannot read {file.path}: {error.strerror}") from error
 
 
-def read_corpus(paths: Sequence[Path] = (), *, text_field: str = "text") -> CorpusFiles:
-    """List the files of a corpus with their sizes and times.
+def read_corpus(paths: Sequence[Path] = (), *, text_field: str = "text") -> Corpus:
+    """List the files of a corpus.
 
     Args:
         paths: Files or directories of .txt and .jsonl, each also with .gz; directories are
@@ -80,15 +105,12 @@ def read_corpus(paths: Sequence[Path] = (), *, text_field: str = "text") -> Corp
     if paths:
         found = [file for path in paths for file in _find(path)]
     else:
-        found = _walk(
-            sysconfig.get_path("stdlib"),
-            lambda name: name.endswith(".py"),
-            skipped=INSTALLED_OR_COMPILED,
-        )
+        library = sysconfig.get_path("stdlib")
+        found = _walk(library, lambda name: name.endswith(".py"), skipped=INSTALLED_OR_COMPILED)
     if not found:
         places = ", ".join(str(path) for path in paths) or "the standard library"
         raise DataError(f"no {ALLOWED} file in {places}: give --data files or directories")
-    return CorpusFiles(files=tuple(found), text_field=text_field)
+    return Corpus(files=tuple(found), text_field=text_field)
 
 
 def _find(path: Path) -> list[SourceFile]:
@@ -104,7 +126,7 @@ def _find(path: Path) -> list[SourceFile]:
 def _walk(
     folder: str, is_wanted: Callable[[str], bool], *, skipped: tuple[str, ...] = ()
 ) -> list[SourceFile]:
-    """Return the wanted files below a folder, sorted by their paths."""
+    """The wanted files below a folder, sorted by their paths."""
     found: list[SourceFile] = []
     folders = [folder]
     try:
@@ -118,7 +140,11 @@ def _walk(
                         found.append(_source_file(entry.path, entry.stat()))
     except OSError as error:
         raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
-    return sorted(found, key=lambda file: file.path)
+    return sorted(found)
+
+
+def _is_text(name: str) -> bool:
+    return name.removesuffix(".gz").endswith(TEXT_SUFFIXES)
 
 
 def _describe(path: Path) -> SourceFile:
@@ -132,5 +158,48 @@ def _source_file(path: str, status: os.stat_result) -> SourceFile:
     return SourceFile(path=path, num_bytes=status.st_size, mtime_ns=status.st_mtime_ns)
 
 
-def _is_text(name: str) -> bool:
-    return name.removesuffix(".gz").endswith(TEXT_SUFFIXES)
+def _open(path: str) -> TextIO:
+    # Sources in other encodings exist in every large collection; a replacement character in their
+    # place is better than no training. Line ends stay as they are.
+    opened = gzip.open if path.endswith(".gz") else open
+    return cast("TextIO", opened(path, "rt", encoding="utf-8", errors="replace", newline="\n"))
+
+
+def _stream(stream: TextIO) -> Iterator[Piece]:
+    text, begins = stream.read(PIECE_CHARACTERS), True
+    while text:
+        following = stream.read(PIECE_CHARACTERS)
+        yield Piece(text, begins, not following)
+        text, begins = following, False
+
+
+def _cut(text: str) -> Iterator[Piece]:
+    for start in range(0, len(text), PIECE_CHARACTERS):
+        stop = start + PIECE_CHARACTERS
+        yield Piece(text[start:stop], start == 0, stop >= len(text))
+
+
+def _texts(path: str, stream: TextIO, field: str) -> Iterator[str]:
+    """The texts of a .jsonl file."""
+    number = 0
+    while line := stream.readline(MAX_LINE_CHARACTERS + 1):
+        number += 1
+        if len(line) > MAX_LINE_CHARACTERS:
+            raise DataError(
+                f"{path}:{number} is longer than {MAX_LINE_CHARACTERS:,} characters: cut it into "
+                "several documents"
+            )
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{path}:{number} is not a JSON object: {error}") from error
+        text = value.get(field) if isinstance(value, dict) else None
+        if not isinstance(text, str):
+            raise DataError(
+                f"{path}:{number} has no text in the field '{field}': name the right one with "
+                "--text-field"
+            )
+        # JSON can name halves of surrogate pairs, which are no text.
+        yield text.encode("utf-16", errors="surrogatepass").decode("utf-16", errors="replace")

@@ -1,35 +1,53 @@
-"""From files to token sources: survey, split, tokenizer, and encoded ids in the cache."""
+"""From files to ids: the split, the tokenizer, and encoded corpora that are kept."""
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
-import time
-from collections.abc import Iterator
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
 
 from mm_rec.cache_dir import default_cache_dir
-from mm_rec.data.cache import TokenCache
-from mm_rec.data.corpus import CorpusFiles
-from mm_rec.data.encoding import encode_corpus
-from mm_rec.data.passes import Passes, choose_num_processes
-from mm_rec.data.plan import default_segment_bytes, plan_tasks
-from mm_rec.data.progress import PassProgress
-from mm_rec.data.shards import SHARD_TOKENS
-from mm_rec.data.split import Part, SplitCorpus, split_documents
-from mm_rec.data.survey import Survey, survey_corpus
-from mm_rec.data.tokenizers import Tokenizer, UnitTokenizer
-from mm_rec.data.vocabulary import TokenizerKind, check_vocabulary, make_tokenizer
-from mm_rec.data.windows import RawText, TokenSource
-from mm_rec.errors import ConfigError
+from mm_rec.data.corpus import Corpus, Piece
+from mm_rec.data.tokenizers import (
+    PAD_ID,
+    BpeTokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    Tokenizer,
+    UnitTokenizer,
+    check_vocabulary,
+    tokenizer_from_dict,
+)
+from mm_rec.data.windows import IDS_DTYPE, Part, RawText, StoredIds, TokenSource
+from mm_rec.errors import ConfigError, DataError, MmRecError, OutputError
 
 # Raise it when the same corpus and settings would give other ids.
-CACHE_VERSION = 2
-# A file that was written so shortly before it was read may be written once more without a change
-# of its time, which the clocks of some file systems count in seconds.
-SETTLED_NS = 2_000_000_000
+CACHE_VERSION = 3
+DESCRIPTION_NAME, IDS_NAME = "description.json", "ids.u16"
+# Text from which byte pairs are learned; more would hardly change them.
+SAMPLE_BYTES = 2**24
+# A preparation that is over sooner says nothing.
+TOLD_AFTER_S = 2.0
+# Source: prctl(2).
+PR_SET_PDEATHSIG = 1
+PAD = PAD_ID.to_bytes(IDS_DTYPE.itemsize, "little")
 
+TokenizerKind = Literal["char", "byte", "bpe"]
 TokenizeMode = Literal["ahead", "on-the-fly"]
 
 
@@ -49,7 +67,7 @@ class PreparedData:
     tokenizer: Tokenizer
     train: TokenSource
     validation: TokenSource | None
-    validation_bytes: int
+    validation_bytes: float
 
     @property
     def validation_bytes_per_token(self) -> float:
@@ -60,179 +78,325 @@ class PreparedData:
 
 
 def prepare(
-    corpus: CorpusFiles,
+    corpus: Corpus,
     *,
     tokenizer_kind: TokenizerKind = "char",
     vocab_size: int,
     val_split: float = 0.1,
     mode: TokenizeMode = "ahead",
     cache_dir: Path | None = None,
-    num_processes: int | None = None,
-    segment_bytes: int | None = None,
-    shard_tokens: int = SHARD_TOKENS,
     show_progress: bool = False,
 ) -> PreparedData:
-    """Tokenize a corpus, ahead into cached memory-mapped shards or on the fly.
+    """Tokenize a corpus, ahead into a memory-mapped file or on the fly.
 
-    Ahead, the text is streamed: each process takes some 100 MB at most, whatever the size of the
-    corpus or of a file; lists of files and tasks alone grow with it. Where the files have not been
-    written since an earlier call, they are not even opened. No thread or process is left behind.
+    Ahead, the text is streamed by a child process, of which nothing is left, into an array that
+    is kept: where the files have not been written since, they are not even opened again.
+
+    Documents are held out by the hashes of their texts, whatever their order and their names.
+    Where none is small enough (a single book), the end of the text is held out instead.
 
     Args:
         corpus: The files.
         tokenizer_kind: Characters, bytes, or byte-pair encoding (only ahead).
         vocab_size: Most ids that a tokenizer of characters or byte pairs may use.
-        val_split: Share of the characters to hold out.
+        val_split: Share of the text to hold out.
         mode: Both give the same ids; the second keeps the text in memory and leaves the work to
             whoever reads a window.
         cache_dir: Where ids that were encoded ahead are kept.
-        num_processes: Processes that read; None takes the usable cores for a large corpus. The
-            ids do not depend on it.
-        segment_bytes: Text that a process reads at a time; None chooses by the corpus' size.
-        shard_tokens: Most ids of one file in the cache. The ids do not depend on it.
-        show_progress: Show on stderr how far it is, if it takes more than a moment.
+        show_progress: Say on stderr that the corpus is prepared, if it takes more than a moment.
 
     Raises:
         ConfigError: The tokenizer is not possible.
         DataError: The corpus is malformed or empty.
-        OutputError: The cache, or a temporary file, cannot be written.
+        OutputError: The cache cannot be written.
     """
-    check_mode(tokenizer_kind, mode)
-    job = _Job(
-        corpus=corpus,
-        tokenizer_kind=tokenizer_kind,
-        vocab_size=vocab_size,
-        val_split=val_split,
-        num_processes=choose_num_processes(num_processes, corpus.num_bytes),
-        segment_bytes=segment_bytes or default_segment_bytes(corpus),
-    )
-    if mode == "ahead":
-        cache = TokenCache(directory=cache_dir or default_cache_dir())
-        return job.ahead(cache, shard_tokens=shard_tokens, show_progress=show_progress)
-    return job.on_the_fly(show_progress=show_progress)
+    job = _Job(corpus=corpus, kind=tokenizer_kind, vocab_size=vocab_size, val_split=val_split)
+    if mode == "on-the-fly":
+        check_mode(tokenizer_kind, mode)
+        check_vocabulary(tokenizer_kind, vocab_size)
+        return job.on_the_fly()
+    directory = (cache_dir or default_cache_dir()) / job.name
+    if not (directory / DESCRIPTION_NAME).exists():
+        check_vocabulary(tokenizer_kind, vocab_size)
+        _in_child(lambda: job.write(directory), told=_told(corpus) if show_progress else "")
+    return _read(directory)
 
 
-def check_mode(tokenizer_kind: TokenizerKind, mode: TokenizeMode) -> None:
+def check_mode(kind: TokenizerKind, mode: TokenizeMode) -> None:
     """Refuse byte pairs on the fly.
 
     Raises:
         ConfigError: That was asked for.
     """
-    if mode == "on-the-fly" and tokenizer_kind == "bpe":
+    if mode == "on-the-fly" and kind == "bpe":
         raise ConfigError(
             "--tokenizer bpe cannot encode a window on its own: use it with --tokenize ahead"
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Split:
+    """Which documents are held out.
+
+    Attributes:
+        key: Names the content, the split and the tokenizer.
+        held_out: A flag per document.
+        num_bytes: UTF-8 bytes of each document.
+        share: Of the ids, what is held out at their end, where no document is small enough.
+    """
+
+    key: str
+    held_out: NDArray[np.bool_]
+    num_bytes: NDArray[np.int64]
+    share: float
+
+    def lengths(self, num_ids: Mapping[bool, int]) -> tuple[int, int]:
+        """Ids to train on, and ids held out, which follow them."""
+        at_the_end = int(self.share * num_ids[False])
+        return num_ids[False] - at_the_end, num_ids[True] + at_the_end
+
+    @property
+    def validation_bytes(self) -> float:
+        """UTF-8 bytes held out; about, where they are the end of the text."""
+        return float((self.num_bytes * np.maximum(self.held_out, self.share)).sum())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
-    """The preparation of one corpus."""
-
-    corpus: CorpusFiles
-    tokenizer_kind: TokenizerKind
+    corpus: Corpus
+    kind: TokenizerKind
     vocab_size: int
     val_split: float
-    num_processes: int
-    segment_bytes: int
 
-    def ahead(self, cache: TokenCache, *, shard_tokens: int, show_progress: bool) -> PreparedData:
-        signature = self.corpus.signature()
-        content_hash = cache.content_of(signature)
-        if content_hash is None or not cache.holds(self._key(content_hash)):
-            check_vocabulary(self.tokenizer_kind, self.vocab_size)
-            settled = self._is_settled()
-            with cache.writing() as working, self._progress(show_progress) as progress:
-                passes = Passes(num_processes=self.num_processes, progress=progress)
-                survey = self._survey(passes)
-                content_hash = survey.content_hash
-                if not cache.holds(self._key(content_hash)):
-                    self._write(cache, working, survey, passes, shard_tokens)
-                if settled:
-                    cache.remember(working, signature, content_hash)
-        key = self._key(content_hash)
-        cached = cache.read(key)
-        return PreparedData(
-            key=key,
-            tokenizer=cached.tokenizer,
-            train=cached.train,
-            validation=cached.validation,
-            validation_bytes=cached.validation_bytes,
-        )
+    @property
+    def _settings(self) -> bytes:
+        return f"{CACHE_VERSION} {self.kind} {self.vocab_size} {self.val_split!r} ".encode()
 
-    def on_the_fly(self, *, show_progress: bool) -> PreparedData:
-        check_vocabulary(self.tokenizer_kind, self.vocab_size)
-        with self._progress(show_progress) as progress:
-            passes = Passes(num_processes=self.num_processes, progress=progress)
-            survey = self._survey(passes)
-            corpus = self._split(survey)
-            tokenizer = self._make_tokenizer(corpus, passes)
+    @property
+    def name(self) -> str:
+        """Of the directory in the cache."""
+        content = self._settings + self.corpus.signature().encode()
+        return hashlib.blake2b(content, digest_size=12).hexdigest()
+
+    def write(self, directory: Path) -> None:
+        """Encode everything into a directory, which appears whole or not at all."""
+        try:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(directory.with_name(f"{directory.name}.lock")):
+                # Another process may have been faster, or have been killed at it.
+                if not directory.exists():
+                    working = directory.with_name(f"{directory.name}.writing")
+                    shutil.rmtree(working, ignore_errors=True)
+                    working.mkdir()
+                    try:
+                        self._encode(working)
+                        working.replace(directory)
+                    finally:
+                        shutil.rmtree(working, ignore_errors=True)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write the token cache {directory.parent}: {error.strerror}; give a "
+                "writable --cache-dir, or --tokenize on-the-fly"
+            ) from error
+
+    def _encode(self, directory: Path) -> None:
+        split = self._split()
+        tokenizer = self._make_tokenizer(split)
+        num_ids = {False: 0, True: 0}
+        held_out = directory / "held_out.u16"
+        with (directory / IDS_NAME).open("w+b") as train, held_out.open("w+b") as validation:
+            files: dict[bool, BinaryIO] = {False: train, True: validation}
+            for piece, is_held_out in self._pieces(split):
+                ids = tokenizer.encode_array(piece.text)
+                content = ids.astype(IDS_DTYPE, copy=False).tobytes() + (PAD if piece.ends else b"")
+                files[is_held_out].write(content)
+                num_ids[is_held_out] += len(content) // IDS_DTYPE.itemsize
+            validation.seek(0)
+            shutil.copyfileobj(validation, train)
+        held_out.unlink()
+        num_train, num_validation = split.lengths(num_ids)
+        description = {
+            "key": split.key,
+            "tokenizer": tokenizer.to_dict(),
+            "num_train": num_train,
+            "num_validation": num_validation,
+            "validation_bytes": split.validation_bytes,
+        }
+        (directory / DESCRIPTION_NAME).write_text(json.dumps(description), encoding="utf-8")
+
+    def on_the_fly(self) -> PreparedData:
+        """Keep the documents as text."""
+        split = self._split()
+        tokenizer = self._make_tokenizer(split)
         assert isinstance(tokenizer, UnitTokenizer)
-        documents = {part: list(_documents(corpus, part)) for part in Part}
-        self.corpus.check_unchanged()
-        held_out = documents[Part.VALIDATION]
-        return PreparedData(
-            key=self._key(survey.content_hash),
-            tokenizer=tokenizer,
-            train=RawText(documents[Part.TRAIN], tokenizer),
-            validation=RawText(held_out, tokenizer) if held_out else None,
-            validation_bytes=sum(
-                len(text.encode("utf-8", errors="surrogatepass")) for text in held_out
-            ),
-        )
-
-    def _write(
-        self, cache: TokenCache, working: Path, survey: Survey, passes: Passes, shard_tokens: int
-    ) -> None:
-        corpus = self._split(survey)
-        tokenizer = self._make_tokenizer(corpus, passes)
-        written = working / "corpus"
-        written.mkdir()
-        encoded = encode_corpus(
-            corpus, tokenizer, written, shard_tokens=shard_tokens, passes=passes
-        )
-        self.corpus.check_unchanged()
-        cache.publish(written, self._key(survey.content_hash), tokenizer, encoded)
-
-    def _survey(self, passes: Passes) -> Survey:
-        return survey_corpus(
-            self.corpus,
-            plan_tasks(self.corpus, self.segment_bytes),
-            count_characters=self.tokenizer_kind == "char",
-            passes=passes,
-        )
-
-    def _split(self, survey: Survey) -> SplitCorpus:
-        return SplitCorpus(
-            text_field=self.corpus.text_field,
-            survey=survey,
-            split=split_documents(survey.table, self.val_split),
-        )
-
-    def _make_tokenizer(self, corpus: SplitCorpus, passes: Passes) -> Tokenizer:
-        return make_tokenizer(
-            self.tokenizer_kind, corpus, vocab_size=self.vocab_size, passes=passes
-        )
-
-    def _progress(self, visible: bool) -> PassProgress:
-        return PassProgress(num_bytes=self.corpus.num_bytes, visible=visible)
-
-    def _is_settled(self) -> bool:
-        newest_ns = max(file.mtime_ns for file in self.corpus.files)
-        return time.time_ns() - newest_ns >= SETTLED_NS
-
-    def _key(self, content_hash: str) -> str:
-        settings = (
-            f"{CACHE_VERSION} {self.tokenizer_kind} {self.vocab_size} {self.val_split!r} "
-            f"{content_hash}"
-        )
-        return hashlib.blake2b(settings.encode(), digest_size=12).hexdigest()
-
-
-def _documents(corpus: SplitCorpus, part: Part) -> Iterator[str]:
-    text: list[str] = []
-    for number in corpus.tasks_of(part):
-        for fragment in corpus.fragments(number, report=lambda _: None, only=part):
-            text.append(fragment.text)
-            if fragment.ends:
-                yield "".join(text)
+        documents: dict[bool, list[str]] = {False: [], True: []}
+        text: list[str] = []
+        for piece, is_held_out in self._pieces(split):
+            text.append(piece.text)
+            if piece.ends:
+                documents[is_held_out].append("".join(text))
                 text = []
+        num_ids = {part: len(RawText(found, tokenizer)) for part, found in documents.items()}
+        num_train, num_validation = split.lengths(num_ids)
+        return _parts(
+            RawText(documents[False] + documents[True], tokenizer),
+            key=split.key,
+            tokenizer=tokenizer,
+            num_train=num_train,
+            num_validation=num_validation,
+            validation_bytes=split.validation_bytes,
+        )
+
+    def _split(self) -> _Split:
+        """Hold documents out in the order of the hashes of their texts, as long as they fit.
+
+        The choice depends neither on names nor on the order of files.
+        """
+        whole = hashlib.blake2b(self._settings, digest_size=12)
+        hashes, sizes = [], []
+        for piece in self.corpus.pieces():
+            if piece.begins:
+                document, size = hashlib.blake2b(digest_size=16), 0
+            content = piece.text.encode("utf-8", errors="surrogatepass")
+            document.update(content)
+            size += len(content)
+            if piece.ends:
+                hashes.append(document.digest())
+                sizes.append(size)
+                whole.update(document.digest())
+        if not sizes:
+            raise DataError("the data hold no text: give other --data")
+        num_bytes = np.array(sizes, dtype=np.int64)
+        budget = left = int(self.val_split * num_bytes.sum())
+        held_out = np.zeros(len(sizes), dtype=np.bool_)
+        for index in sorted(range(len(sizes)), key=hashes.__getitem__):
+            if sizes[index] <= left:
+                held_out[index] = True
+                left -= sizes[index]
+        return _Split(
+            key=whole.hexdigest(),
+            held_out=held_out,
+            num_bytes=num_bytes,
+            share=0.0 if left < budget else self.val_split,
+        )
+
+    def _make_tokenizer(self, split: _Split) -> Tokenizer:
+        texts = (piece.text for piece, is_held_out in self._pieces(split) if not is_held_out)
+        if self.kind == "byte":
+            return ByteTokenizer()
+        if self.kind == "char":
+            return CharTokenizer.train(texts, vocab_size=self.vocab_size)
+        return BpeTokenizer.train(
+            sample(texts, share=SAMPLE_BYTES / split.num_bytes.sum()), vocab_size=self.vocab_size
+        )
+
+    def _pieces(self, split: _Split) -> Iterator[tuple[Piece, bool]]:
+        """All pieces, and whether each is held out."""
+        index = 0
+        for piece in self.corpus.pieces():
+            yield piece, bool(split.held_out[index])
+            index += piece.ends
+
+
+def sample(texts: Iterator[str], *, share: float) -> Iterator[str]:
+    """Some of the texts, evenly spread, which have about a share of all characters."""
+    seen = taken = 0
+    for text in texts:
+        seen += len(text)
+        if taken < share * seen:
+            taken += len(text)
+            yield text
+
+
+def _read(directory: Path) -> PreparedData:
+    """Map an encoded corpus.
+
+    Raises:
+        DataError: It is damaged.
+    """
+    try:
+        values = json.loads((directory / DESCRIPTION_NAME).read_text(encoding="utf-8"))
+        values["tokenizer"] = tokenizer_from_dict(values["tokenizer"])
+        num_ids = values["num_train"] + values["num_validation"]
+        return _parts(StoredIds(directory / IDS_NAME, num_ids), **values)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{directory} is not a readable token cache, delete it: {error}") from error
+
+
+def _parts(
+    source: TokenSource,
+    *,
+    key: str,
+    tokenizer: Tokenizer,
+    num_train: int,
+    num_validation: int,
+    validation_bytes: float,
+) -> PreparedData:
+    return PreparedData(
+        key=key,
+        tokenizer=tokenizer,
+        train=Part(source=source, start=0, stop=num_train),
+        validation=Part(source=source, start=num_train, stop=num_train + num_validation)
+        if num_validation
+        else None,
+        validation_bytes=validation_bytes,
+    )
+
+
+def _told(corpus: Corpus) -> str:
+    return f"preparing {corpus.num_bytes / 1e6:,.0f} MB of text ..."
+
+
+def _in_child(work: Callable[[], None], *, told: str) -> None:
+    """Do something in a process of its own, so that its threads and memory are gone afterwards.
+
+    It is forked, since a fresh interpreter would import torch; where another Python thread runs,
+    which may hold a lock that the child would wait for, the work is done here.
+
+    Args:
+        work: Raises an `MmRecError` where it fails.
+        told: Printed if it takes more than a moment.
+
+    Raises:
+        MmRecError: What the work raised.
+        DataError: The process was killed.
+    """
+    if threading.active_count() > 1 or multiprocessing.current_process().daemon:
+        work()
+        return
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(target=_run, args=(work, sender, os.getpid()))
+    child.start()
+    sender.close()
+    try:
+        if told and not receiver.poll(TOLD_AFTER_S):
+            print(told, file=sys.stderr)
+        failure = receiver.recv()
+    except EOFError as error:
+        child.join()
+        raise DataError(
+            f"the process that prepares the data was killed (exit code {child.exitcode}), by "
+            "somebody or for want of memory: start again"
+        ) from error
+    finally:
+        child.terminate()
+        child.join()
+    if failure is not None:
+        raise failure
+
+
+def _run(work: Callable[[], None], sender: Connection, parent_pid: int) -> None:
+    if sys.platform == "linux":
+        # However the parent ends, nothing is left.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent_pid:
+            return
+    try:
+        work()
+        sender.send(None)
+    except MmRecError as error:
+        sender.send(error)
+    except KeyboardInterrupt:
+        # The parent got it as well.
+        pass

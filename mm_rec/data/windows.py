@@ -1,4 +1,4 @@
-"""Windows of T + 1 ids over a token array, over raw text, or streamed.
+"""Windows of T + 1 ids over a text that is encoded already, or as they are read; and their order.
 
 A sample is one tensor of T + 1 ids; the training step cuts it into inputs (all but the last) and
 labels (all but the first), and nothing else shifts anything.
@@ -7,17 +7,22 @@ labels (all but the first), and nothing else shifts anything.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, Sampler, get_worker_info
 
-from mm_rec.data.sampler import WindowOrder
 from mm_rec.data.tokenizers import PAD_ID, UnitTokenizer
-from mm_rec.errors import DataError
+from mm_rec.errors import ConfigError, DataError
+
+IDS_DTYPE = np.dtype("<u2")
+# Indices that are made numbers of Python at a time.
+_BLOCK = 4_096
 
 
 class TokenSource(Protocol):
@@ -30,6 +35,57 @@ class TokenSource(Protocol):
         """Return the ids start ... start + length - 1."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """The ids `start` ... `stop` - 1 of a source."""
+
+    source: TokenSource
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        """Return the number of ids."""
+        return self.stop - self.start
+
+    def window(self, start: int, length: int) -> NDArray[np.int64]:
+        """See `TokenSource`."""
+        return self.source.window(self.start + start, length)
+
+
+class StoredIds:
+    """Ids in a file, mapped into memory: processes share its pages, and send its name alone.
+
+    Raises:
+        DataError: The file is missing, or has another length.
+    """
+
+    def __init__(self, path: Path, num_ids: int) -> None:
+        self.path = path
+        self.num_ids = num_ids
+        try:
+            size = path.stat().st_size
+            if size != num_ids * IDS_DTYPE.itemsize:
+                raise DataError(
+                    f"{path} is damaged, delete {path.parent}: it has {size:,} bytes in place of "
+                    f"{num_ids * IDS_DTYPE.itemsize:,}"
+                )
+            self._ids = np.memmap(path, dtype=IDS_DTYPE, mode="r") if num_ids else np.empty(0)
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+    def __len__(self) -> int:
+        """Return the number of ids."""
+        return self.num_ids
+
+    def window(self, start: int, length: int) -> NDArray[np.int64]:
+        """See `TokenSource`."""
+        return self._ids[start : start + length].astype(np.int64)
+
+    def __reduce__(self) -> tuple[type[StoredIds], tuple[Path, int]]:
+        """Send the name, not the pages."""
+        return StoredIds, (self.path, self.num_ids)
+
+
 class RawText:
     """Documents whose windows are encoded when they are asked for, in plain Python.
 
@@ -38,7 +94,6 @@ class RawText:
     """
 
     def __init__(self, documents: Sequence[str], tokenizer: UnitTokenizer) -> None:
-        """Keep the documents as text and reckon where each begins."""
         self.tokenizer = tokenizer
         self._raw = [tokenizer.raw(document) for document in documents]
         self._ends = np.cumsum([len(raw) + 1 for raw in self._raw], dtype=np.int64)
@@ -62,14 +117,13 @@ class RawText:
 
 
 class WindowDataset(Dataset[Tensor]):
-    """Windows of `seq_len` + 1 ids, `stride` apart."""
+    """Windows of `seq_len` + 1 ids, `stride` apart; the stride is `seq_len` unless given.
+
+    Raises:
+        DataError: The source is too short for a single window.
+    """
 
     def __init__(self, source: TokenSource, *, seq_len: int, stride: int | None = None) -> None:
-        """Cut `source` into windows; the stride is `seq_len` unless given.
-
-        Raises:
-            DataError: The source is too short for a single window.
-        """
         self.source = source
         self.seq_len = seq_len
         self.stride = stride or seq_len
@@ -90,6 +144,59 @@ class WindowDataset(Dataset[Tensor]):
         return torch.from_numpy(self.source.window(index * self.stride, self.seq_len + 1))
 
 
+class WindowOrder(Sampler[int]):
+    """A seeded permutation of the windows, cut to whole optimizer steps.
+
+    A function of seed and epoch alone: neither the batch size nor the number of workers matters,
+    and the tail that does not fill an optimizer step is left out, so every optimizer step sees
+    the same windows however the effective batch is split into micro-batches. It can start in
+    mid-epoch.
+
+    Raises:
+        DataError: There are fewer windows than one optimizer step needs.
+    """
+
+    def __init__(self, num_windows: int, *, effective_batch_size: int, seed: int) -> None:
+        super().__init__()
+        self.num_windows = num_windows
+        self.seed = seed
+        self.samples_per_epoch = num_windows - num_windows % effective_batch_size
+        if not self.samples_per_epoch:
+            raise DataError(
+                f"the data give {num_windows} samples, fewer than one optimizer step of "
+                f"{effective_batch_size}: give more --data, a shorter --seq-len or --stride, "
+                "or a smaller effective batch size"
+            )
+        # In shared memory, so that workers that outlive an epoch see the next position as well.
+        self._position = torch.zeros(2, dtype=torch.int64)
+        self._position.share_memory_()  # type: ignore[no-untyped-call]
+
+    def seek(self, *, epoch: int, start: int = 0) -> None:
+        """Make the next pass that of `epoch`, from its sample `start` on.
+
+        Raises:
+            ConfigError: `start` lies outside the epoch.
+        """
+        if not 0 <= start <= self.samples_per_epoch:
+            raise ConfigError(
+                f"start must lie in [0, {self.samples_per_epoch}], the samples of one epoch, "
+                f"got {start}"
+            )
+        self._position[0] = epoch
+        self._position[1] = start
+
+    def __len__(self) -> int:
+        """Return the number of windows of the next pass."""
+        return self.samples_per_epoch - int(self._position[1])
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield indices of windows."""
+        epoch, start = (int(value) for value in self._position)
+        order = np.random.default_rng((self.seed, epoch)).permutation(self.num_windows)
+        for first in range(start, self.samples_per_epoch, _BLOCK):
+            yield from order[first : min(first + _BLOCK, self.samples_per_epoch)].tolist()
+
+
 class StreamedWindows(IterableDataset[Tensor]):
     """The windows of a dataset as a stream, shared out between the workers.
 
@@ -99,7 +206,6 @@ class StreamedWindows(IterableDataset[Tensor]):
     """
 
     def __init__(self, dataset: WindowDataset, order: WindowOrder, *, block_size: int) -> None:
-        """Stream `dataset` in the given order."""
         super().__init__()
         self.dataset = dataset
         self.order = order

@@ -18,11 +18,9 @@ from mm_rec.data import (
     WindowOrder,
     prepare,
     read_corpus,
-    tokenizer_from_dict,
 )
-from mm_rec.data.prepare import TokenizeMode
-from mm_rec.data.tokenizers import PAD_ID, UNKNOWN_ID, CharacterCounts, UnitTokenizer
-from mm_rec.data.vocabulary import TokenizerKind
+from mm_rec.data.prepare import TokenizeMode, TokenizerKind
+from mm_rec.data.tokenizers import PAD_ID, UNKNOWN_ID, UnitTokenizer, tokenizer_from_dict
 
 
 def make_data(
@@ -37,15 +35,8 @@ def make_data(
     )
 
 
-def count(*texts: str) -> CharacterCounts:
-    counts = CharacterCounts()
-    for text in texts:
-        counts.add(text)
-    return counts
-
-
 def test_characters_are_ranked_by_frequency_and_rare_ones_unknown() -> None:
-    tokenizer = CharTokenizer(count("abbccc", "dc").most_frequent(3))
+    tokenizer = CharTokenizer.train(["abbccc", "dc"], vocab_size=5)
     assert tokenizer.characters == "cba"
     assert tokenizer.vocab_size == 5
     assert tokenizer.encode("abcd") == [4, 3, 2, UNKNOWN_ID]
@@ -54,21 +45,12 @@ def test_characters_are_ranked_by_frequency_and_rare_ones_unknown() -> None:
         CharTokenizer("".join(map(chr, range(0x10000, 0x20000))))
 
 
-def test_counts_are_added_and_taken_away_and_sent_to_other_processes() -> None:
-    counts = count("aab→🌳", "")
-    counts.merge(pickle.loads(pickle.dumps(count("bbb🌳", "ü"))))
-    assert counts.most_frequent(9) == "ba🌳ü→"
-    counts.merge(count("bbbb", "ü"), sign=-1)
-    assert counts.most_frequent(9) == "a🌳→"
-    assert len(pickle.dumps(counts)) < 1_000
-
-
 @pytest.mark.parametrize("text", ["", "abc", "naïve → 🌳", "lone \ud800 surrogate"])
 @pytest.mark.parametrize("kind", ["char", "byte"])
 def test_plain_and_vectorised_encoding_agree(kind: str, text: str) -> None:
     tokenizer: UnitTokenizer = ByteTokenizer()
     if kind == "char":
-        tokenizer = CharTokenizer(count("abc → nv \ud800").most_frequent(7))
+        tokenizer = CharTokenizer.train(["abc → nv \ud800"], vocab_size=9)
     ids = tokenizer.encode_raw(tokenizer.raw(text))
     assert ids == tokenizer.encode_array(text).tolist() == tokenizer.encode(text)
     assert max(ids, default=0) < tokenizer.vocab_size
@@ -176,3 +158,22 @@ def test_stream_gives_the_map_datasets_batches_whatever_the_workers(
         got = list(loader)
         assert len(got) == len(expected) == (order.samples_per_epoch - start) // 4
         assert all(torch.equal(one, two) for one, two in zip(got, expected, strict=True))
+
+
+def test_order_depends_on_seed_and_epoch_and_is_cut_to_whole_steps() -> None:
+    order = WindowOrder(10_003, effective_batch_size=10, seed=1)
+    first = list(order)
+    assert len(first) == len(order) == 10_000
+    assert len(set(first)) == 10_000
+    order.seek(epoch=1)
+    assert list(order) != first
+    order.seek(epoch=0, start=4_097)
+    assert len(order) == 5_903
+    assert list(order) == first[4_097:]
+    assert list(WindowOrder(10_003, effective_batch_size=10, seed=2)) != first
+    # A prefix whatever the effective batch size is.
+    assert list(WindowOrder(10_003, effective_batch_size=1, seed=1))[:10_000] == first
+    with pytest.raises(DataError, match="fewer than one optimizer step"):
+        WindowOrder(9, effective_batch_size=10, seed=0)
+    with pytest.raises(ConfigError, match="start"):
+        order.seek(epoch=0, start=10_001)

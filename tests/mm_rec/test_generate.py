@@ -16,7 +16,7 @@ import torch
 
 from mm_rec import CheckpointError, ConfigError, MMRec, ModelConfig, State, load_model
 from mm_rec.checkpoint import Checkpoint, Position
-from mm_rec.data import BpeTokenizer, ByteTokenizer, CharTokenizer, Tokenizer
+from mm_rec.data import ByteTokenizer, CharTokenizer, Tokenizer
 from mm_rec.data.tokenizers import NUM_SPECIAL, PAD_ID, UNKNOWN_ID
 from mm_rec.generate import main
 from mm_rec.sampling import PIECE_TOKENS, Sampling, TextStream, choose, generate, read
@@ -178,11 +178,22 @@ def test_characters_of_several_tokens_come_out_whole() -> None:
     assert parts[0] == "a"
 
 
+class PairTokenizer(ByteTokenizer):
+    """Bytes, and ids above them that stand for two ids each."""
+
+    def __init__(self, *pairs: tuple[int, int]) -> None:
+        self.pairs = pairs
+
+    def decode(self, ids: Sequence[int]) -> str:
+        whole = [(i,) if i < 258 else self.pairs[i - 258] for i in ids]
+        return super().decode(list(itertools.chain.from_iterable(whole)))
+
+
 def test_tokens_that_end_within_a_character_hold_only_that_character_back() -> None:
     # The letter with the arrow's first byte, and the arrow's last byte with the tree's first.
     arrow, tree = ([byte + NUM_SPECIAL for byte in char.encode()] for char in "→🌳")
     letter = ord("a") + NUM_SPECIAL
-    tokenizer = BpeTokenizer([(letter, arrow[0]), (arrow[2], tree[0])])
+    tokenizer = PairTokenizer((letter, arrow[0]), (arrow[2], tree[0]))
     ids = [258, arrow[1], 259, *tree[1:]]
     assert stream(tokenizer, ids) == ["a", "", "→", "", "", "🌳", ""]
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from mm_rec import ConfigError
-from mm_rec.schedule import Schedule, default_warmup_steps
+from mm_rec.training import Schedule, default_warmup_steps
 
 
 def test_warm_up_is_linear_and_the_cosine_ends_at_a_tenth() -> None:

@@ -18,7 +18,8 @@ import torch
 import autotune
 from mm_rec import load_model
 from mm_rec.checkpoint import Position
-from mm_rec.data import prepare, read_corpus, tokenizer_from_dict
+from mm_rec.data import prepare, read_corpus
+from mm_rec.data.tokenizers import tokenizer_from_dict
 from mm_rec.session import Session
 from mm_rec.train import main
 from mm_rec.training import split_windows
@@ -202,10 +203,9 @@ def test_a_dry_run_tells_the_size_and_writes_nothing(
     train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train("--dry-run", "--max-steps", "5", "--output-dir", "run") == 0
-    model, settings, memory = capsys.readouterr().out.splitlines()[:3]
+    model, settings = capsys.readouterr().out.splitlines()[:2]
     assert " parameters; data: " in model
     assert settings.endswith("5 optimizer steps")
-    assert memory.startswith("memory: Python and torch, and about ")
     assert not Path("run").exists()
 
 

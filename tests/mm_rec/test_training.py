@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from mm_rec import MMRec, ModelConfig
-from mm_rec.schedule import Schedule
-from mm_rec.training import Trainer, make_optimizer
+from mm_rec.training import Schedule, Trainer, make_optimizer
 
 
 def make_trainer(config: ModelConfig, *, bptt_len: int | None, **changes: float) -> Trainer:
