@@ -42,7 +42,7 @@ from autotune.study.definition import (
 from autotune.study.storage import (
     DEFAULT_STORAGE,
     failing_in_one_line,
-    lock_storage,
+    locked_storage,
     shown_url,
     storage_url,
 )
@@ -184,7 +184,7 @@ def run(
         return
     check_writable(out)
     url = storage_url(storage or DEFAULT_STORAGE)
-    with contextlib.closing(_Lock(url)), failing_in_one_line(url):
+    with locked_storage(url), failing_in_one_line(url):
         view = _run(console, definition, program, url=url, fresh=fresh, quiet=quiet)
     assert view.result is not None
     write_best_config(out, view.result.best)
@@ -321,17 +321,6 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-class _Lock:
-    """Keeps other runs away from a storage."""
-
-    def __init__(self, url: str) -> None:
-        self._file = lock_storage(url)
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-
-
 def _run(
     console: Console,
     definition: StudyDefinition,
@@ -360,7 +349,9 @@ def _run(
                 observer=observer,
             )
             tuner.run()
-        return StudyView.of(store.name, shown_url(url), store.facts, store.records())
+        return StudyView.of(
+            store.name, shown_url(url), store.facts, store.records(), store.earlier_records()
+        )
     except KeyboardInterrupt:
         store.repair()
         best = best_so_far(store.trusted_records())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from autotune.analysis.lessons import learn
 from autotune.analysis.short_trials import recall
@@ -39,6 +40,7 @@ class Estimates:
         records: Sequence[TrialRecord],
         *,
         usable_cores: float,
+        earlier: Sequence[TrialRecord] = (),
     ) -> Estimates | None:
         """What the trials of a study tell; None where none of these configurations ran.
 
@@ -46,9 +48,11 @@ class Estimates:
             configs: The configurations to estimate, the baseline first.
             records: The study's trials.
             usable_cores: Cores that the loop may use.
+            earlier: The trials of an earlier study of the same loop, if there was one.
         """
-        optimizer = AdaptiveOptimizer(configs, configs[0], usable_cores=usable_cores, block_s=1.0)
-        optimizer.learn(recall(records))
+        optimizer = make_optimizer(
+            configs, configs[0], records, earlier=earlier, usable_cores=usable_cores, block_s=1.0
+        )
         posterior = optimizer.posterior()
         if posterior is None:
             return None
@@ -83,3 +87,30 @@ class Estimates:
         difference = float(self.posterior.mean[one] - self.posterior.mean[two])
         variance = float(covariance[one, one] + covariance[two, two] - 2 * covariance[one, two])
         return Ratio.of_log(difference, math.sqrt(max(0.0, variance)))
+
+
+def make_optimizer(
+    configs: Sequence[ThroughputConfig],
+    first: ThroughputConfig,
+    records: Sequence[TrialRecord],
+    *,
+    earlier: Sequence[TrialRecord],
+    **options: Any,  # noqa: ANN401
+) -> AdaptiveOptimizer:
+    """An optimizer that knows a study's trials, and starts from what an earlier one found.
+
+    Args:
+        configs: The space.
+        first: What ratios are to.
+        records: The study's trials.
+        earlier: Those of the earlier study; empty where there was none.
+        options: See `AdaptiveOptimizer`.
+    """
+    prior = None
+    if earlier:
+        before = AdaptiveOptimizer(configs, first, **options)
+        before.learn(recall(earlier))
+        prior = before.posterior()
+    optimizer = AdaptiveOptimizer(configs, first, prior=prior, **options)
+    optimizer.learn(recall(records))
+    return optimizer

@@ -26,6 +26,7 @@ from autotune.optimizer.posterior import (
     Posterior,
     fit_hyperparameters,
 )
+from autotune.optimizer.trial_cost import TrialCost
 from autotune.space import preference
 
 # A second of tuning must bring more than it costs in training that goes on for so long.
@@ -44,8 +45,6 @@ _FIRST_FIT = 8
 _SURPRISE = 4.0
 # A loop with workers that waits for so large a share of its time is held back by loading.
 _WAITS = 0.1
-# What starting a forked trial takes, and settling: first guesses, in seconds and in steps.
-_START_S, _SETTLE_STEPS = 0.4, 3.0
 
 
 # So many configurations that never ran are looked at before one is confirmed.
@@ -443,15 +442,17 @@ class AdaptiveOptimizer:
 
         Runs that go on in the process of the last one have an average of their own.
         """
-        beside_s: dict[bool, list[float]] = {False: [_START_S], True: [_START_S]}
-        for index, reading in self._readings:
-            if reading.start_s is not None:
-                beside_s[reading.started_at_once].append(
-                    reading.start_s - _SETTLE_STEPS * float(step_s[index])
-                )
-        new_s, at_once_s = (max(0.0, float(np.mean(beside_s[key]))) for key in (False, True))
+        new, running = (
+            TrialCost.learned(
+                (reading.start_s, float(step_s[index]))
+                for index, reading in self._readings
+                if reading.start_s is not None and reading.started_at_once is at_once
+            )
+            for at_once in (False, True)
+        )
         at_once = np.array([self._starts_at_once(config) for config in self.configs])
-        return np.where(at_once, min(at_once_s, new_s), new_s) + _SETTLE_STEPS * step_s
+        new_s = new.start_s(step_s)
+        return np.where(at_once, np.minimum(running.start_s(step_s), new_s), new_s)
 
 
 def _costs(config: ThroughputConfig, reading: Reading) -> Costs:

@@ -90,17 +90,14 @@ class SamplerProposer:
         for _ in range(_MAX_REPEATS):
             trial = self._study.ask()
             ranks = {
-                name: int(trial._suggest(name, self._distribution(name)))
-                for name in self._axes
-                if name != "prefetch_factor"
+                name: self._suggest(trial, name) for name in self._axes if name != "prefetch_factor"
             }
             # Without workers there is nothing to prefetch.
             workers = self._axes.get("num_workers")
             if "prefetch_factor" in self._axes and (
                 workers is None or workers[ranks["num_workers"]] != 0
             ):
-                distribution = self._distribution("prefetch_factor")
-                ranks["prefetch_factor"] = int(trial._suggest("prefetch_factor", distribution))
+                ranks["prefetch_factor"] = self._suggest(trial, "prefetch_factor")
             chosen = by_ranks.get(frozenset(ranks.items()))
             if chosen is not None:
                 self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -118,14 +115,22 @@ class SamplerProposer:
                 continue
             self._values[ranks] = units_per_s
             params = dict(ranks)
-            distributions = {name: self._distribution(name) for name in params}
+            distributions: dict[str, BaseDistribution] = {
+                name: self._distribution(name) for name in params
+            }
             self._study.add_trial(
                 optuna.trial.create_trial(
                     params=params, distributions=distributions, value=units_per_s
                 )
             )
 
-    def _distribution(self, name: str) -> BaseDistribution:
+    def _suggest(self, trial: optuna.Trial, name: str) -> int:
+        distribution = self._distribution(name)
+        if isinstance(distribution, CategoricalDistribution):
+            return int(trial.suggest_categorical(name, distribution.choices) or 0)
+        return trial.suggest_int(name, distribution.low, distribution.high)
+
+    def _distribution(self, name: str) -> CategoricalDistribution | IntDistribution:
         num_values = len(self._axes[name])
         if AXES[name].kind is Kind.WORD:
             return CategoricalDistribution(range(num_values))

@@ -14,7 +14,7 @@ from autotune.config import ThroughputConfig
 from autotune.space import Space
 from autotune.study.records import TrialRecord, read_records, without_forked
 from autotune.study.storage import shown_url, storage_url
-from autotune.study.store import find_study
+from autotune.study.store import earlier_records, find_study
 from autotune.study.training_length import TrainingLength
 from autotune.system.machine import Machine
 from autotune.validation import validate
@@ -65,6 +65,7 @@ class StudyView:
         records: Its trials.
         space: What is searched; None where the command has not introduced itself yet.
         best: The chosen settings, or the best beside the baseline so far; None where nothing ran.
+        earlier: The trials of an earlier study of the same command, from which its search started.
         estimates: What is expected of each configuration; None where nothing ran.
         effects: What each setting does, the one that held training back most first.
     """
@@ -73,6 +74,7 @@ class StudyView:
     storage: str
     facts: Facts
     records: tuple[TrialRecord, ...]
+    earlier: tuple[TrialRecord, ...] = ()
     space: Space | None = None
     best: ThroughputConfig | None = None
     estimates: Estimates | None = None
@@ -80,7 +82,12 @@ class StudyView:
 
     @classmethod
     def of(
-        cls, name: str, storage: str, facts: Mapping[str, Any], records: Sequence[TrialRecord]
+        cls,
+        name: str,
+        storage: str,
+        facts: Mapping[str, Any],
+        records: Sequence[TrialRecord],
+        earlier: Sequence[TrialRecord] = (),
     ) -> StudyView:
         """The view of a study with these facts and trials.
 
@@ -88,8 +95,13 @@ class StudyView:
             BadInputError: The facts are damaged.
         """
         found = validate(Facts, dict(facts), source=f"study {name}")
-        records = tuple(records)
-        view = cls(name=name, storage=storage, facts=found, records=records)
+        view = cls(
+            name=name,
+            storage=storage,
+            facts=found,
+            records=tuple(records),
+            earlier=tuple(earlier),
+        )
         if found.searched_axes is None or found.baseline is None or found.machine is None:
             return view
         baseline, usable_cores = found.baseline, found.machine.usable_cores
@@ -104,6 +116,7 @@ class StudyView:
             (baseline, *space.configurations(baseline), *around(space, baseline, best)),
             view.trusted_records,
             usable_cores=usable_cores,
+            earlier=view.earlier,
         )
         assert estimates is not None
         view = dataclasses.replace(view, best=best, estimates=estimates)
@@ -157,7 +170,13 @@ def open_view(storage: str, name: str | None = None) -> StudyView:
     """
     url = storage_url(storage)
     study = find_study(url, name)
-    return StudyView.of(study.study_name, shown_url(url), study.user_attrs, read_records(study))
+    return StudyView.of(
+        study.study_name,
+        shown_url(url),
+        study.user_attrs,
+        read_records(study),
+        earlier_records(study),
+    )
 
 
 def _best(view: StudyView) -> ThroughputConfig | None:
@@ -165,7 +184,12 @@ def _best(view: StudyView) -> ThroughputConfig | None:
         return view.result.best.config
     assert view.space is not None and view.baseline is not None and view.machine is not None
     configs = (view.baseline, *view.space.configurations(view.baseline))
-    estimates = Estimates.of(configs, view.trusted_records, usable_cores=view.machine.usable_cores)
+    estimates = Estimates.of(
+        configs,
+        view.trusted_records,
+        usable_cores=view.machine.usable_cores,
+        earlier=view.earlier,
+    )
     if estimates is None:
         return None
     others = estimates.measured.intersection(configs) - {view.baseline}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 import optuna
 import sqlalchemy
+from filelock import FileLock, Timeout
 
 from autotune.errors import BadInputError, StorageError
 
@@ -101,8 +100,9 @@ def reading(what: str) -> Iterator[None]:
         ) from error
 
 
-def lock_storage(url: str) -> IO[str] | None:
-    """Keep other runs away from an SQLite storage until the file given is closed.
+@contextlib.contextmanager
+def locked_storage(url: str) -> Iterator[None]:
+    """Keep other runs away from an SQLite storage.
 
     The lock goes with the process, `kill -9` included.
 
@@ -111,22 +111,23 @@ def lock_storage(url: str) -> IO[str] | None:
     """
     path = sqlite_path(url)
     if path is None:
-        return None
-    lock = path.with_name(f".{path.name}.lock")
+        yield
+        return
+    lock = FileLock(path.with_name(f".{path.name}.lock"), blocking=False)
     try:
-        lock.parent.mkdir(exist_ok=True)
-        file = lock.open("w")
-    except OSError as error:
-        raise BadInputError(f"storage {path}: cannot be written: {error.strerror}") from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
+        path.parent.mkdir(exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
         raise BadInputError(
             f"storage {path}: another `autotune run` is using it: wait for it, or name another "
             "with --storage"
         ) from error
-    return file
+    except OSError as error:
+        raise BadInputError(f"storage {path}: cannot be written: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def sqlite_path(url: str) -> Path | None:

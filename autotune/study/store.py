@@ -87,9 +87,10 @@ class StudyStore:
             for name, value in config.to_dict().items()
             if name in AXES and value is not None
         }
-        trial = self._study.ask()
-        for name, value in self._sampler.values.items():
-            trial._suggest(name, _distribution(name, value))
+        # The sampler answers with these values.
+        trial = self._study.ask(
+            {name: _distribution(name, value) for name, value in self._sampler.values.items()}
+        )
         stored = {
             "phase": phase.value,
             "config": config.to_dict(),
@@ -146,28 +147,9 @@ class StudyStore:
         """The trials to learn from: all, less the forked ones where these were found wrong."""
         return trusted(self.records(), self.facts)
 
-    def records_of_similar(self) -> tuple[TrialRecord, ...]:
-        """The trials of the latest other study of the same command on a similar machine.
-
-        It is in the same storage, keeps the same effective batch, its machine had as many usable
-        cores and GPUs of the same names, and one of its trials succeeded. Empty where there is
-        none, or damaged ones.
-        """
-        with contextlib.suppress(BadInputError), reading("an earlier study"):
-            return self._records_of_similar()
-        return ()
-
-    def _records_of_similar(self) -> tuple[TrialRecord, ...]:
-        storage = self._study._storage
-        for other in reversed(storage.get_all_studies()):
-            facts = storage.get_study_user_attrs(other._study_id)
-            if other._study_id != self._study._study_id and _workload(facts) == _workload(
-                self.facts
-            ):
-                trials = storage.get_all_trials(other._study_id, deepcopy=False)
-                if any(trial.state == TrialState.COMPLETE for trial in trials):
-                    return trusted(map(read_trial, trials), facts)
-        return ()
+    def earlier_records(self) -> tuple[TrialRecord, ...]:
+        """See `earlier_records`."""
+        return earlier_records(self._study)
 
     def _set_attributes(self, number: int, attributes: Mapping[str, Any]) -> None:
         trial_id = self._study._storage.get_trial_id_from_study_id_trial_number(
@@ -303,6 +285,30 @@ def find_study(url: str, name: str | None) -> optuna.Study:
         raise BadInputError(f"study {name}: not in {shown_url(url)}; there are {', '.join(names)}")
     with reading(f"study {name or names[-1]}"):
         return optuna.load_study(study_name=name or names[-1], storage=storage)
+
+
+def earlier_records(study: optuna.Study) -> tuple[TrialRecord, ...]:
+    """The trials of the latest study before this one of the same command on a similar machine.
+
+    It is in the same storage, keeps the same effective batch, its machine had as many usable cores
+    and GPUs of the same names, and one of its trials succeeded. Empty where there is none, or
+    damaged ones. Where this study's forked trials were found wrong, those are left out as well.
+    """
+    with contextlib.suppress(BadInputError), reading("an earlier study"):
+        return _earlier_records(study)
+    return ()
+
+
+def _earlier_records(study: optuna.Study) -> tuple[TrialRecord, ...]:
+    storage, own_facts = study._storage, study.user_attrs
+    for other in reversed(storage.get_all_studies()):
+        facts = storage.get_study_user_attrs(other._study_id)
+        if other._study_id < study._study_id and _workload(facts) == _workload(own_facts):
+            trials = storage.get_all_trials(other._study_id, deepcopy=False)
+            if any(trial.state == TrialState.COMPLETE for trial in trials):
+                # What is wrong with forked trials of this study is wrong with those of the other.
+                return trusted(trusted(map(read_trial, trials), facts), own_facts)
+    return ()
 
 
 def _numbered(name: str, number: int) -> str:

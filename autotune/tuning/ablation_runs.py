@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from autotune.analysis.ablation import around, find_changes
 from autotune.analysis.estimates import Estimates
+from autotune.analysis.short_trials import recall
 from autotune.config import ThroughputConfig
-from autotune.measurement import StartMode
+from autotune.optimizer.adaptive import Reading
+from autotune.optimizer.trial_cost import TrialCost
 from autotune.study.definition import EXPLANATION_S
 from autotune.study.records import Phase, TrialRecord
 from autotune.system.machine import this_machine
 from autotune.tuning.executor import Executor
 from autotune.tuning.plan import Plan
-from autotune.tuning.trial_runs import settling_s
 
 # Long enough for what differs from process to process to matter more than what does within one.
 _NUM_BLOCKS = 4
 # It may take that share of what the search took, if that is longer than what is kept for it.
 _ALLOWED_SHARE = 0.2
-_FORKED_START_S = 0.2
 
 
 def explain(
@@ -45,6 +47,7 @@ def explain(
         (plan.baseline, *plan.configurations, *configs),
         records,
         usable_cores=this_machine().usable_cores,
+        earlier=executor.store.earlier_records(),
     )
     if estimates is None:
         return
@@ -56,13 +59,21 @@ def explain(
     allowed_s = max(EXPLANATION_S, _ALLOWED_SHARE * spent_s)
     end_s = executor.left_s - allowed_s
     block_s = executor.definition.block_s
-    forks = executor.runner.mode is StartMode.FORK
-    start_s = _FORKED_START_S if forks else baseline.start_up_s or 0.0
+    cost = _cost(records)
     for config in dict.fromkeys(config for config in wanted if config and config not in settled):
-        step_s = executor.limits(config).step_s or 0.0
-        trial_s = start_s + settling_s(step_s) + _NUM_BLOCKS * max(block_s, step_s)
+        trial_s = cost.trial_s(executor.limits(config).step_s or 0.0, _NUM_BLOCKS, block_s)
         if executor.rules_out(config):
             # A failure meanwhile may have taught so.
             continue
         if executor.left_s - trial_s >= max(end_s, reserved_s):
             executor.run_short(config, Phase.EXPLAIN, num_blocks=_NUM_BLOCKS)
+
+
+def _cost(records: Iterable[TrialRecord]) -> TrialCost:
+    """What the short trials so far took until their first blocks."""
+    found = (trial.outcome for trial in recall(records))
+    return TrialCost.learned(
+        (reading.start_s, reading.duration_s / reading.num_steps)
+        for reading in found
+        if isinstance(reading, Reading) and reading.start_s is not None
+    )

@@ -12,6 +12,7 @@ from autotune.blocks import LoopFacts, Sample
 from autotune.config import ThroughputConfig
 from autotune.ipc.introductions import Introduction
 from autotune.measurement import Measurement, StartMode, fullest_device
+from autotune.optimizer.trial_cost import TrialCost
 from autotune.space import Space, default_axes
 from autotune.study.definition import MOST_ROUNDS, SamplerName, StudyDefinition
 from autotune.system.load import QuietKeeper
@@ -262,11 +263,10 @@ def estimate(
         forks: Whether trials are forked.
     """
     sample_s = 1.0 / baseline.samples_per_s
+    cost = TrialCost() if forks else TrialCost(beside_s=start_up_s)
 
     def trial_s(config: ThroughputConfig, num_blocks: int) -> float:
-        step_s = config.batch_size * sample_s
-        start_s = 0.2 if forks else start_up_s
-        return start_s + settling_s(step_s) + num_blocks * max(definition.block_s, step_s)
+        return cost.trial_s(config.batch_size * sample_s, num_blocks, definition.block_s)
 
     run_s = (
         start_up_s

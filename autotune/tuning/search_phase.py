@@ -8,8 +8,8 @@ import math
 import time
 from collections.abc import Set
 
+from autotune.analysis.estimates import make_optimizer
 from autotune.analysis.result import RunnerUp
-from autotune.analysis.short_trials import recall
 from autotune.config import ThroughputConfig
 from autotune.intervals import Ratio
 from autotune.measurement import Measurement
@@ -22,7 +22,6 @@ from autotune.optimizer.adaptive import (
     measured_gains,
 )
 from autotune.study.records import Phase, TrialRecord
-from autotune.study.store import trusted
 from autotune.system.machine import this_machine
 from autotune.system.memory import memory_left_bytes
 from autotune.tuning.confirmation import confirmation_s
@@ -59,7 +58,7 @@ class SearchPhase:
         self._executor = executor
         self._baseline = baseline
         self._bench = LiveBench(executor)
-        self._earlier = executor.store.records_of_similar()
+        self._earlier = executor.store.earlier_records()
         self._shown_at_s = -math.inf
 
     def run(self, plan: Plan) -> tuple[Plan, bool]:
@@ -160,10 +159,11 @@ class SearchPhase:
         """The optimizer, told all that was measured so far; ratios are to `first`."""
         measurement = self._baseline.measurement
         assert measurement is not None
-        make = functools.partial(
-            AdaptiveOptimizer,
+        return make_optimizer(
             (plan.baseline, *plan.configurations),
             first,
+            self._executor.store.trusted_records(),
+            earlier=self._earlier,
             usable_cores=this_machine().usable_cores,
             block_s=self._executor.definition.block_s,
             horizon_s=self._horizon_s(measurement),
@@ -171,15 +171,6 @@ class SearchPhase:
             rules_out=self._executor.rules_out,
             seed=self._executor.definition.seed,
         )
-        prior = None
-        if self._earlier:
-            before = make()
-            # What is wrong with forked trials of this study is wrong with those of the other.
-            before.learn(recall(trusted(self._earlier, self._executor.store.facts)))
-            prior = before.posterior()
-        optimizer = make(prior=prior)
-        optimizer.learn(recall(self._executor.store.trusted_records()))
-        return optimizer
 
     def _horizon_s(self, baseline: Measurement) -> float:
         """How long training will go on, as far as that is known."""

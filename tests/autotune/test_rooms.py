@@ -22,8 +22,12 @@ FOLDERS = (
     "tuning",
     "report",
 )
-# These may import from any folder: the public calls, the settings file and the command line.
-DOORS = ("autotune", "autotune.__main__", "autotune.api", "autotune.best_config", "autotune.cli")
+# These may import from any folder: the public calls, the settings file, the command line, and what
+# looks at a study.
+DOORS = (
+    *("autotune", "autotune.__main__", "autotune.api", "autotune.best_config", "autotune.cli"),
+    "autotune.inspection",
+)
 
 
 def modules():

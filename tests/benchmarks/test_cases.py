@@ -110,6 +110,17 @@ def test_each_kind_of_the_first_four_has_at_least_six_cases():
         assert len(choose((), (kind,))) >= 6
 
 
+# What torch's gloo backend says when it aborts a rank that destroys its group after the last epoch:
+# seen once in some fifty runs, with torch 2.13.
+GLOO_ABORT = "terminate called without an active exception"
+
+
+def train_once(trainer, order):
+    trainer.stdin.write(json.dumps(order) + "\n")
+    trainer.stdin.flush()
+    return trainer.stdout.readline()
+
+
 @pytest.mark.parametrize("name", EXPECTED)
 def test_each_script_trains_plainly(name, trainer, tmp_path):
     case = EXPECTED[name]
@@ -127,9 +138,11 @@ def test_each_script_trains_plainly(name, trainer, tmp_path):
         "script": str(script_of(name)),
         "environment": environment,
     }
-    trainer.stdin.write(json.dumps(order) + "\n")
-    trainer.stdin.flush()
-    assert trainer.stdout.readline() == "0\n", (tmp_path / "output").read_text()
+    code = train_once(trainer, order)
+    if code != "0\n" and GLOO_ABORT in (tmp_path / "output").read_text():
+        (tmp_path / "output").unlink()
+        code = train_once(trainer, order)
+    assert code == "0\n", (tmp_path / "output").read_text()
     passes = [one for path in (tmp_path / "log").iterdir() for one in read_passes(path)]
     trained = training_passes(passes)
     assert sum(one.samples[-1] for one in trained) > 0

@@ -179,6 +179,18 @@ def test_a_study_that_another_version_made_is_refused(url):
     assert open_study(url, "old", fresh=True).name == "old.2"
 
 
+def test_of_studies_made_later_none_counts(url):
+    facts = {"command": ["python", "train.py"], "machine": {"usable_cores": 2}}
+    now, later = (open_study(url, name, fresh=False) for name in ("now", "later"))
+    for store in (now, later):
+        store.set_facts(**facts)
+    later.complete(later.begin(CONFIG, Phase.BASELINE), OUTCOME)
+    assert now.earlier_records() == ()
+    assert later.earlier_records() == ()
+    now.complete(now.begin(CONFIG, Phase.BASELINE), OUTCOME)
+    assert len(later.earlier_records()) == 1
+
+
 def test_of_earlier_studies_the_latest_counts_in_which_something_succeeded(url):
     facts = {"command": ["python", "train.py"], "machine": {"usable_cores": 2}}
     names = [("worked", True), ("failed", False), ("now", None)]
@@ -190,7 +202,7 @@ def test_of_earlier_studies_the_latest_counts_in_which_something_succeeded(url):
             store.complete(number, OUTCOME)
         elif number is not None:
             store.fail(number, Failure(cause=FailureCause.CRASHED, message="x"))
-    [earlier] = store.records_of_similar()
+    [earlier] = store.earlier_records()
     assert earlier.measurement is not None
 
 
@@ -202,4 +214,4 @@ def test_an_earlier_study_counts_where_the_gpus_are_alike(url, name, counts):
         store.set_facts(command=["train"], machine={"usable_cores": 2, "gpus": gpus})
         if study == "earlier":
             store.complete(store.begin(CONFIG, Phase.BASELINE), OUTCOME)
-    assert bool(store.records_of_similar()) == counts
+    assert bool(store.earlier_records()) == counts
