@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import io
 import os
 import sys
@@ -22,25 +23,26 @@ STDIN, STDIN_DESCRIPTOR = "-", 0
 NUM_NAMED = 10
 
 
+_option = functools.partial(option, "")
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """Options of `python -m mm_rec.generate`."""
 
-    checkpoint: str = option(
-        dataclasses.MISSING, "", "a checkpoint, or the directory of a run", flag="checkpoint"
+    checkpoint: str = _option(
+        dataclasses.MISSING, "a checkpoint, or the directory of a run", flag="checkpoint"
     )
-    prompt: str = option("", "", "what to go on from; - reads stdin", metavar="TEXT")
-    prompt_file: str | None = option(None, "", "the same from a file", metavar="FILE")
-    max_tokens: int = option(500, "", "length of a sample (500)", POSITIVE)
-    num_samples: int = option(1, "", "texts to write (1)", POSITIVE)
-    ignore_end: bool = option(False, "", "go on with a new document after an end")
-    temperature: float = option(0.8, "", "0 always takes the most probable token (0.8)", float)
-    top_k: int | None = option(None, "", "draw from the K most probable tokens (all)", int)
-    top_p: float = option(
-        1.0, "", "draw from the most probable tokens that make up this share (1)", float
-    )
-    seed: int | None = option(None, "", "of the first sample, one more for each other (any)", seed)
-    num_threads: int = option(1, "", "more than one seldom pays (1)", POSITIVE)
+    prompt: str = _option("", "what to go on from; - reads stdin", metavar="TEXT")
+    prompt_file: str | None = _option(None, "the same from a file", metavar="FILE")
+    max_tokens: int = _option(500, "length of a sample", POSITIVE)
+    num_samples: int = _option(1, "texts to write", POSITIVE)
+    ignore_end: bool = _option(False, "go on with a new document after an end")
+    temperature: float = _option(0.8, "0 always takes the most probable token", float)
+    top_k: int | None = _option(None, "draw from the K most probable tokens (all)", int)
+    top_p: float = _option(1.0, "draw from the most probable tokens of this share", float)
+    seed: int | None = _option(None, "of the first sample, one more for each other (any)", seed)
+    num_threads: int = _option(1, "more than one seldom pays", POSITIVE)
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)

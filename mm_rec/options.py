@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -57,12 +58,12 @@ def number_below(limit: float) -> Callable[[str], float]:
     return number
 
 
-POSITIVE, COUNT = at_least(1), at_least(0)
+POSITIVE, COUNT, SHARE, NUMBER = at_least(1), at_least(0), number_below(1.0), number_below(math.inf)
 
 
 def option(
-    default: Any,  # noqa: ANN401
     group: str,
+    default: Any,  # noqa: ANN401
     text: str,
     kind: Callable[[str], Any] | None = None,
     **argument: Any,  # noqa: ANN401
@@ -70,17 +71,24 @@ def option(
     """A field that is an option of a command line.
 
     Args:
-        default: Of the field.
         group: Of options, in the help.
+        default: Of the field; the help names it.
         text: What the help says.
         kind: Makes the value of a text; None takes the text.
         argument: See `argparse.ArgumentParser.add_argument`.
     """
     if kind is not None:
         argument["type"] = kind
+    if isinstance(default, int | float | str) and default not in (False, ""):
+        text = f"{text} ({default})".strip()
     return dataclasses.field(
-        default=default, metadata={"group": group, "help": text, "argument": argument}
+        default=default, metadata={"group": group, "argument": argument | {"help": text}}
     )
+
+
+_data, _throughput, _recipe, _output = (
+    functools.partial(option, group) for group in ("data", "throughput", "recipe", "output")
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -114,7 +122,7 @@ def make_parser(kind: type, **texts: str) -> Parser:
         if field.default is False:
             argument["action"] = "store_true"
         flag = argument.pop("flag", "--" + field.name.replace("_", "-"))
-        group.add_argument(flag, help=field.metadata["help"], **argument)
+        group.add_argument(flag, **argument)
     return parser
 
 
@@ -125,110 +133,89 @@ class Options:
     `given` holds the names of those that were set by hand, as opposed to left at their defaults.
     """
 
-    data: tuple[str, ...] = option(
+    data: tuple[str, ...] = _data(
         (),
-        "data",
         "files or directories of .txt, .jsonl, and .gz of these (default: the sources of Python's "
         "standard library)",
         nargs="+",
         metavar="PATH",
     )
-    text_field: str = option("text", "data", "field of a .jsonl object with its text (text)")
-    tokenizer: str = option(
-        "char",
-        "data",
-        "characters, bytes, or byte pairs, which need autotune[bpe] (char)",
-        choices=("char", "byte", "bpe"),
+    text_field: str = _data("text", "field of a .jsonl object with its text")
+    tokenizer: str = _data(
+        "char", "bpe (byte pairs) needs autotune[bpe]", choices=("char", "byte", "bpe")
     )
-    vocab_size: int | None = option(
-        None, "data", "most ids of char and bpe (the preset's)", at_least(3)
-    )
-    tokenize: str = option(
+    vocab_size: int | None = _data(None, "most ids of char and bpe (the preset's)", at_least(3))
+    tokenize: str = _data(
         "ahead",
-        "data",
         "encode once into a cached file, for corpora of any size, or keep the text in memory and "
-        "encode each sample when it is loaded (ahead)",
+        "encode each sample when it is loaded",
         choices=("ahead", "on-the-fly"),
     )
-    stream: bool = option(False, "data", "read as an iterable dataset")
-    cache_dir: str | None = option(None, "data", "encoded data ($XDG_CACHE_HOME/mm_rec)")
-    seq_len: int = option(512, "data", "tokens per sample (512)", POSITIVE)
-    stride: int | None = option(None, "data", "between samples (--seq-len)", POSITIVE)
-    val_split: float = option(0.1, "data", "share of the text held out (0.1)", number_below(1.0))
+    stream: bool = _data(False, "read as an iterable dataset")
+    cache_dir: str | None = _data(None, "encoded data ($XDG_CACHE_HOME/mm_rec)")
+    seq_len: int = _data(512, "tokens per sample", POSITIVE)
+    stride: int | None = _data(None, "between samples (--seq-len)", POSITIVE)
+    val_split: float = _data(0.1, "share of the text held out", SHARE)
 
-    config: str | None = option(
-        None, "throughput", "tuned settings, best_config.yaml", metavar="FILE"
-    )
-    batch_size: int = option(2, "throughput", "samples per micro-step (2)", POSITIVE)
-    num_workers: int = option(0, "throughput", "loader processes (0)", COUNT)
-    prefetch_factor: int | None = option(None, "throughput", "batches ahead per worker", POSITIVE)
-    num_threads: int | None = option(None, "throughput", "intra-op threads (torch's)", POSITIVE)
-    device: str = option("cpu", "throughput", "(cpu)", choices=("cpu", "cuda"))
-    bf16: bool = option(
-        False,
-        "throughput",
-        "multiply matrices in bfloat16 (autocast); pays where the processor has it",
+    config: str | None = _throughput(None, "tuned settings, best_config.yaml", metavar="FILE")
+    batch_size: int = _throughput(2, "samples per micro-step", POSITIVE)
+    num_workers: int = _throughput(0, "loader processes (0)", COUNT)
+    prefetch_factor: int | None = _throughput(None, "batches ahead per worker", POSITIVE)
+    num_threads: int | None = _throughput(None, "intra-op threads (torch's)", POSITIVE)
+    device: str = _throughput("cpu", "", choices=("cpu", "cuda"))
+    bf16: bool = _throughput(
+        False, "multiply matrices in bfloat16 (autocast); pays where the processor has it"
     )
 
-    preset: str = option("tiny", "recipe", "size of the model (tiny)", choices=PRESETS)
-    width: int | None = option(None, "recipe", "(the preset's, as all sizes)", POSITIVE)
-    num_layers: int | None = option(None, "recipe", "blocks", POSITIVE)
-    num_heads: int | None = option(None, "recipe", "of the attention; divides --width", POSITIVE)
-    chunk_len: int | None = option(None, "recipe", "tokens per write to memory", POSITIVE)
-    memory_levels: tuple[int, ...] | None = option(
+    preset: str = _recipe("tiny", "size of the model", choices=PRESETS)
+    width: int | None = _recipe(None, "(the preset's, as all sizes)", POSITIVE)
+    num_layers: int | None = _recipe(None, "blocks", POSITIVE)
+    num_heads: int | None = _recipe(None, "of the attention; divides --width", POSITIVE)
+    chunk_len: int | None = _recipe(None, "tokens per write to the memory", POSITIVE)
+    memory_levels: tuple[int, ...] | None = _recipe(
         None,
-        "recipe",
         "slots per level, finest first, each a multiple of the next",
         POSITIVE,
         nargs="+",
         metavar="SLOTS",
     )
-    effective_batch_size: int | None = option(
-        None,
-        "recipe",
-        "samples per optimizer step; gradients are accumulated over micro-steps",
-        POSITIVE,
+    effective_batch_size: int | None = _recipe(
+        None, "samples per optimizer step; gradients are accumulated over micro-steps", POSITIVE
     )
-    lr: float = option(3e-3, "recipe", "peak learning rate (0.003)", number_below(math.inf))
-    weight_decay: float = option(0.1, "recipe", "of the matrices (0.1)", number_below(math.inf))
-    warmup_steps: int | None = option(None, "recipe", "(a tenth of the run, 100 at most)", COUNT)
-    max_steps: int | None = option(None, "recipe", "stop after so many", POSITIVE)
-    epochs: int = option(1, "recipe", "passes over the data (1)", POSITIVE)
-    dropout: float = option(0.1, "recipe", "(0.1)", number_below(1.0))
-    aux_loss: bool = option(False, "recipe", "add the auxiliary loss")
-    bptt_len: int | None = option(
+    lr: float = _recipe(3e-3, "peak learning rate", NUMBER)
+    weight_decay: float = _recipe(0.1, "of the matrices", NUMBER)
+    warmup_steps: int | None = _recipe(None, "(a tenth of the run, 100 at most)", COUNT)
+    max_steps: int | None = _recipe(None, "stop after so many", POSITIVE)
+    epochs: int = _recipe(1, "passes over the data", POSITIVE)
+    dropout: float = _recipe(0.1, "", SHARE)
+    aux_loss: bool = _recipe(False, "add the auxiliary loss")
+    bptt_len: int | None = _recipe(
         None,
-        "recipe",
         "tokens that gradients flow back over; the state is carried over the whole sample, so that "
         "a long --seq-len costs no more memory (--seq-len)",
         POSITIVE,
     )
-    gate_chunk_len: int = option(
+    gate_chunk_len: int = _recipe(
         1,
-        "recipe",
-        "tokens whose gates see the same state; more than 1 deviates from the model, and saves "
-        "time (1: exact)",
+        "tokens whose gates see the same state; more than 1 deviates from the model and saves time",
         POSITIVE,
     )
-    seed: int = option(0, "recipe", "(0)", seed)
+    seed: int = _recipe(0, "(0)", seed)
 
-    output_dir: str | None = option(
-        None, "output", "metrics and checkpoint (runs/DATE-TIME-PRESET)"
-    )
-    resume: str | None = option(
+    output_dir: str | None = _output(None, "metrics and checkpoint (runs/DATE-TIME-PRESET)")
+    resume: str | None = _output(
         None,
-        "output",
         "go on from a checkpoint or from the directory of a run; without PATH from --output-dir. "
         "Options that are not given are the checkpoint's.",
         nargs="?",
         const=RESUME_FROM_OUTPUT_DIR,
         metavar="PATH",
     )
-    dry_run: bool = option(False, "output", "say what would be trained, and how large it is")
-    log_every: int = option(10, "output", "steps per metrics line (10)", POSITIVE)
-    val_every: int = option(200, "output", "0: at the end only (200)", COUNT)
-    val_samples: int = option(128, "output", "held-out samples used (128)", POSITIVE)
-    checkpoint_every: int = option(100, "output", "0: at the end only (100)", COUNT)
+    dry_run: bool = _output(False, "say what would be trained, and how large it is")
+    log_every: int = _output(10, "steps per metrics line", POSITIVE)
+    val_every: int = _output(200, "0: at the end only", COUNT)
+    val_samples: int = _output(128, "held-out samples used", POSITIVE)
+    checkpoint_every: int = _output(100, "0: at the end only", COUNT)
     given: frozenset[str] = frozenset()
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
-import multiprocessing
-import os
 import shutil
-import signal
-import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-import numpy as np
 from filelock import FileLock
-from numpy.typing import NDArray
 
 from mm_rec.cache_dir import default_cache_dir
+from mm_rec.data.child import in_child
 from mm_rec.data.corpus import Corpus, Piece
+from mm_rec.data.split import Split, split_documents
 from mm_rec.data.tokenizers import (
     PAD_ID,
     BpeTokenizer,
@@ -34,17 +27,13 @@ from mm_rec.data.tokenizers import (
     tokenizer_from_dict,
 )
 from mm_rec.data.windows import IDS_DTYPE, Part, RawText, StoredIds, TokenSource
-from mm_rec.errors import ConfigError, DataError, MmRecError, OutputError
+from mm_rec.errors import ConfigError, DataError, OutputError
 
 # Raise it when the same corpus and settings would give other ids.
 CACHE_VERSION = 3
 DESCRIPTION_NAME, IDS_NAME = "description.json", "ids.u16"
 # Text from which byte pairs are learned; more would hardly change them.
 SAMPLE_BYTES = 2**24
-# A preparation that is over sooner says nothing.
-TOLD_AFTER_S = 2.0
-# Source: prctl(2).
-PR_SET_PDEATHSIG = 1
 PAD = PAD_ID.to_bytes(IDS_DTYPE.itemsize, "little")
 
 TokenizerKind = Literal["char", "byte", "bpe"]
@@ -118,7 +107,7 @@ def prepare(
     directory = (cache_dir or default_cache_dir()) / job.name
     if not (directory / DESCRIPTION_NAME).exists():
         check_vocabulary(tokenizer_kind, vocab_size)
-        _in_child(lambda: job.write(directory), told=_told(corpus) if show_progress else "")
+        in_child(lambda: job.write(directory), told=_told(corpus) if show_progress else "")
     return _read(directory)
 
 
@@ -132,33 +121,6 @@ def check_mode(kind: TokenizerKind, mode: TokenizeMode) -> None:
         raise ConfigError(
             "--tokenizer bpe cannot encode a window on its own: use it with --tokenize ahead"
         )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class _Split:
-    """Which documents are held out.
-
-    Attributes:
-        key: Names the content, the split and the tokenizer.
-        held_out: A flag per document.
-        num_bytes: UTF-8 bytes of each document.
-        share: Of the ids, what is held out at their end, where no document is small enough.
-    """
-
-    key: str
-    held_out: NDArray[np.bool_]
-    num_bytes: NDArray[np.int64]
-    share: float
-
-    def lengths(self, num_ids: Mapping[bool, int]) -> tuple[int, int]:
-        """Ids to train on, and ids held out, which follow them."""
-        at_the_end = int(self.share * num_ids[False])
-        return num_ids[False] - at_the_end, num_ids[True] + at_the_end
-
-    @property
-    def validation_bytes(self) -> float:
-        """UTF-8 bytes held out; about, where they are the end of the text."""
-        return float((self.num_bytes * np.maximum(self.held_out, self.share)).sum())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +162,7 @@ class _Job:
             ) from error
 
     def _encode(self, directory: Path) -> None:
-        split = self._split()
+        split = split_documents(self.corpus, self.val_split, settings=self._settings)
         tokenizer = self._make_tokenizer(split)
         num_ids = {False: 0, True: 0}
         held_out = directory / "held_out.u16"
@@ -226,7 +188,7 @@ class _Job:
 
     def on_the_fly(self) -> PreparedData:
         """Keep the documents as text."""
-        split = self._split()
+        split = split_documents(self.corpus, self.val_split, settings=self._settings)
         tokenizer = self._make_tokenizer(split)
         assert isinstance(tokenizer, UnitTokenizer)
         documents: dict[bool, list[str]] = {False: [], True: []}
@@ -247,40 +209,7 @@ class _Job:
             validation_bytes=split.validation_bytes,
         )
 
-    def _split(self) -> _Split:
-        """Hold documents out in the order of the hashes of their texts, as long as they fit.
-
-        The choice depends neither on names nor on the order of files.
-        """
-        whole = hashlib.blake2b(self._settings, digest_size=12)
-        hashes, sizes = [], []
-        for piece in self.corpus.pieces():
-            if piece.begins:
-                document, size = hashlib.blake2b(digest_size=16), 0
-            content = piece.text.encode("utf-8", errors="surrogatepass")
-            document.update(content)
-            size += len(content)
-            if piece.ends:
-                hashes.append(document.digest())
-                sizes.append(size)
-                whole.update(document.digest())
-        if not sizes:
-            raise DataError("the data hold no text: give other --data")
-        num_bytes = np.array(sizes, dtype=np.int64)
-        budget = left = int(self.val_split * num_bytes.sum())
-        held_out = np.zeros(len(sizes), dtype=np.bool_)
-        for index in sorted(range(len(sizes)), key=hashes.__getitem__):
-            if sizes[index] <= left:
-                held_out[index] = True
-                left -= sizes[index]
-        return _Split(
-            key=whole.hexdigest(),
-            held_out=held_out,
-            num_bytes=num_bytes,
-            share=0.0 if left < budget else self.val_split,
-        )
-
-    def _make_tokenizer(self, split: _Split) -> Tokenizer:
+    def _make_tokenizer(self, split: Split) -> Tokenizer:
         texts = (piece.text for piece, is_held_out in self._pieces(split) if not is_held_out)
         if self.kind == "byte":
             return ByteTokenizer()
@@ -290,7 +219,7 @@ class _Job:
             sample(texts, share=SAMPLE_BYTES / split.num_bytes.sum()), vocab_size=self.vocab_size
         )
 
-    def _pieces(self, split: _Split) -> Iterator[tuple[Piece, bool]]:
+    def _pieces(self, split: Split) -> Iterator[tuple[Piece, bool]]:
         """All pieces, and whether each is held out."""
         index = 0
         for piece in self.corpus.pieces():
@@ -345,58 +274,3 @@ def _parts(
 
 def _told(corpus: Corpus) -> str:
     return f"preparing {corpus.num_bytes / 1e6:,.0f} MB of text ..."
-
-
-def _in_child(work: Callable[[], None], *, told: str) -> None:
-    """Do something in a process of its own, so that its threads and memory are gone afterwards.
-
-    It is forked, since a fresh interpreter would import torch; where another Python thread runs,
-    which may hold a lock that the child would wait for, the work is done here.
-
-    Args:
-        work: Raises an `MmRecError` where it fails.
-        told: Printed if it takes more than a moment.
-
-    Raises:
-        MmRecError: What the work raised.
-        DataError: The process was killed.
-    """
-    if threading.active_count() > 1 or multiprocessing.current_process().daemon:
-        work()
-        return
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_run, args=(work, sender, os.getpid()))
-    child.start()
-    sender.close()
-    try:
-        if told and not receiver.poll(TOLD_AFTER_S):
-            print(told, file=sys.stderr)
-        failure = receiver.recv()
-    except EOFError as error:
-        child.join()
-        raise DataError(
-            f"the process that prepares the data was killed (exit code {child.exitcode}), by "
-            "somebody or for want of memory: start again"
-        ) from error
-    finally:
-        child.terminate()
-        child.join()
-    if failure is not None:
-        raise failure
-
-
-def _run(work: Callable[[], None], sender: Connection, parent_pid: int) -> None:
-    if sys.platform == "linux":
-        # However the parent ends, nothing is left.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent_pid:
-            return
-    try:
-        work()
-        sender.send(None)
-    except MmRecError as error:
-        sender.send(error)
-    except KeyboardInterrupt:
-        # The parent got it as well.
-        pass
