@@ -22,7 +22,7 @@ from autotune.study.records import TrialRecord
 
 _CONFIDENCE = 0.95
 # Of pairs of blocks in a round, fewer tell nothing of their spread.
-_FEWEST_PAIRS = 3
+_FEWEST_PAIRS = 4
 # Priors on the spread of runs, on the log scale: standard deviation, and the runs that it is worth.
 # They keep two lucky repeats from claiming certainty. Measured in turn, in one round: 10 pairs of
 # equal forked trials on a 2-core virtual machine, 3 s each in blocks of 0.25 s, differed by 3 %
