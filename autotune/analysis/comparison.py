@@ -73,7 +73,7 @@ def choose_by_runs(
 def _paired_half_width(found: Sequence[TrialRecord], others: Sequence[TrialRecord]) -> float:
     """Half of the 95 % interval of the mean logarithm of a ratio, by pairs of blocks.
 
-    0 where no round has two pairs, as where one configuration was measured after the other.
+    0 where no round has `_FEWEST_PAIRS`, as where one configuration was measured after the other.
     """
     squares, num_pairs, freedom = 0.0, 0, 0
     for run, other in zip(found, others, strict=True):

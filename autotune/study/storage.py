@@ -122,8 +122,10 @@ def locked_storage(url: str) -> Iterator[None]:
             f"storage {path}: another `autotune run` is using it: wait for it, or name another "
             "with --storage"
         ) from error
-    except OSError as error:
-        raise BadInputError(f"storage {path}: cannot be written: {error.strerror}") from error
+    except (OSError, NotImplementedError) as error:
+        # The second where the file system knows no locks.
+        reason = getattr(error, "strerror", None) or error
+        raise BadInputError(f"storage {path}: cannot be written: {reason}") from error
     try:
         yield
     finally:

@@ -198,7 +198,10 @@ class _Job:
             if piece.ends:
                 documents[is_held_out].append("".join(text))
                 text = []
-        num_ids = {part: len(RawText(found, tokenizer)) for part, found in documents.items()}
+        num_ids = {
+            part: sum(len(tokenizer.raw(text)) + 1 for text in found)
+            for part, found in documents.items()
+        }
         num_train, num_validation = split.lengths(num_ids)
         return _parts(
             RawText(documents[False] + documents[True], tokenizer),

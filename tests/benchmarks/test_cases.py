@@ -111,7 +111,7 @@ def test_each_kind_of_the_first_four_has_at_least_six_cases():
 
 
 # What torch's gloo backend says when it aborts a rank that destroys its group after the last epoch:
-# seen once in some fifty runs, with torch 2.13.
+# seen once, in a plain training with torch 2.13.
 GLOO_ABORT = "terminate called without an active exception"
 
 

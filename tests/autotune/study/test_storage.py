@@ -13,7 +13,7 @@ from autotune.errors import BadInputError
 from autotune.measurement import Failure, FailureCause, StartMode, summarise
 from autotune.report.dataframe import BLOCK_COLUMNS
 from autotune.study.records import Outcome, Phase, read_records
-from autotune.study.storage import sqlite_path, storage_url
+from autotune.study.storage import FileLock, locked_storage, sqlite_path, storage_url
 from autotune.study.store import SCHEMA_VERSION, find_study, open_study
 
 from ..made_up import SETTLING, block, sample
@@ -215,3 +215,12 @@ def test_an_earlier_study_counts_where_the_gpus_are_alike(url, name, counts):
         if study == "earlier":
             store.complete(store.begin(CONFIG, Phase.BASELINE), OUTCOME)
     assert bool(store.earlier_records()) == counts
+
+
+def test_a_file_system_without_locks_is_named(url, monkeypatch):
+    def refuse(*_, **__):
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    with pytest.raises(BadInputError, match="cannot be written: FileSystem does not"):
+        locked_storage(url).__enter__()
