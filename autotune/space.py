@@ -82,6 +82,19 @@ class Space:
             )
 
 
+def value_of(config: ThroughputConfig, setting: str) -> AxisValue | None:
+    """A setting's value; prefetching that is left to the loader has the loader's depth."""
+    value: AxisValue | None = getattr(config, setting)
+    if setting == "prefetch_factor" and value is None:
+        return DEFAULT_PREFETCH_FACTOR
+    return value
+
+
+def settings_of(config: ThroughputConfig) -> tuple[AxisValue | None, ...]:
+    """The values of all axes."""
+    return tuple(value_of(config, name) for name in AXES)
+
+
 def preference(config: ThroughputConfig, baseline: ThroughputConfig) -> tuple[int, ...]:
     """Orders configurations that are equally fast, the one to choose first.
 

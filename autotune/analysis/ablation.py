@@ -7,9 +7,9 @@ import enum
 
 from autotune.analysis.estimates import Estimates
 from autotune.axes import AxisValue
-from autotune.config import DEFAULT_PREFETCH_FACTOR, ThroughputConfig
+from autotune.config import ThroughputConfig
 from autotune.intervals import INDIFFERENCE, Ratio
-from autotune.space import Space
+from autotune.space import Space, value_of
 
 # What a setting must bring to be called so; less than the last is no matter.
 _CRITICAL, _MEDIUM, _LOW = 0.25, 0.05, INDIFFERENCE
@@ -106,7 +106,7 @@ def around(
         for value in values
     ]
     without = [
-        space.changed(best, **{setting: _value(baseline, setting)}) for setting in space.axes
+        space.changed(best, **{setting: value_of(baseline, setting)}) for setting in space.axes
     ]
     return tuple(dict.fromkeys((*alone, *without)))
 
@@ -124,7 +124,7 @@ def find_changes(
     """
     changes = []
     for setting in space.axes:
-        before, after = _value(baseline, setting), _value(best, setting)
+        before, after = value_of(baseline, setting), value_of(best, setting)
         prefetch = setting == "prefetch_factor"
         movable = bool(baseline.num_workers) or not prefetch
         if before == after and movable:
@@ -144,7 +144,7 @@ def find_changes(
             after = max(run or known, key=lambda value: estimates.units_per_s(known[value]))
         alone = space.changed(baseline, **{setting: after}) if movable else None
         without = None
-        if _value(best, setting) != before and (best.num_workers or not prefetch):
+        if value_of(best, setting) != before and (best.num_workers or not prefetch):
             without = space.changed(best, **{setting: before})
         if alone is not None or without is not None:
             changes.append(
@@ -170,10 +170,3 @@ def effects(
     ]
     ranks = list(Severity)
     return sorted(found, key=lambda effect: (ranks.index(effect.severity), -effect.brings))
-
-
-def _value(config: ThroughputConfig, setting: str) -> Value:
-    value: Value = getattr(config, setting)
-    if setting == "prefetch_factor" and value is None:
-        return DEFAULT_PREFETCH_FACTOR
-    return value

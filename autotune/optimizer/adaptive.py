@@ -27,7 +27,7 @@ from autotune.optimizer.posterior import (
     fit_hyperparameters,
 )
 from autotune.optimizer.trial_cost import TrialCost
-from autotune.space import preference
+from autotune.space import preference, settings_of
 
 # A second of tuning must bring more than it costs in training that goes on for so long.
 HORIZON_S = 3 * 3600.0
@@ -297,6 +297,24 @@ class AdaptiveOptimizer:
         """
         return self._rank(self._posterior())
 
+    def simpler(self, config: ThroughputConfig) -> ThroughputConfig | None:
+        """The nearest to the first configuration that `config` is not shown to be faster than.
+
+        It has each setting from one or the other. None where that is `config`, or the first
+        itself.
+        """
+        posterior, may_run, own = self._posterior(), self._may_run(), self._places[config]
+        ends = settings_of(config), settings_of(self.configs[0])
+        found = [
+            place
+            for place, other in enumerate(self.configs)
+            if may_run[place]
+            and all(value in pair for value, *pair in zip(settings_of(other), *ends, strict=True))
+            and not _is_shown(posterior, own, place)
+        ]
+        nearest = min(found, key=lambda place: preference(self.configs[place], self.configs[0]))
+        return None if nearest in (0, own) else self.configs[nearest]
+
     def _rank(self, posterior: Posterior) -> list[Standing]:
         measured = self._measured
         may_run = self._may_run()
@@ -327,18 +345,10 @@ class AdaptiveOptimizer:
     def _with_first_collector(
         self, place: int, posterior: Posterior, may_run: NDArray[np.bool_]
     ) -> int:
-        """The same settings with the first configuration's garbage collector, if that is no loss.
-
-        It is none where another collector is not shown to gain more than what is no matter: where
-        the 95 % interval of what it gains holds 0.
-        """
+        """The same settings with the first configuration's garbage collector, if that is no loss."""
         config = dataclasses.replace(self.configs[place], gc=self.configs[0].gc)
         twin = self._places.get(config, place)
-        covariance = posterior.covariance
-        variance = covariance[place, place] + covariance[twin, twin] - 2 * covariance[place, twin]
-        gain = posterior.mean[place] - posterior.mean[twin]
-        least = max(INDIFFERENCE, TWO_SIDED_95 * math.sqrt(max(0.0, float(variance))))
-        return twin if may_run[twin] and gain < least else place
+        return twin if may_run[twin] and not _is_shown(posterior, place, twin) else place
 
     def _costs_s(self, posterior: Posterior) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """What starting a run of each configuration takes, and a block, [N] each."""
@@ -453,6 +463,17 @@ class AdaptiveOptimizer:
         at_once = np.array([self._starts_at_once(config) for config in self.configs])
         new_s = new.start_s(step_s)
         return np.where(at_once, np.minimum(running.start_s(step_s), new_s), new_s)
+
+
+def _is_shown(posterior: Posterior, place: int, other: int) -> bool:
+    """Whether one is shown to be faster than another by more than what is no matter.
+
+    It is not where the 95 % interval of what it gains holds 0.
+    """
+    covariance = posterior.covariance
+    variance = covariance[place, place] + covariance[other, other] - 2 * covariance[place, other]
+    gain = posterior.mean[place] - posterior.mean[other]
+    return gain >= max(INDIFFERENCE, TWO_SIDED_95 * math.sqrt(max(0.0, float(variance))))
 
 
 def _costs(config: ThroughputConfig, reading: Reading) -> Costs:

@@ -25,6 +25,8 @@ from autotune.validation import validate
 
 # Rounds that leave it open whether there is a gain are repeated up to so many times as often.
 MOST_ROUNDS = 2
+# Of what the adaptive search finds, so much is confirmed beside the baseline at most.
+MOST_CANDIDATES = 2
 # The explanation may take so long; of a budget, no more than a share is kept for it.
 EXPLANATION_S, _EXPLANATION_SHARE = 15.0, 0.1
 
@@ -62,7 +64,8 @@ class StudyDefinition:
         confirm_s: Seconds of steps in each confirming run.
         confirm_rounds: Confirming runs for each candidate and for the baseline; up to twice as many
             while they do not tell whether there is a gain.
-        num_candidates: Configurations that are confirmed beside the baseline; AUTO needs one.
+        num_candidates: Configurations that are confirmed beside the baseline; AUTO needs one or
+            two.
         allow_busy: Whether to measure on a machine that other processes keep busy.
         start_deadline_s: Longest time from a start to the loop's first batch.
         gpu_headroom: Share of a GPU's memory that the chosen settings must leave free, 0 to 1.

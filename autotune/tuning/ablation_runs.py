@@ -52,8 +52,8 @@ def explain(
     if estimates is None:
         return
     changes = find_changes(plan.space, plan.baseline, best, estimates)
-    # What the best has changed comes first.
-    changes.sort(key=lambda change: change.without is None)
+    # What the best has changed comes first, the batch size before all: it changes more than speed.
+    changes.sort(key=lambda change: (change.without is None, change.setting != "batch_size"))
     wanted = [config for change in changes for config in (change.without, change.alone)]
     settled = estimates.measured | estimates.failed
     allowed_s = max(EXPLANATION_S, _ALLOWED_SHARE * spent_s)

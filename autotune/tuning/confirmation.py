@@ -57,8 +57,11 @@ class Confirmation:
         number = max(1, min(self._definition.num_candidates, int(num_runs) - 1))
         return knowledge.candidates(baseline.config, excluded, number)
 
-    def fit_together(self, configs: Sequence[ThroughputConfig]) -> bool:
+    def fit_together(
+        self, baseline: ThroughputConfig, candidates: Sequence[ThroughputConfig]
+    ) -> bool:
         """Whether all of these may be in memory at once, by what their trials so far held."""
+        configs = {baseline, *candidates}
         found = [
             (record.config, record)
             for record in self._executor.store.records()

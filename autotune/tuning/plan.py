@@ -14,7 +14,7 @@ from autotune.ipc.introductions import Introduction
 from autotune.measurement import Measurement, StartMode, fullest_device
 from autotune.optimizer.trial_cost import TrialCost
 from autotune.space import Space, default_axes
-from autotune.study.definition import MOST_ROUNDS, SamplerName, StudyDefinition
+from autotune.study.definition import MOST_CANDIDATES, MOST_ROUNDS, SamplerName, StudyDefinition
 from autotune.system.load import QuietKeeper
 from autotune.system.machine import this_machine
 from autotune.trials.runner import Runner
@@ -274,8 +274,10 @@ def estimate(
         + max(definition.confirm_s, baseline.seconds_per_optimizer_step)
     )
     adaptive = definition.sampler is SamplerName.AUTO
-    num_candidates = 1 if adaptive else definition.num_candidates
-    rounds_s = run_s * definition.confirm_rounds * (1 + num_candidates)
+    fewest, most = (1, MOST_CANDIDATES) if adaptive else (definition.num_candidates,) * 2
+    low_rounds_s, high_rounds_s = (
+        run_s * definition.confirm_rounds * (1 + number) for number in (fewest, most)
+    )
     configs = plan.configurations
     if adaptive:
         low_s, high_s = (
@@ -285,11 +287,11 @@ def estimate(
                 (_MOST_TRIALS, _BLOCKS_WHERE_ALIKE),
             )
         )
-        high_s += (MOST_ROUNDS - 1) * rounds_s + definition.explanation_s
+        high_s += (MOST_ROUNDS - 1) * high_rounds_s + definition.explanation_s
     else:
         low_s = sum(trial_s(config, 1) for config in configs if not config.num_workers)
         high_s = sum(trial_s(config, definition.max_blocks) for config in configs)
     return Estimate(
-        low_s=min(definition.budget_s, run_s + rounds_s + low_s),
-        high_s=min(definition.budget_s, run_s + rounds_s + high_s),
+        low_s=min(definition.budget_s, run_s + low_rounds_s + low_s),
+        high_s=min(definition.budget_s, run_s + high_rounds_s + high_s),
     )

@@ -21,6 +21,7 @@ from autotune.optimizer.adaptive import (
     candidates,
     measured_gains,
 )
+from autotune.study.definition import MOST_CANDIDATES
 from autotune.study.records import Phase, TrialRecord
 from autotune.system.machine import this_machine
 from autotune.system.memory import memory_left_bytes
@@ -70,7 +71,7 @@ class SearchPhase:
         definition = executor.definition
         if self._earlier:
             executor.observer.note("an earlier study of this command serves as a first guess")
-        reserved_s = confirmation_s(definition, self._baseline, num_candidates=1)
+        reserved_s = confirmation_s(definition, self._baseline, num_candidates=MOST_CANDIDATES)
         reserved_s += definition.explanation_s
         while True:
             optimizer = self._prepare(plan, plan.baseline)
@@ -127,17 +128,23 @@ class SearchPhase:
     def candidates(
         self, plan: Plan, excluded: Set[ThroughputConfig]
     ) -> tuple[ThroughputConfig, ...]:
-        """The configuration beside those excluded that is to be confirmed, if there is one.
+        """The configurations beside those excluded that are to be confirmed, two at most.
 
         What was measured as a gain comes first, however much is expected of others. Without that
         it is the best, be it one that was never measured if there is time for a round of the
-        confirmation, and for another one with one that was, should the first fail.
+        confirmation, and for another one with one that was, should the first fail. The second is
+        the first with those settings taken back that are not shown to gain: the confirmation,
+        where both are measured in turn, tells a few per cent that the search cannot.
         """
-        standings = self._prepare(plan, plan.baseline).standings()
+        optimizer = self._prepare(plan, plan.baseline)
         definition = self._executor.definition
         rounds_s = confirmation_s(definition, self._baseline, num_candidates=1)
         num_rounds = definition.confirm_rounds * self._executor.left_s / rounds_s
-        return candidates(standings, excluded, measured_only=num_rounds < _ROUNDS_OF_UNMEASURED)
+        found = candidates(
+            optimizer.standings(), excluded, measured_only=num_rounds < _ROUNDS_OF_UNMEASURED
+        )
+        simpler = optimizer.simpler(found[0]) if found else None
+        return found if simpler is None or simpler in excluded else (*found, simpler)
 
     def measured_gain(
         self, plan: Plan, excluded: Set[ThroughputConfig]

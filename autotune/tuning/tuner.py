@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Mapping, Sequence, Set
@@ -314,10 +315,16 @@ class Tuner:
                 f"{baseline.duration_s:.0f} s"
                 + (", disturbed by other processes)" if is_disturbed_throughout(baseline) else ")")
             )
+        fit_together = functools.partial(self._confirmation.fit_together, plan.baseline)
+        if self._definition.sampler is SamplerName.AUTO and (
+            self._runner.may_collide or not fit_together(candidates)
+        ):
+            # The second tells something only where it is measured in turn with the first.
+            candidates = candidates[:1]
         side_by_side = False
         if self._runner.may_collide:
             how = "one after another, since jobs of torch.distributed may want the same port"
-        elif not self._confirmation.fit_together([plan.baseline, *candidates]):
+        elif not fit_together(candidates):
             how = "one after another, since together they may not fit into memory"
         else:
             side_by_side, how = True, "side by side"

@@ -129,6 +129,39 @@ def test_the_collector_is_changed_where_that_gains_and_kept_where_it_does_not(sh
     assert {visit.config.gc for visit in bench.trials} == {"default", "frozen"}
 
 
+def hates_small_batches(config):
+    """Workers are gains, and batches of 8 samples or more."""
+    return 0.001 * (1 + (config.batch_size < 8)) * (1 if config.num_workers else 2)
+
+
+def only_workers(config):
+    return 0.001 if config.num_workers else 0.002
+
+
+@pytest.mark.parametrize(("seconds", "batch_size"), [(hates_small_batches, 8), (only_workers, 4)])
+def test_settings_that_are_not_shown_to_gain_are_taken_back(seconds, batch_size):
+    bench, optimizer = MadeUpBench(seconds=seconds), optimizer_of()
+    configs = [
+        ThroughputConfig(batch_size=size, num_workers=workers, num_threads=threads)
+        for size, workers, threads in [(4, 0, 2), (64, 2, 1), (4, 2, 1), (64, 0, 1), (64, 2, 2)]
+    ]
+    for config in configs:
+        optimizer.tell(ShortTrial(config=config, outcome=bench.run(config, 8)))
+    simpler = optimizer.simpler(configs[1])
+    # Not what lies elsewhere in the space: each setting is the baseline's or the best's.
+    changed = 64 if batch_size > 4 else 4
+    assert simpler == ThroughputConfig(batch_size=changed, num_workers=2, num_threads=2)
+    assert optimizer.simpler(simpler) is None
+
+
+def test_where_the_baseline_may_be_as_fast_nothing_is_simpler_but_it():
+    bench, optimizer = MadeUpBench(seconds=lambda _: 0.001), optimizer_of()
+    configs = [BASELINE, ThroughputConfig(batch_size=64, num_workers=2, num_threads=1)]
+    for config in configs:
+        optimizer.tell(ShortTrial(config=config, outcome=bench.run(config, 8)))
+    assert optimizer.simpler(configs[1]) is None
+
+
 def step_s(config):
     return 0.01 + 0.001 * config.batch_size
 

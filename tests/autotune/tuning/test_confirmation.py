@@ -260,7 +260,7 @@ def fit_together(monkeypatch):
         store = types.SimpleNamespace(records=lambda: records)
         definition = dataclasses.replace(DEFINITION, gpu_headroom=gpu_headroom)
         executor = types.SimpleNamespace(definition=definition, store=store)
-        return Confirmation(executor).fit_together([BASELINE, OTHER])
+        return Confirmation(executor).fit_together(BASELINE, [OTHER])
 
     return ask
 
