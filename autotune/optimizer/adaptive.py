@@ -345,7 +345,7 @@ class AdaptiveOptimizer:
     def _with_first_collector(
         self, place: int, posterior: Posterior, may_run: NDArray[np.bool_]
     ) -> int:
-        """The same settings with the first configuration's garbage collector, if that is no loss."""
+        """The same settings with the first configuration's collector, if that is no loss."""
         config = dataclasses.replace(self.configs[place], gc=self.configs[0].gc)
         twin = self._places.get(config, place)
         return twin if may_run[twin] and not _is_shown(posterior, place, twin) else place
@@ -473,7 +473,8 @@ def _is_shown(posterior: Posterior, place: int, other: int) -> bool:
     covariance = posterior.covariance
     variance = covariance[place, place] + covariance[other, other] - 2 * covariance[place, other]
     gain = posterior.mean[place] - posterior.mean[other]
-    return gain >= max(INDIFFERENCE, TWO_SIDED_95 * math.sqrt(max(0.0, float(variance))))
+    error = math.sqrt(max(0.0, float(variance)))
+    return float(gain) >= max(INDIFFERENCE, TWO_SIDED_95 * error)
 
 
 def _costs(config: ThroughputConfig, reading: Reading) -> Costs:
