@@ -26,7 +26,7 @@ from pathlib import Path
 
 NEEDS = (
     *("torch", "numpy", "pandas", "scipy", "psutil", "rich", "click", "yaml", "jinja2", "wrapt"),
-    *("optuna", "pydantic", "plotly", "threadpoolctl"),
+    *("optuna", "pydantic", "plotly", "threadpoolctl", "filelock"),
 )
 ROOT = Path(__file__).resolve().parents[1]
 EXIT_FAILED, EXIT_UNUSABLE = 1, 2

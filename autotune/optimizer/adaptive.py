@@ -298,10 +298,10 @@ class AdaptiveOptimizer:
         return self._rank(self._posterior())
 
     def simpler(self, config: ThroughputConfig) -> ThroughputConfig | None:
-        """The nearest to the first configuration that `config` is not shown to be faster than.
+        """`config` with the settings taken back that are not shown to gain.
 
-        It has each setting from one or the other. None where that is `config`, or the first
-        itself.
+        These have the first configuration's values again. None where all are shown to gain, or
+        none is.
         """
         posterior, may_run, own = self._posterior(), self._may_run(), self._places[config]
         ends = settings_of(config), settings_of(self.configs[0])
@@ -312,7 +312,11 @@ class AdaptiveOptimizer:
             and all(value in pair for value, *pair in zip(settings_of(other), *ends, strict=True))
             and not _is_shown(posterior, own, place)
         ]
-        nearest = min(found, key=lambda place: preference(self.configs[place], self.configs[0]))
+        nearest = min(
+            found,
+            key=lambda place: preference(self.configs[place], self.configs[0]),
+            default=own,
+        )
         return None if nearest in (0, own) else self.configs[nearest]
 
     def _rank(self, posterior: Posterior) -> list[Standing]:
