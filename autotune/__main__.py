@@ -2,10 +2,13 @@
 
 import sys
 
-try:
-    from autotune.cli import main
-except KeyboardInterrupt:
-    # Interrupted while the imports ran: there is nothing to keep yet.
-    sys.exit(130)
+from autotune.system.interrupts import interruptible
 
-main()
+with interruptible():
+    try:
+        from autotune.cli import main
+    except KeyboardInterrupt:
+        # Interrupted while the imports ran: there is nothing to keep yet.
+        sys.exit(130)
+
+    main()

@@ -11,11 +11,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import click
@@ -48,6 +45,7 @@ from autotune.study.storage import (
 )
 from autotune.study.store import open_study
 from autotune.study.training_length import parse_training_length
+from autotune.system.interrupts import interruptible
 from autotune.system.machine import this_machine
 from autotune.trials.runner import Runner, open_runner
 from autotune.trials.trial import TrialFailedError
@@ -59,7 +57,7 @@ EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 def main() -> None:
     """Run the command line; never ends in a traceback for an expected error."""
-    with _interruptible():
+    with interruptible():
         try:
             code = cli(standalone_mode=False)
         except (click.exceptions.Abort, KeyboardInterrupt):
@@ -367,18 +365,6 @@ def _runner(
     return open_runner(
         program, start_mode=definition.start_mode, start_deadline_s=definition.start_deadline_s
     )
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """SIGTERM and a closed terminal end a run as Ctrl-C does."""
-
-    def interrupt(_: int, __: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)
-    yield
 
 
 def _dry_run(
