@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -209,8 +210,9 @@ def _run(
         try:
             while process.poll() is None:
                 time.sleep(_LOOK_S)
-                passes = [p for path in (directory / "log").iterdir() for p in read_passes(path)]
-                enough = trained_for(passes, first_epochs) >= seconds
+                processes = [read_passes(path) for path in (directory / "log").iterdir()]
+                trained_s = (trained_for(passes, first_epochs) for passes in processes)
+                enough = max(trained_s, default=0.0) >= seconds
                 if enough or time.monotonic() - begin_s > _START_S + 4 * seconds:
                     return None
             return process.returncode
@@ -245,12 +247,14 @@ def is_mapped(path: Path) -> bool:
 
 
 def trained_for(passes: Sequence[LoaderPass], first_epochs: int) -> float:
-    """Seconds in the training loop, after the first epochs, at least one epoch being whole."""
-    mine = training_passes(passes)
-    if not any(p.whole for p in mine[first_epochs:]):
-        # An epoch that is longer than the time given is cut short in the end.
-        return sum(p.duration_s for p in mine[first_epochs:]) / 2
-    return sum(p.duration_s for p in mine[first_epochs:])
+    """Seconds in a process's loop, after the first epochs, at least one epoch being whole.
+
+    The start of the loader does not count: workers that are spawned take seconds.
+    """
+    mine = training_passes(passes)[first_epochs:]
+    trained_s = sum(duration_s for duration_s, _ in _windows(mine))
+    # An epoch that is longer than the time given is cut short in the end.
+    return trained_s if any(p.whole for p in mine) else trained_s / 2
 
 
 def read_passes(path: Path) -> list[LoaderPass]:
@@ -348,8 +352,10 @@ def _steady_rate(passes: Sequence[LoaderPass]) -> float | None:
 
 
 def _windows(passes: Sequence[LoaderPass]) -> Iterator[tuple[float, int]]:
-    for one in passes:
-        for before, after in zip(range(len(one.times_s)), range(1, len(one.times_s)), strict=False):
+    """Seconds and samples of each stretch, but for the first one of all: there a loader starts."""
+    for number, one in enumerate(passes):
+        times = range(len(one.times_s))[0 if number else 1 :]
+        for before, after in itertools.pairwise(times):
             yield (
                 one.times_s[after] - one.times_s[before],
                 one.samples[after] - one.samples[before],

@@ -27,6 +27,7 @@ from benchmarks.case_checks import has_own_traceback, judge, needs_training
 from benchmarks.case_list import EXPECTED, SCRIPTS, Case, script_of
 from benchmarks.case_training import (
     OBSERVER,
+    LoaderPass,
     Training,
     is_mapped,
     lengthen,
@@ -34,6 +35,7 @@ from benchmarks.case_training import (
     shared_memory,
     summarise,
     train,
+    trained_for,
     training_passes,
 )
 from benchmarks.case_tuning import Tuning, missing, tune
@@ -209,6 +211,30 @@ def test_plain_training_that_fails_gives_the_reason(tmp_path):
     found = plain(tmp_path, after="raise ValueError('no more')")
     assert found.error == "ValueError: no more"
     assert found.samples_per_epoch == 30
+
+
+def loader_pass(*times_s, samples):
+    """A pass of 10 samples a stretch."""
+    return LoaderPass(
+        loader=0,
+        drop_last=False,
+        batch_size=10,
+        times_s=times_s,
+        samples=samples,
+        updates=samples[-1] // 10,
+        whole=True,
+    )
+
+
+def test_the_start_of_a_loader_is_no_part_of_a_training_and_ranks_train_at_once():
+    """Workers that are spawned take seconds, and then each rank trains for as long."""
+    passes = [
+        loader_pass(0.0, 3.0, 3.5, samples=(0, 10, 60)),
+        loader_pass(3.5, 4.0, 4.5, samples=(0, 50, 100)),
+    ]
+    assert trained_for(passes, 0) == pytest.approx(1.5)
+    found = summarise([passes, passes], first_epochs=0, error=None)
+    assert found.samples_per_s == pytest.approx(200.0)
 
 
 def test_a_training_without_a_batch_is_an_error():
