@@ -1,4 +1,4 @@
-"""The command line: `autotune run`, `show`, `report` and `export`.
+"""The command line: `autotune run`, `doctor`, `show`, `report` and `export`.
 
 Exit codes: 0 done, also when nothing is gained; 1 the command failed, no configuration worked, or
 the machine is too busy to measure on;
@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from autotune.best_config import write_best_config
 from autotune.errors import AutotuneError, BadInputError, CommandError, InterruptedRunError
 from autotune.files import check_writable, write_atomically
 from autotune.report.console import answer_as_dict, print_answer, print_study, print_written
+from autotune.report.findings import findings_as_dict, print_findings
 from autotune.report.progress import ConsoleObserver, SilentObserver, say
 from autotune.report.study_view import StudyView, open_view
 from autotune.study.definition import (
@@ -49,7 +52,7 @@ from autotune.system.interrupts import interruptible
 from autotune.system.machine import this_machine
 from autotune.trials.runner import Runner, open_runner
 from autotune.trials.trial import TrialFailedError
-from autotune.tuning.plan import try_out
+from autotune.tuning.examination import examine
 from autotune.tuning.tuner import Tuner
 
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
@@ -107,9 +110,51 @@ def _axis_value(name: str, text: str) -> AxisValue:
     return {"true": True, "false": False}[text] if text in ("true", "false") else int(text)
 
 
+# What defines a study, in the order in which help shows it.
+_DEFINING_OPTIONS = (
+    click.option(
+        "--study", "study_file", type=click.Path(path_type=Path), help="Study file (YAML)."
+    ),
+    click.option("--budget", help="Time for everything, such as 90s, 3m, 1h.  [default: 1h]"),
+    click.option(
+        "--training",
+        metavar="LENGTH",
+        help="Length of the whole training, such as 20epochs or 5000steps (optimizer steps).",
+    ),
+    click.option("--max-trials", type=click.IntRange(min=1), help="Most trials of the search."),
+    click.option("--sampler", type=click.Choice([name.value for name in SamplerName])),
+    click.option("--start-mode", type=click.Choice(["auto", "fork", "fresh"])),
+    click.option(
+        "--axis",
+        "axes",
+        multiple=True,
+        callback=_axis,
+        metavar="NAME=VALUES",
+        help="Values of one axis: --axis batch_size=2,4,8. Repeatable.",
+    ),
+    click.option(
+        "--gpu-headroom",
+        type=click.FloatRange(0, 1, max_open=True),
+        metavar="SHARE",
+        help="Share of a GPU's memory that the settings must leave free.  [default: 0.1]",
+    ),
+    click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Seed of the sampler."),
+    click.option(
+        "--allow-busy",
+        is_flag=True,
+        default=None,
+        help="Measure although other processes use the cores.",
+    ),
+)
+
+
+def _defining_options(command: Callable[..., None]) -> Callable[..., None]:
+    return functools.reduce(lambda made, option: option(made), reversed(_DEFINING_OPTIONS), command)
+
+
 # What follows the command's name belongs to the command, with `--` before it or without.
 @cli.command(context_settings={"allow_interspersed_args": False})
-@click.option("--study", "study_file", type=click.Path(path_type=Path), help="Study file (YAML).")
+@_defining_options
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -117,39 +162,8 @@ def _axis_value(name: str, text: str) -> AxisValue:
     show_default=True,
     help="Where the settings are written.",
 )
-@click.option("--budget", help="Time for everything, such as 90s, 3m, 1h.  [default: 1h]")
-@click.option(
-    "--training",
-    metavar="LENGTH",
-    help="Length of the whole training, such as 20epochs or 5000steps (optimizer steps).",
-)
-@click.option("--max-trials", type=click.IntRange(min=1), help="Most trials of the search.")
-@click.option("--sampler", type=click.Choice([name.value for name in SamplerName]))
-@click.option("--start-mode", type=click.Choice(["auto", "fork", "fresh"]))
 @click.option("--storage", help="SQLite file or database URL.  [default: studies/autotune.db]")
-@click.option(
-    "--axis",
-    "axes",
-    multiple=True,
-    callback=_axis,
-    metavar="NAME=VALUES",
-    help="Values of one axis: --axis batch_size=2,4,8. Repeatable.",
-)
-@click.option(
-    "--gpu-headroom",
-    type=click.FloatRange(0, 1, max_open=True),
-    metavar="SHARE",
-    help="Share of a GPU's memory that the settings must leave free.  [default: 0.1]",
-)
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Seed of the sampler.")
 @click.option("--fresh", is_flag=True, help="Start a new study instead of going on with the last.")
-@click.option(
-    "--allow-busy",
-    is_flag=True,
-    default=None,
-    help="Measure although other processes use the cores.",
-)
-@click.option("--dry-run", is_flag=True, help="Show machine, space and estimated time; no search.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout.")
 @click.option("--quiet", is_flag=True, help="Show the result only.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
@@ -159,7 +173,6 @@ def run(
     out: Path,
     storage: str | None,
     fresh: bool,
-    dry_run: bool,
     as_json: bool,
     quiet: bool,
     command: tuple[str, ...],
@@ -177,9 +190,6 @@ def run(
     if not quiet:
         say(console, f"machine: {this_machine()}")
         say(console, f"command: {definition.command_line}")
-    if dry_run:
-        _dry_run(console, definition, program, as_json=as_json)
-        return
     check_writable(out)
     url = storage_url(storage or DEFAULT_STORAGE)
     with locked_storage(url), failing_in_one_line(url):
@@ -190,6 +200,38 @@ def run(
         click.echo(json.dumps(answer_as_dict(view), indent=2))
     print_answer(console, view)
     print_written(console, view.result, out)
+
+
+@cli.command(context_settings={"allow_interspersed_args": False})
+@_defining_options
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON on stdout.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def doctor(
+    *,
+    study_file: Path | None,
+    as_json: bool,
+    command: tuple[str, ...],
+    **options: Any,  # noqa: ANN401
+) -> None:
+    """Tell what `autotune run` would do with COMMAND, without searching anything.
+
+    What would be tuned, what not and why, whether trials can be forked, and how long a run takes.
+    The command is started twice and trains for a few steps.
+    """
+    definition = _define(study_file, command, _overrides(options))
+    program = definition.runnable_command
+    console = Console(stderr=as_json, highlight=False)
+    say(console, f"machine: {this_machine()}")
+    say(console, f"command: {definition.command_line}")
+    with _runner(definition, program) as runner:
+        try:
+            found = examine(definition, runner)
+        except TrialFailedError as error:
+            raise CommandError(error.explain("the command")) from error
+    if as_json:
+        click.echo(json.dumps(findings_as_dict(definition, found), indent=2))
+    else:
+        print_findings(console, definition, found)
 
 
 @cli.command()
@@ -364,38 +406,6 @@ def _runner(
 ) -> contextlib.AbstractContextManager[Runner]:
     return open_runner(
         program, start_mode=definition.start_mode, start_deadline_s=definition.start_deadline_s
-    )
-
-
-def _dry_run(
-    console: Console, definition: StudyDefinition, program: tuple[str, ...], *, as_json: bool
-) -> None:
-    with _runner(definition, program) as runner:
-        try:
-            plan, estimate = try_out(definition, runner)
-        except TrialFailedError as error:
-            raise CommandError(error.explain("the command")) from error
-    if as_json:
-        found = {
-            "machine": dataclasses.asdict(this_machine()),
-            "baseline": plan.baseline.to_dict(),
-            "axes": plan.space.axes,
-            "num_configurations": len(plan.configurations),
-            "sampler": definition.sampler.value,
-            "estimated_s": [estimate.low_s, estimate.high_s],
-        }
-        click.echo(json.dumps(found, indent=2))
-    say(console, f"baseline: {plan.baseline.summary}")
-    for name, values in plan.space.axes.items():
-        say(console, f"axis {name}: {', '.join(map(str, values))}")
-    for note in plan.notes:
-        say(console, note)
-    number = len(plan.configurations)
-    say(console, f"space: {number} configurations, searched by sampler {definition.sampler}")
-    say(
-        console,
-        f"estimated time: {estimate.low_s:.0f} to {estimate.high_s:.0f} s, bounded by the "
-        f"budget of {definition.budget_s:.0f} s",
     )
 
 

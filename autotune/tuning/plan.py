@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from autotune.analysis.loading import loader_cpu_share
@@ -11,14 +10,12 @@ from autotune.axes import AXES, AxisValue
 from autotune.blocks import LoopFacts, Sample
 from autotune.config import ThroughputConfig
 from autotune.ipc.introductions import Introduction
-from autotune.measurement import Measurement, StartMode, fullest_device
+from autotune.measurement import Measurement, fullest_device
 from autotune.optimizer.trial_cost import TrialCost
 from autotune.space import Space, default_axes
 from autotune.study.definition import MOST_CANDIDATES, MOST_ROUNDS, SamplerName, StudyDefinition
-from autotune.system.load import QuietKeeper
 from autotune.system.machine import this_machine
-from autotune.trials.runner import Runner
-from autotune.tuning.trial_runs import Limits, run_through, settling_s
+from autotune.tuning.trial_runs import settling_s
 
 # A larger value than those tried is tried where the last step along the axis brought more than
 # this; estimates of two configurations that are equally fast seldom differ as much.
@@ -214,32 +211,6 @@ def _with_axes(plan: Plan, axes: Mapping[str, tuple[AxisValue, ...]]) -> Plan:
     space = dataclasses.replace(plan.space, axes=axes)
     return dataclasses.replace(
         plan, space=space, configurations=space.configurations(plan.baseline)
-    )
-
-
-def try_out(definition: StudyDefinition, runner: Runner) -> tuple[Plan, Estimate]:
-    """Start the command once, time a few of its steps, and estimate the whole run from these.
-
-    Raises:
-        TrialFailedError: The command does not get as far as a few steps.
-    """
-    runner.end_s = time.monotonic() + definition.budget_s
-    with runner.start_default() as trial:
-        assert runner.introduction is not None
-        plan = make_plan(definition, runner.introduction, trial.facts)
-        limits = Limits(
-            step_s=None,
-            first_step_deadline_s=runner.patience_s,
-            end_s=time.monotonic(),
-        )
-        outcome = run_through(trial, definition, limits=limits, keeper=QuietKeeper(0.0))
-        plan = with_fitting_axes(plan, definition, outcome.samples)
-    return plan, estimate(
-        definition,
-        plan,
-        outcome.measurement,
-        start_up_s=outcome.start_up_s,
-        forks=runner.mode is StartMode.FORK,
     )
 
 

@@ -172,15 +172,6 @@ def test_fresh_processes_do_where_forking_is_not_wanted(study):
     assert set(trials()["start_mode"]) == {"fresh"}
 
 
-def test_a_dry_run_tells_the_space_and_writes_nothing(study):
-    done = autotune_run(*study(), "--dry-run", "--axis", "batch_size=1,2")
-    assert done.returncode == 0, done.stderr
-    assert "axis batch_size: 1, 2" in done.stdout
-    assert "space: 2 configurations" in done.stdout
-    assert "estimated time: " in done.stdout
-    assert sorted(path.name for path in Path().iterdir()) == ["quick.yaml", "train it.py"]
-
-
 def test_quiet_runs_still_give_the_answer_and_programs_can_read_it(study):
     options = study(training="5000 steps")
     done = autotune_run(*options, "--quiet")
@@ -192,8 +183,6 @@ def test_quiet_runs_still_give_the_answer_and_programs_can_read_it(study):
     result = json.loads(again.stdout)
     assert result["num_configurations"] == 3
     assert result["best"]["config"]["batch_size"] == 8
-    dry = autotune_run(*options, "--dry-run", "--json")
-    assert json.loads(dry.stdout)["axes"]["batch_size"] == [2, 4, 8]
     shown = autotune_run("--json", command="show")
     assert len(json.loads(shown.stdout)) == len(trials())
     Path("shown.csv").write_text(autotune_run("quick", "--csv", command="show").stdout)

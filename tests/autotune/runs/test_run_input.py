@@ -51,7 +51,7 @@ def test_bad_input_is_one_line_and_exit_code_2(study, options, message):
 
 
 def test_the_command_line_wins_over_the_study_file(study):
-    done = autotune_run(*study(sampler="tpe"), "--sampler", "auto", "--dry-run", "--json")
+    done = autotune_run(*study(sampler="tpe"), "--sampler", "auto", "--json", command="doctor")
     assert json.loads(done.stdout)["sampler"] == "auto"
 
 
@@ -65,7 +65,7 @@ def test_without_a_command_there_is_nothing_to_tune(tmp_path, monkeypatch):
 def test_the_default_study_is_the_one_that_pyproject_names(study):
     study()
     Path("pyproject.toml").write_text('[tool.autotune]\nstudy = "quick.yaml"\n')
-    done = autotune_run("--dry-run")
+    done = autotune_run(command="doctor")
     assert done.returncode == 0
     assert "train it.py" in done.stdout
 
@@ -118,6 +118,6 @@ def test_show_and_load_study_explain_what_is_missing(tmp_path, monkeypatch):
 def test_options_after_the_command_are_its_own_with_or_without_dashes(light_script):
     program = light_script()
     for dashes in ((), ("--",)):
-        done = autotune_run("--dry-run", *dashes, *program, "--seed", "5", "--quiet")
+        done = autotune_run(*dashes, *program, "--seed", "5", "--quiet", command="doctor")
         assert done.returncode == 0, done.stderr
         assert "train it.py' --seed 5 --quiet" in done.stdout
