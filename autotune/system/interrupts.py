@@ -19,11 +19,15 @@ AGAIN_S = 0.02
 def interruptible() -> Iterator[None]:
     """Raise KeyboardInterrupt in the block at SIGINT, SIGTERM and SIGHUP; in the main thread only.
 
+    A SIGHUP that is ignored stays so: under `nohup` a command outlives its terminal.
+
     Python drops whatever is raised in a finalizer, in the callback of a weak reference (every
     import runs some) or in one of the garbage collector, and prints "Exception ignored": an
     interrupt that comes there would be lost, and the command go on. It is raised again here.
     """
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
+    signals = [signal.SIGINT, signal.SIGTERM, signal.SIGALRM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
     handlers = {number: signal.signal(number, _interrupt) for number in signals}
     report = sys.unraisablehook
 

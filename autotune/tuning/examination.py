@@ -61,8 +61,12 @@ def examine(definition: StudyDefinition, runner: Runner) -> Findings:
         plan = with_fitting_axes(plan, definition, outcome.samples)
     ready_s = None
     if runner.mode is StartMode.FORK:
-        with runner.start(plan.baseline, StartMode.FORK) as forked:
-            ready_s = forked.ready_s if forked.mode is StartMode.FORK else None
+        try:
+            with runner.start(plan.baseline, StartMode.FORK) as forked:
+                ready_s = forked.ready_s if forked.mode is StartMode.FORK else None
+        except TrialFailedError as error:
+            # It ran afresh, so that it is the fork that it cannot stand.
+            runner.give_up_forking(error.failure.message)
     return Findings(
         plan=plan,
         baseline=outcome.measurement,

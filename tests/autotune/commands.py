@@ -85,6 +85,8 @@ def begin_run(options, num_trials):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # However the tests were started (nohup).
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )
     assert wait_until(lambda: count_trials() >= num_trials or run.poll() is not None, 60)
     assert run.poll() is None

@@ -29,6 +29,19 @@ def test_it_says_why_trials_are_cold_starts(study):
     assert "poller" in line
 
 
+def test_what_fails_only_when_it_is_forked_is_a_reason_for_cold_starts(study):
+    script = {
+        "before": "parent = os.getpid()",
+        "item": "pass",
+        "load": ")\n    assert os.getpid() == parent, 'only forked'\n    str(0",
+    }
+    done = autotune_run(*study(script=script), command="doctor")
+    assert done.returncode == 0, done.stderr
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("trials: ")]
+    assert "cold starts of " in line
+    assert "only forked" in line
+
+
 def test_it_says_what_the_script_does_not_let_one_tune(study):
     # The script has the settings, and goes on with its own.
     ignoring = ")\n    config = autotune.ThroughputConfig(batch_size=4"

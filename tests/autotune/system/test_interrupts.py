@@ -57,8 +57,23 @@ def test_an_interrupt_that_python_drops_is_raised_again(swallow):
     assert signal.getsignal(signal.SIGINT) is after
 
 
+@pytest.fixture
+def terminal_signal():
+    """SIGHUP as it is by default, however the tests were started."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_under_nohup_a_command_outlives_its_terminal(terminal_signal):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with interruptible():
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(0.1)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_other_signals_interrupt_as_well(number):
+def test_other_signals_interrupt_as_well(number, terminal_signal):
     with pytest.raises(KeyboardInterrupt), interruptible():
         os.kill(os.getpid(), number)
         time.sleep(10)
