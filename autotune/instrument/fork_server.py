@@ -26,7 +26,12 @@ from autotune.instrument import accelerator
 from autotune.instrument.optimizer_watch import optimizer_exists
 from autotune.instrument.ranks import find_place, is_initialized
 from autotune.ipc.channel import CHANNEL_VARIABLE, Channel, ChannelClosedError, Message
-from autotune.system.threads import describe_threads, stop_watching, watch_starts
+from autotune.system.threads import (
+    describe_threads,
+    stop_watching,
+    stop_what_can_be_stopped,
+    watch_starts,
+)
 
 # Holds the settings of a trial in the environment of what it starts.
 SETTINGS_VARIABLE = "AUTOTUNE_SETTINGS"
@@ -216,6 +221,7 @@ def fork_obstacle() -> str | None:
         return obstacle
     if is_initialized():
         return "torch.distributed is initialised when load_config is called"
+    stop_what_can_be_stopped()
     return describe_threads()
 
 

@@ -17,26 +17,18 @@ from autotune.system.own_code import is_own_code
 
 _LATER = "start it after load_config"
 # Python threads by the package of their class or function, or by their name: what to call them and
-# what to do. Seen with tensorboard 2.21, tqdm 4.70 and Python 3.11.
+# what to do. Seen with tensorboard 2.21 and Python 3.11.
 _PYTHON = {
     "tensorboard": ("TensorBoard's writer", "make the SummaryWriter after load_config"),
-    "tqdm": ("tqdm's monitor", "set tqdm.tqdm.monitor_interval = 0 before the first bar"),
     "QueueFeederThread": (
         "a queue of multiprocessing",
         "end the loader or the processes that use it before load_config",
     ),
 }
 # Native threads by their name, and the path of the library that they wait in. Seen with opencv 5.0,
-# tokenizers 0.23, pyarrow 26, torch 2.13 and numpy 2.4.
+# torch 2.13 and numpy 2.4.
 _NATIVE = (
     (r"/cv2/|libopencv", "OpenCV", "call cv2.setNumThreads(0) right after importing cv2"),
-    (r"/tokenizers/", "tokenizers", "set TOKENIZERS_PARALLELISM=false in the environment"),
-    (
-        r"jemalloc_bg_thd .*libarrow",
-        "Arrow's jemalloc",
-        "set JE_ARROW_MALLOC_CONF=background_thread:false in the environment",
-    ),
-    (r"libarrow|/pyarrow/", "Arrow", "use Arrow after load_config only"),
     (r"libgomp|libi?omp5?\b|libmkl", "OpenMP", "leave thread counts to load_config"),
     (r"openblas|libblis", "BLAS", "leave thread counts to load_config"),
     (r"libcudart|libnccl|libnvidia", "CUDA", "use the GPU after load_config only"),
@@ -49,8 +41,11 @@ _NATIVE = (
 # Threads that processes are forked beside without harm: where torch.cuda.is_available() asks NVML,
 # a thread of the CUDA driver begins that waits, while the driver itself is not initialised (seen
 # with driver 580; a forked process used the GPU). Whether it is initialised, it is asked itself:
-# see `accelerator.fork_obstacle`.
-_HARMLESS = re.compile(r"libnvidia-ml|libcuda\.so")
+# see `accelerator.fork_obstacle`. The pool of tokenizers is left alone by a forked process, which
+# then encodes without it, and those of Arrow are made anew there, as is jemalloc's thread, which
+# `import datasets` leaves (tried with tokenizers 0.23 and pyarrow 26). Where a trial is slower for
+# it than training will be, the comparison of the first forked trial with a fresh one shows.
+_HARMLESS = re.compile(r"libnvidia-ml|libcuda\.so|/tokenizers/|libarrow|/pyarrow/")
 # Threads that compute, and load nothing.
 _COMPUTING = re.compile(r"libgomp|libi?omp5?\b|libmkl|openblas|libblis|libtorch|libc10|libcuda")
 _ELSE = "use it after load_config only"
@@ -83,6 +78,17 @@ def stop_watching() -> None:
     if _unwatched is not None:
         threading.Thread.start = _unwatched  # type: ignore[method-assign, assignment]
         _unwatched = None
+
+
+def stop_what_can_be_stopped() -> None:
+    """Stop threads that begin again when they are needed: tqdm's monitor, with the next bar.
+
+    Source: tqdm's `std.py` (`tqdm.__new__`) and `_monitor.py` (`TMonitor.exit`).
+    """
+    module = sys.modules.get("tqdm.std")
+    monitor = getattr(getattr(module, "tqdm", None), "monitor", None)
+    if monitor is not None:
+        monitor.exit()
 
 
 def describe_threads() -> str | None:

@@ -11,6 +11,7 @@ import pytest
 from autotune.blocks import BlockRequest
 from autotune.config import ThroughputConfig
 from autotune.measurement import StartMode
+from autotune.trials.runner import SINGLE_THREADED
 
 CONFIG = ThroughputConfig(batch_size=4)
 ONE = "1 thread runs when load_config is called: "
@@ -108,19 +109,6 @@ def test_the_writer_of_tensorboard_is_named(tmp_path):
             {},
             "OpenCV (call cv2.setNumThreads(0) right after importing cv2)",
         ),
-        (
-            "tokenizers",
-            "from tokenizers import Tokenizer, models; t = Tokenizer(models.BPE())\n"
-            "t.encode_batch(['a b'] * 1000)",
-            {},
-            "set TOKENIZERS_PARALLELISM=false in the environment",
-        ),
-        (
-            "pyarrow",
-            "import pyarrow",
-            {},
-            "set JE_ARROW_MALLOC_CONF=background_thread:false in the environment",
-        ),
     ],
 )
 def test_native_threads_are_named_by_their_library(module, code, environment, said):
@@ -136,17 +124,6 @@ def test_native_threads_are_named_by_their_library(module, code, environment, sa
             "import cv2, numpy; cv2.setNumThreads(0); "
             "cv2.GaussianBlur(numpy.ones((2000, 2000), numpy.uint8), (15, 15), 3)",
             {},
-        ),
-        (
-            "tokenizers",
-            "from tokenizers import Tokenizer, models; t = Tokenizer(models.BPE())\n"
-            "t.encode_batch(['a b'] * 1000)",
-            {"TOKENIZERS_PARALLELISM": "false"},
-        ),
-        (
-            "pyarrow",
-            "import pyarrow",
-            {"JE_ARROW_MALLOC_CONF": "background_thread:false"},
         ),
     ],
 )
@@ -171,3 +148,60 @@ def test_threads_of_a_library_that_survives_forks_are_no_obstacle(library, said)
         threads.library_of = lambda task: {library!r}
     """
     assert described(code) == said
+
+
+@pytest.mark.parametrize(
+    ("module", "code"),
+    [
+        (
+            "tokenizers",
+            """
+            from tokenizers import Tokenizer, models, pre_tokenizers
+            tokenizer = Tokenizer(models.BPE())
+            tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+            use = lambda: tokenizer.encode_batch(["a b"] * 1000)
+            """,
+        ),
+        (
+            "pyarrow",
+            """
+            import pyarrow, pyarrow.parquet
+            table = pyarrow.table({"a": list(range(10000)), "b": ["x"] * 10000})
+            pyarrow.parquet.write_table(table, "x.parquet")
+            use = lambda: pyarrow.parquet.read_table("x.parquet", use_threads=True).to_pandas()
+            """,
+        ),
+        (
+            "tqdm",
+            """
+            import io, tqdm
+            use = lambda: list(tqdm.tqdm(range(3), file=io.StringIO()))
+            """,
+        ),
+    ],
+)
+def test_what_may_be_used_before_is_used_in_a_forked_process(module, code, tmp_path):
+    pytest.importorskip(module)
+    rest = """
+        import os, signal, threading
+        from autotune.instrument.fork_server import fork_obstacle
+        use()
+        threads = len(os.listdir("/proc/self/task"))
+        print(threads > 1, fork_obstacle())
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(20)
+            use()
+            os._exit(0)
+        print(os.waitpid(pid, 0)[1])
+    """
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(code) + textwrap.dedent(rest))
+    done = subprocess.run(
+        [sys.executable, script],
+        cwd=tmp_path,
+        env={**os.environ, **SINGLE_THREADED},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["True", "None", "0"], done.stderr
