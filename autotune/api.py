@@ -85,7 +85,8 @@ def steps(loader: Iterable[Batch], *, units: UnitCounter | None = None) -> Itera
         loader: Anything that gives batches; usually a DataLoader.
         units: Counts what matters in a batch, where that is not the sample: tokens, frames. Its
             name names the unit (`def tokens(batch): return batch.numel()`). The search then
-            maximises these per second.
+            maximises these per second. It may give a tensor of one number, which is read after
+            many steps: what it counts on a GPU need not be waited for.
 
     Raises:
         AutotuneError: Under `autotune run`, when `load_config` was not called before. In any

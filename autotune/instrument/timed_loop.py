@@ -412,16 +412,18 @@ class TimedLoop:
     def _finish(self, tally: _Tally, *, duration_s: float, **seen: Any) -> Block:  # noqa: ANN401
         duration_s = max(duration_s, 1e-9)
         self._step_s = duration_s / tally.num_steps
-        if not 0 < tally.num_units < math.inf:
+        # Where units are tensors on a GPU, these are waited for only here.
+        num_units = float(tally.num_units)
+        if not 0 < num_units < math.inf:
             self._trial.end(
                 FailureCause.CRASHED,
-                f"the units given to autotune.steps add up to {tally.num_units:g} in "
+                f"the units given to autotune.steps add up to {num_units:g} in "
                 f"{tally.num_steps} steps: they must be above 0 and finite",
             )
         return Block(
             num_steps=tally.num_steps,
             num_samples=max(1, tally.num_samples),
-            num_units=float(tally.num_units),
+            num_units=num_units,
             num_updates=tally.num_updates,
             duration_s=duration_s,
             wait_s=min(duration_s, tally.wait_s + self._follower_wait_s),

@@ -1,0 +1,83 @@
+"""A DataLoader that somebody else made: its settings, and the same loader with other ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from autotune.config import ThroughputConfig
+from autotune.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch.utils.data import DataLoader
+
+# What a loader keeps of its arguments under their names; some only newer versions of torch know.
+_KEPT = ("collate_fn", "worker_init_fn", "generator", "pin_memory_device", "in_order")
+_KEPT_WITH_WORKERS = ("multiprocessing_context", "timeout")
+
+
+def settings_of(loader: DataLoader[Any]) -> ThroughputConfig:
+    """The settings that a DataLoader was made with.
+
+    Where the dataset gives whole batches (`batch_size=None`), the batch size counts as 1.
+
+    Raises:
+        ConfigError: It is something else than a DataLoader.
+    """
+    from torch.utils.data import DataLoader
+
+    if not isinstance(loader, DataLoader):
+        raise ConfigError(
+            f"the training data must come from one torch.utils.data.DataLoader, not from "
+            f"{type(loader).__name__}: call autotune.load_config and autotune.steps where its "
+            "batches are made"
+        )
+    batch_size = loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+    return ThroughputConfig(
+        batch_size=batch_size if isinstance(batch_size, int) else 1,
+        num_workers=loader.num_workers,
+        prefetch_factor=loader.prefetch_factor if loader.num_workers else None,
+        persistent_workers=loader.persistent_workers,
+        pin_memory=bool(loader.pin_memory),
+    )
+
+
+def rebuilt(loader: DataLoader[Any], config: ThroughputConfig) -> DataLoader[Any]:
+    """A loader over the same data in the same order, with the settings of `config`.
+
+    Gives the loader itself where it has these settings. A `batch_sampler` is kept, and with it the
+    batch size.
+
+    Raises:
+        ConfigError: Its class takes other arguments than a DataLoader's.
+    """
+    from torch.utils.data import IterableDataset
+
+    accumulated = {"gradient_accumulation_steps": config.gradient_accumulation_steps}
+    if dataclasses.replace(settings_of(loader), **accumulated) == config:
+        return loader
+    kept = {name: getattr(loader, name) for name in _KEPT if hasattr(loader, name)}
+    if config.num_workers:
+        kept |= {name: getattr(loader, name) for name in _KEPT_WITH_WORKERS}
+    if not kept.get("pin_memory_device"):
+        kept.pop("pin_memory_device", None)
+    arguments = config.dataloader_kwargs(kept.pop("worker_init_fn", None))
+    if loader.batch_size is None:
+        del arguments["batch_size"]
+        batching = (
+            {"batch_size": None}
+            if loader.batch_sampler is None
+            else {"batch_sampler": loader.batch_sampler}
+        )
+    else:
+        batching = {"drop_last": loader.drop_last}
+    if loader.batch_sampler is None or loader.batch_size is not None:
+        if not isinstance(loader.dataset, IterableDataset):
+            batching["sampler"] = loader.sampler
+    try:
+        return type(loader)(loader.dataset, **arguments, **batching, **kept)
+    except TypeError as error:
+        raise ConfigError(
+            f"{type(loader).__name__} cannot be made again with the arguments of a DataLoader "
+            f"({error}): call autotune.load_config and autotune.steps where it is made"
+        ) from error
