@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from autotune.collector import DEFAULT
 from autotune.config import ThroughputConfig
 from autotune.errors import ConfigError
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # What a loader keeps of its arguments under their names; some only newer versions of torch know.
 _KEPT = ("collate_fn", "worker_init_fn", "generator", "pin_memory_device", "in_order")
 _KEPT_WITH_WORKERS = ("multiprocessing_context", "timeout")
+_SETTINGS = ("batch_size", "num_workers", "prefetch_factor", "persistent_workers", "pin_memory")
 
 
 def settings_of(loader: DataLoader[Any]) -> ThroughputConfig:
@@ -53,8 +54,7 @@ def rebuilt(loader: DataLoader[Any], config: ThroughputConfig) -> DataLoader[Any
     """
     from torch.utils.data import IterableDataset
 
-    accumulated = {"gradient_accumulation_steps": config.gradient_accumulation_steps}
-    if dataclasses.replace(settings_of(loader), **accumulated) == config:
+    if not _differs(loader, config):
         return loader
     kept = {name: getattr(loader, name) for name in _KEPT if hasattr(loader, name)}
     if config.num_workers:
@@ -62,18 +62,16 @@ def rebuilt(loader: DataLoader[Any], config: ThroughputConfig) -> DataLoader[Any
     if not kept.get("pin_memory_device"):
         kept.pop("pin_memory_device", None)
     arguments = config.dataloader_kwargs(kept.pop("worker_init_fn", None))
-    if loader.batch_size is None:
-        del arguments["batch_size"]
-        batching = (
-            {"batch_size": None}
-            if loader.batch_sampler is None
-            else {"batch_sampler": loader.batch_sampler}
-        )
+    batching: dict[str, Any] = {}
+    if loader.batch_size is not None:
+        batching["drop_last"] = loader.drop_last
     else:
-        batching = {"drop_last": loader.drop_last}
-    if loader.batch_sampler is None or loader.batch_size is not None:
-        if not isinstance(loader.dataset, IterableDataset):
-            batching["sampler"] = loader.sampler
+        del arguments["batch_size"]
+        # Without automatic batching there is none of these two, and None is what says so.
+        own = "batch_size" if loader.batch_sampler is None else "batch_sampler"
+        batching[own] = loader.batch_sampler
+    if "batch_sampler" not in batching and not isinstance(loader.dataset, IterableDataset):
+        batching["sampler"] = loader.sampler
     try:
         return type(loader)(loader.dataset, **arguments, **batching, **kept)
     except TypeError as error:
@@ -81,3 +79,11 @@ def rebuilt(loader: DataLoader[Any], config: ThroughputConfig) -> DataLoader[Any
             f"{type(loader).__name__} cannot be made again with the arguments of a DataLoader "
             f"({error}): call autotune.load_config and autotune.steps where it is made"
         ) from error
+
+
+def _differs(loader: DataLoader[Any], config: ThroughputConfig) -> bool:
+    """Whether a loader that follows `config` is another one."""
+    if config.num_workers and config.gc != DEFAULT:
+        return True
+    own = settings_of(loader)
+    return any(getattr(own, name) != getattr(config, name) for name in _SETTINGS)
