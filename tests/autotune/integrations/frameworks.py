@@ -1,6 +1,5 @@
 """Trainings with real frameworks on a CPU, tuned and then trained, as their users would."""
 
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+torch.set_num_threads(1)
 LENGTH = int(os.environ.get("LENGTH", 96))
 
 class Texts(Dataset):
@@ -52,13 +52,13 @@ def write_script(text):
     return path
 
 
-def tune(**changes):
+def run_tuning(**changes):
     """Tune the script; gives the finished command."""
     definition = {
         "name": "frameworks",
         "command": [sys.executable, "train.py"],
-        "axes": {"batch_size": [4, 16], "num_workers": [0, 2], "gc": ["default", "frozen"]},
-        "sampler": "auto",
+        "axes": {"batch_size": [4, 16], "num_workers": [0], "num_threads": [1], "gc": ["default"]},
+        "sampler": "grid",
         "block_s": 0.1,
         "max_blocks": 2,
         "confirm_s": 0.3,
@@ -75,18 +75,3 @@ def tune(**changes):
 def chosen():
     """The settings that were written."""
     return read_best_config(Path("best_config.yaml")).config
-
-
-def train(**environment):
-    """Train as the script does by itself; gives the lines that it prints."""
-    import os
-
-    done = subprocess.run(
-        [sys.executable, "train.py"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, **environment},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
