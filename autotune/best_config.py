@@ -12,6 +12,7 @@ from pydantic import Field
 from autotune.config import ThroughputConfig
 from autotune.errors import BadInputError
 from autotune.files import read_yaml, write_atomically
+from autotune.patch_target import PatchTarget
 from autotune.system.gpus import Gpu, summary
 from autotune.system.machine import Machine
 from autotune.validation import validate
@@ -159,6 +160,7 @@ class BestConfig:
     speedup: Speedup
     machine: MachineRecord
     study: StudyRecord
+    patch: PatchTarget | None = None
     schema_version: int = SCHEMA_VERSION
 
 
@@ -170,6 +172,7 @@ _COMMENTS = {
     "speedup": "The best candidate's throughput ÷ the baseline's (95 % interval).",
     "machine": "Where this was measured; loading it on another machine gives a warning.",
     "study": "Where the figures come from.",
+    "patch": "What `autotune exec` gives the settings to, in a script that calls autotune nowhere.",
 }
 
 
@@ -182,6 +185,8 @@ def write_best_config(path: Path, best: BestConfig) -> None:
     data = dataclasses.asdict(best)
     if not best.machine.gpus:
         del data["machine"]["gpus"], data["machine"]["gpu_driver"]
+    if best.patch is None:
+        del data["patch"]
     speedup = best.speedup
     verdict = (
         f"{speedup.ratio:.2f} times the baseline's throughput "
@@ -191,6 +196,8 @@ def write_best_config(path: Path, best: BestConfig) -> None:
     )
     parts = [f"# Written by autotune: {verdict}.\n"]
     for key, comment in _COMMENTS.items():
+        if key not in data:
+            continue
         heading = f"\n# {comment}\n" if comment else ""
         parts.append(heading + _dump({key: _plain(data[key])}))
     write_atomically(path, "".join(parts))

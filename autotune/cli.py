@@ -1,4 +1,4 @@
-"""The command line: `autotune run`, `doctor`, `show`, `report` and `export`.
+"""The command line: `autotune run`, `doctor`, `exec`, `show`, `report` and `export`.
 
 Exit codes: 0 done, also when nothing is gained; 1 the command failed, no configuration worked, or
 the machine is too busy to measure on;
@@ -12,6 +12,8 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,9 +26,10 @@ from threadpoolctl import threadpool_limits
 
 from autotune.analysis.result import best_so_far
 from autotune.axes import AXES, AxisValue, Kind
-from autotune.best_config import write_best_config
+from autotune.best_config import read_best_config, write_best_config
 from autotune.errors import AutotuneError, BadInputError, CommandError, InterruptedRunError
 from autotune.files import check_writable, write_atomically
+from autotune.patch.environment import training_environment
 from autotune.report.console import answer_as_dict, print_answer, print_study, print_written
 from autotune.report.findings import findings_as_dict, print_findings
 from autotune.report.progress import ConsoleObserver, SilentObserver, say
@@ -38,6 +41,7 @@ from autotune.study.definition import (
     define_for_command,
     parse_duration,
     read_definition,
+    runnable,
 )
 from autotune.study.storage import (
     DEFAULT_STORAGE,
@@ -133,6 +137,18 @@ _DEFINING_OPTIONS = (
         help="Values of one axis: --axis batch_size=2,4,8. Repeatable.",
     ),
     click.option(
+        "--patch",
+        is_flag=True,
+        default=None,
+        help="Tune a script that does not call autotune, as it is.",
+    ),
+    click.option(
+        "--patch-batch-size",
+        is_flag=True,
+        default=None,
+        help="The same, and its batch size, too: this changes what is learned.",
+    ),
+    click.option(
         "--gpu-headroom",
         type=click.FloatRange(0, 1, max_open=True),
         metavar="SHARE",
@@ -180,6 +196,7 @@ def run(
 ) -> None:
     """Tune COMMAND, a training loop that calls autotune.load_config and autotune.steps.
 
+    With --patch the loop need not call anything; `autotune exec` then trains with the settings.
     Without COMMAND, the study that pyproject.toml names in [tool.autotune] is run. A study goes on
     where it was stopped.
     """
@@ -224,6 +241,7 @@ def doctor(
     say(console, f"machine: {this_machine()}")
     say(console, f"command: {definition.command_line}")
     with _runner(definition, program) as runner:
+        _patch(console, definition, runner)
         try:
             found = examine(definition, runner)
         except TrialFailedError as error:
@@ -232,6 +250,36 @@ def doctor(
         click.echo(json.dumps(findings_as_dict(definition, found), indent=2))
     else:
         print_findings(console, definition, found)
+
+
+@cli.command("exec", context_settings={"allow_interspersed_args": False})
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    default=Path("best_config.yaml"),
+    show_default=True,
+    help="The settings.",
+)
+@click.option("--print", "as_lines", is_flag=True, help="Print the environment as shell lines.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def execute(*, config: Path, as_lines: bool, command: tuple[str, ...]) -> None:
+    """Run COMMAND, a training, with the settings that `autotune run` found.
+
+    It gets the environment that they need before it starts. A script that was tuned with --patch
+    gets all of them in this way, and is not changed.
+    """
+    variables = training_environment(read_best_config(config), config, os.environ)
+    if as_lines:
+        for name, value in variables.items():
+            click.echo(f"export {name}={shlex.quote(value)}")
+        return
+    if not command:
+        raise BadInputError("nothing to run: give a command (`autotune exec -- python train.py`)")
+    program = runnable(command)
+    try:
+        os.execve(program[0], program, {**os.environ, **variables})
+    except OSError as error:
+        raise BadInputError(f"command: {command[0]} cannot be started: {error.strerror}") from error
 
 
 @cli.command()
@@ -356,6 +404,8 @@ def _overrides(options: dict[str, Any]) -> dict[str, Any]:
     if "training" in given:
         length = parse_training_length(given["training"], source="--training")
         given["training"] = dataclasses.asdict(length)
+    if given.get("patch_batch_size"):
+        given["patch"] = True
     if options["start_mode"] == "auto":
         given["start_mode"] = None
     return given
@@ -381,6 +431,7 @@ def _run(
     limits = threadpool_limits(limits=1)
     try:
         with limits, _runner(definition, program) as runner, observer:
+            _patch(console, definition, runner)
             tuner = Tuner(
                 definition,
                 storage=shown_url(url),
@@ -399,6 +450,17 @@ def _run(
         raise InterruptedRunError(
             f"interrupted{kept}. Everything measured is kept: the same command goes on"
         ) from None
+
+
+def _patch(console: Console, definition: StudyDefinition, runner: Runner) -> None:
+    """Find what feeds the training of a script that is tuned as it is."""
+    if not definition.patch:
+        return
+    try:
+        target = runner.patch(with_batch_size=definition.patch_batch_size)
+    except TrialFailedError as error:
+        raise CommandError(error.explain("the command")) from error
+    say(console, f"patched: {target}")
 
 
 def _runner(

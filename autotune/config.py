@@ -170,11 +170,18 @@ class ThroughputConfig:
             )
         return DataLoader(dataset, **tuned, **kwargs)
 
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables that say the same to a process before it starts."""
+        if self.num_threads is None:
+            return {}
+        return dict.fromkeys(THREAD_VARIABLES, str(self.num_threads))
+
     def apply_to_process(self) -> None:
         """Set up this process: the threads of torch, BLAS and OpenMP, and the garbage collector.
 
         Thread counts that are None stay as they are, as does the collector with `gc` "default".
-        Where torch is not imported yet, it will find its number of threads in the environment.
+        What is imported later or started from here finds the number of threads in the environment.
         `load_config` calls this, so that a measured trial and the training that follows it run
         alike.
 
@@ -188,8 +195,8 @@ class ThroughputConfig:
             threadpool_limits(limits=self.num_threads)
             if "torch" in sys.modules:
                 sys.modules["torch"].set_num_threads(self.num_threads)
-            else:
-                os.environ |= dict.fromkeys(THREAD_VARIABLES, str(self.num_threads))
+            # For what is imported later, or started from here.
+            os.environ |= self.environment
         if self.num_interop_threads is not None:
             self._apply_interop_threads(self.num_interop_threads)
         # Last, so that what was imported above is frozen, too.

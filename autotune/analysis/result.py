@@ -20,6 +20,7 @@ from autotune.best_config import (
 from autotune.config import ThroughputConfig
 from autotune.intervals import INDIFFERENCE, Interval
 from autotune.measurement import StartMode, figure
+from autotune.patch_target import PatchTarget
 from autotune.study.definition import StudyDefinition
 from autotune.study.records import Phase, TrialRecord
 from autotune.study.store import StudyStore
@@ -152,6 +153,7 @@ def make_best_config(
     definition: StudyDefinition,
     storage: str,
     store: StudyStore,
+    patch: PatchTarget | None,
 ) -> BestConfig:
     """The content of `best_config.yaml`; the baseline's settings where there is no gain.
 
@@ -162,6 +164,7 @@ def make_best_config(
         definition: What was asked for.
         storage: URL of the storage, as it may be shown.
         store: The study.
+        patch: What was tuned in a script that does not call autotune.
     """
     ratio = choice.speedup
     significant = ratio.significant and longer_epoch(runs[baseline], runs[choice.best]) is None
@@ -185,6 +188,7 @@ def make_best_config(
             date=datetime.now().astimezone().isoformat(timespec="seconds"),
             versions=store.facts["versions"],
         ),
+        patch=patch,
     )
 
 

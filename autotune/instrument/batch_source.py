@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +37,22 @@ class BatchSource:
         num_epoch_ends: Times that the data ended and was begun again.
         epoch_end_s: Seconds that these took, up to the first batch after each.
         num_samples: Samples in the batch taken last, where the loader's sampler tells.
-
         continues: Whether the pass goes on where an earlier one was left: to begin it is then the
             end of an epoch.
+
+    Args:
+        loader: See above.
+        begin: Starts an epoch of it.
     """
 
-    def __init__(self, loader: Iterable[Any]) -> None:
+    def __init__(self, loader: Iterable[Any], begin: Callable[[Any], Iterator[Any]] = iter) -> None:
         self.num_taken = 0
         self.num_epoch_ends = 0
         self.epoch_end_s = 0.0
         self.num_samples: int | None = None
         self.continues = False
         self.loader = loader
+        self._begin_epoch = begin
         self._iterator: Iterator[Any] | None = None
         self._begun_at, self._begun_until = 0, -1
         self._held: list[tuple[Any, int | None]] = []
@@ -171,7 +175,7 @@ class BatchSource:
 
     def _begin(self) -> None:
         self._begun_at = torch_loader.mark()
-        self._iterator = iter(self.loader)
+        self._iterator = self._begin_epoch(self.loader)
 
     def _count_drawn(self) -> int | None:
         for iterator in self._torch_iterators():

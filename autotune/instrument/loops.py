@@ -11,7 +11,7 @@ import functools
 import sys
 import time
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
 
 from autotune.instrument import schedules, torch_loader
@@ -51,6 +51,7 @@ class Loops:
         self._first_batch_at_s: float | None = None
         self._region: LoopRegion | None = None
         self._is_feeding = False
+        self._seen_datasets: set[int] = set()
         self._left_files = LeftFiles(trial.notes, self._is_in_step)
         self._left_files.install()
         trial.before_failing = self._end_if_overrun
@@ -58,16 +59,31 @@ class Loops:
 
     def loader(self, loader: Iterable[Any], units: UnitCounter | None) -> MeasuredLoader:
         """The stand-in for a loader of the script."""
+        self._prepare(loader)
+        stand_in = MeasuredIterator if isinstance(loader, Iterator) else MeasuredLoader
+        return stand_in(loader, self, units)
+
+    def begin(self, loader: Iterable[Any], begin: Callable[[Any], Iterator[Any]]) -> Pass:
+        """One pass over a loader that is no stand-in: `begin` starts its epochs.
+
+        It belongs to a script of which it is known that an optimizer takes steps.
+        """
+        self._has_optimizer = True
+        self._prepare(loader)
+        return Pass(self, loader, None, begin)
+
+    def _prepare(self, loader: Iterable[Any]) -> None:
         torch_loader.install()
         schedules.outlast()
         self._repeat_samples(loader)
-        stand_in = MeasuredIterator if isinstance(loader, Iterator) else MeasuredLoader
-        return stand_in(loader, self, units)
 
     def _repeat_samples(self, loader: Any) -> None:  # noqa: ANN401
         """Have a loader draw from samples that its dataset has loaded, where that is asked for."""
         number = self._trial.num_repeated
         dataset = getattr(loader, "dataset", None)
+        if id(dataset) in self._seen_datasets:
+            return
+        self._seen_datasets.add(id(dataset))
         if number and dataset is not None and not is_iterable_dataset(dataset):
             torch_loader.repeat_samples(dataset, preload(dataset, number))
 

@@ -66,10 +66,16 @@ class Pass:
         steps_seen: Optimizer steps when it was asked last.
     """
 
-    def __init__(self, feeder: Feeder, loader: Iterable[Any], units: UnitCounter | None) -> None:
+    def __init__(
+        self,
+        feeder: Feeder,
+        loader: Iterable[Any],
+        units: UnitCounter | None,
+        begin: Callable[[Any], Iterator[Any]] = iter,
+    ) -> None:
         self.loader = loader
         self.units = units
-        self.source = BatchSource(loader)
+        self.source = BatchSource(loader, begin)
         self.region: LoopRegion | None = None
         self.num_asked = 0
         self.is_over = False

@@ -33,6 +33,9 @@ def swap_settings(loader: Any, config: ThroughputConfig) -> None:  # noqa: ANN40
         pin_memory=config.pin_memory,
         persistent_workers=bool(config.persistent_workers),
     )
+    if not config.num_workers:
+        # There is nobody to wait for, and torch refuses it.
+        loader.timeout = 0
 
 
 def forget_peak_memory() -> None:

@@ -18,7 +18,6 @@ import autotune
 from autotune.config import ThroughputConfig
 from autotune.errors import ConfigError
 from autotune.integrations.loaders import rebuilt, settings_of
-from autotune.integrations.threads import end_monitors
 
 # Lightning's own callbacks that write, report, search or end the training; all others run in
 # trials, too. Some only newer versions know.
@@ -79,7 +78,6 @@ def tune(
         return train_dataloaders
     if autotune.is_trial():
         _check_processes(trainer)
-        end_monitors()
     if hasattr(train_dataloaders, "train_dataloader"):
         datamodule = train_dataloaders
     elif train_dataloaders is not None:

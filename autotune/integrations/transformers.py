@@ -11,7 +11,6 @@ import autotune
 from autotune.collector import DEFAULT, CollectorInit
 from autotune.config import ThroughputConfig
 from autotune.errors import ConfigError
-from autotune.integrations.threads import end_monitors
 
 # Callbacks of these classes train; all others that come with transformers report, save and stop.
 _KEPT = ("TrainerCallback", "DefaultFlowCallback", "ExportableState")
@@ -45,7 +44,6 @@ def tune(
     """
     if autotune.is_trial():
         _check(trainer)
-        end_monitors()
     default = _settings_of(trainer)
     config = autotune.load_config(
         path, default=default, effective_batch_size=default.effective_batch_size

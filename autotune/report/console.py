@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,6 +72,10 @@ def print_answer(console: Console, view: StudyView) -> None:
 def print_written(console: Console, result: Result, out: Path) -> None:
     """Where the settings were written, and whether training will find them there."""
     say(console, f"written to {out}")
+    if result.best.patch is not None:
+        file = [] if out == Path("best_config.yaml") else ["--config", str(out)]
+        command = shlex.join(["autotune", "exec", *file, "--"])
+        say(console, f"train with it: {command} {result.best.study.command}")
     if result.config_path is not None and Path(result.config_path) != out.absolute():
         say(console, f"note: the loop loads {result.config_path} in training, not this file")
 

@@ -33,7 +33,7 @@ def print_findings(console: Console, definition: StudyDefinition, found: Finding
     for name, values in plan.space.axes.items():
         if name in found.problems:
             say(console, f"not tuned: {name}, since trials fail: {found.problems[name]}")
-        else:
+        elif len(values) > 1:
             say(console, f"tuned: {name} {', '.join(map(str, values))}")
     for note in plan.notes:
         say(console, f"not tuned: {note}")

@@ -287,9 +287,14 @@ def warnings(result: Result) -> list[str]:
                 (best.expected, best.config),
             )
         )
+        remedy = (
+            f"keep the step with load_config(..., effective_batch_size={before})"
+            if best.patch is None
+            else "leave the batch size alone with --patch"
+        )
         lines.append(
             f"note: an optimizer step now uses {after:,} samples instead of {before:,}: check the "
-            f"learning rate, or keep the step with load_config(..., effective_batch_size={before})"
+            f"learning rate, or {remedy}"
         )
     for difference in result.fork_differences:
         lines.append(

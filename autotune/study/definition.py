@@ -68,6 +68,9 @@ class StudyDefinition:
             two.
         allow_busy: Whether to measure on a machine that other processes keep busy.
         start_deadline_s: Longest time from a start to the loop's first batch.
+        patch: Whether the command calls autotune nowhere: what it trains is found, and gets its
+            settings, by a start-up hook.
+        patch_batch_size: Whether the hook may change the batch size, and with it what is learned.
         gpu_headroom: Share of a GPU's memory that the chosen settings must leave free, 0 to 1.
         seed: For samplers that draw, and for the order of confirming runs.
     """
@@ -89,6 +92,8 @@ class StudyDefinition:
     num_candidates: Annotated[int, Field(ge=1, le=100)] = 3
     allow_busy: bool = False
     start_deadline_s: _Seconds = 600.0
+    patch: bool = False
+    patch_batch_size: bool = False
     gpu_headroom: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.1
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
@@ -107,6 +112,13 @@ class StudyDefinition:
             )
         for name, values in self.axes.items():
             check_axis(name, values)
+        if self.patch_batch_size and not self.patch:
+            raise BadInputError("patch_batch_size: goes with patch: set this to true as well")
+        if self.patch and not self.patch_batch_size and "batch_size" in self.axes:
+            raise BadInputError(
+                "axis batch_size: --patch leaves the batch size alone, since it changes what is "
+                "learned: add --patch-batch-size, or remove the axis"
+            )
 
     @property
     def command_line(self) -> str:
@@ -115,18 +127,23 @@ class StudyDefinition:
 
     @property
     def runnable_command(self) -> tuple[str, ...]:
-        """The command with its program resolved; `python` is the Python that runs autotune.
+        """The command with its program resolved, see `runnable`."""
+        return runnable(self.command)
 
-        Raises:
-            BadInputError: The program is not there.
-        """
-        program = self.command[0]
-        if program in ("python", "python3"):
-            return (sys.executable, *self.command[1:])
-        found = shutil.which(program)
-        if found is None:
-            raise BadInputError(f"command: {program} is no program that can be run: check its path")
-        return (found, *self.command[1:])
+
+def runnable(command: tuple[str, ...]) -> tuple[str, ...]:
+    """A command with its program resolved; `python` is the Python that runs autotune.
+
+    Raises:
+        BadInputError: The program is not there.
+    """
+    program = command[0]
+    if program in ("python", "python3"):
+        return (sys.executable, *command[1:])
+    found = shutil.which(program)
+    if found is None:
+        raise BadInputError(f"command: {program} is no program that can be run: check its path")
+    return (found, *command[1:])
 
 
 def read_definition(path: Path, overrides: dict[str, Any]) -> StudyDefinition:
@@ -158,7 +175,9 @@ def define_for_command(command: tuple[str, ...], overrides: dict[str, Any]) -> S
     """
     scripts = [Path(part).stem for part in command if part.endswith((".py", ".sh"))]
     stem = re.sub(r"[^A-Za-z0-9_-]+", "_", (scripts or [Path(command[0]).stem])[0]).strip("_-")
-    digest = hashlib.sha256("\0".join((*command, str(Path.cwd()))).encode()).hexdigest()[:8]
+    patched = [name for name in ("patch", "patch_batch_size") if overrides.get(name)]
+    parts = (*command, str(Path.cwd()), *patched)
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:8]
     data = {"name": f"{stem or 'study'}-{digest}", "command": list(command)}
     return _with_overrides(data, overrides, source="command line")
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from autotune.system.native_threads import library_of, name_of, task_ids
 from autotune.system.own_code import is_own_code
@@ -83,12 +84,14 @@ def stop_watching() -> None:
 def stop_what_can_be_stopped() -> None:
     """Stop threads that begin again when they are needed: tqdm's monitor, with the next bar.
 
+    `from_pretrained`, `load_dataset` and `Dataset.map` show bars, and leave one.
     Source: tqdm's `std.py` (`tqdm.__new__`) and `_monitor.py` (`TMonitor.exit`).
     """
-    module = sys.modules.get("tqdm.std")
-    monitor = getattr(getattr(module, "tqdm", None), "monitor", None)
-    if monitor is not None:
-        monitor.exit()
+    tqdm: Any = sys.modules.get("tqdm")
+    if tqdm is not None:
+        for thread in threading.enumerate():
+            if isinstance(thread, tqdm.TMonitor):
+                thread.exit()
 
 
 def describe_threads() -> str | None:

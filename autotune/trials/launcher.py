@@ -49,6 +49,9 @@ class Launcher:
         groups: Takes charge of every process group that is started.
         listener: Where the processes connect; its directory holds what they print and their
             temporary files.
+
+    Attributes:
+        environment: Variables on top of those that the user set.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Launcher:
         self._groups = groups
         self._listener = listener
         self._num_starts = 0
+        self.environment: Mapping[str, str] = {}
 
     def new_start(self) -> tuple[str, Path]:
         """What tells the next start from all others, and where its output goes."""
@@ -114,6 +118,7 @@ class Launcher:
 
     def _environment(self, start: str) -> dict[str, str]:
         return {
+            **self.environment,
             **STACKS_AT_ABORT,
             **self._groups.environment,
             **dict.fromkeys(TEMPORARY_VARIABLES, str(self._listener.temporary)),

@@ -25,8 +25,11 @@ from autotune.ipc.introductions import (
     missing_ranks,
 )
 from autotune.measurement import Failure, FailureCause, StartMode
+from autotune.patch.environment import Job, hook_environment
+from autotune.patch_target import PatchTarget
 from autotune.system.memory import OomWatch
 from autotune.trials.failures import describe_exit, describe_hang
+from autotune.trials.first_look import find_target
 from autotune.trials.launcher import OUTPUT_PREFIX, REAP_DEADLINE_S, Launch, Launcher
 from autotune.trials.process_groups import ProcessGroups
 from autotune.trials.trial import (
@@ -35,7 +38,7 @@ from autotune.trials.trial import (
     TrialOrigin,
     read_tail,
 )
-from autotune.trials.watchdog import NOTES_PREFIX
+from autotune.trials.watchdog import NOTES_PREFIX, remove_left_files
 
 # A host has one thread in every native pool, so that no pool exists when it forks: GNU OpenMP
 # hangs in a child whose parent ran a parallel region. Each trial sets its own counts.
@@ -83,6 +86,7 @@ class Runner:
         least_patience_s: See `end_s`.
         fresh_reason: Why trials start afresh; None where they are forked.
         introduction: What the last fresh start said of itself.
+        patch_target: What is tuned in a script that does not call autotune; None for one that does.
     """
 
     def __init__(
@@ -99,12 +103,14 @@ class Runner:
         self.least_patience_s = _LEAST_PATIENCE_S
         self.fresh_reason = ASKED_FOR if start_mode is StartMode.FRESH else None
         self.introduction: Introduction | None = None
+        self.patch_target: PatchTarget | None = None
         # Samples that trials draw all batches from; 0 for all that there are.
         self.num_repeated = 0
         # Paths of files that the steps of trials created, and that were removed with them.
         self.removed_files: list[str] = []
         self._groups = groups
         self._launcher = Launcher(command, groups=groups, listener=listener)
+        self._directory = listener.directory
         self._reception = Reception(listener)
         self._fork_host: _Host | None = None
         self._ahead: collections.deque[Launch] = collections.deque()
@@ -131,6 +137,31 @@ class Runner:
         """Start every further trial afresh, for a reason that is shown."""
         self.fresh_reason = reason
         self.close()
+
+    def patch(self, *, with_batch_size: bool) -> PatchTarget:
+        """Find out what feeds the training of a script that does not call autotune.
+
+        The command is started once and ended after a few steps. All trials after it are of what was
+        found.
+
+        Args:
+            with_batch_size: Whether the batch size is to be tuned, too.
+
+        Raises:
+            TrialFailedError: The command ended or took too long before its first optimizer steps.
+            BadInputError: The program cannot be started at all, or cannot be tuned like this; the
+                message says what to do instead.
+        """
+        notes = self._directory / f"{NOTES_PREFIX}look"
+        launch = self._launch(hook_environment(Job(notes=str(notes)), os.environ))
+        try:
+            target = find_target(launch, self._reception, self._deadline_s(launch.requested_at_s))
+        finally:
+            self._end_launch(launch, 0.0)
+            self.removed_files += remove_left_files(notes)
+        self.patch_target = dataclasses.replace(target, tunes_batch_size=with_batch_size)
+        self._launcher.environment = hook_environment(Job(target=self.patch_target), os.environ)
+        return self.patch_target
 
     def start_default(self) -> Trial:
         """A trial of the script's own settings, in a fresh process, as training would start.
@@ -412,7 +443,7 @@ class Runner:
             return Failure(
                 cause=FailureCause.NEVER_CALLED,
                 message="the command ended without calling autotune.load_config: add the two "
-                "calls to its training loop (see the README)",
+                "calls to its training loop (see the README), or tune it as it is with --patch",
                 output=read_tail(output),
             )
         return _describe_end(launch, exit_code)

@@ -17,6 +17,7 @@ from autotune.study.definition import MOST_CANDIDATES, MOST_ROUNDS, SamplerName,
 from autotune.system.machine import this_machine
 from autotune.tuning.trial_runs import settling_s
 
+_KEPT_BY_PATCH = "--patch leaves it alone (--patch-batch-size tunes it, too)"
 # A larger value than those tried is tried where the last step along the axis brought more than
 # this; estimates of two configurations that are equally fast seldom differ as much.
 _WORTH_WIDENING = 0.05
@@ -85,6 +86,8 @@ def make_plan(
         effective_batch_size=effective,
     )
     facts = facts or LoopFacts()
+    if definition.patch and not definition.patch_batch_size:
+        facts = dataclasses.replace(facts, fixed={**facts.fixed, "batch_size": _KEPT_BY_PATCH})
     axes, notes = _within(facts, {**axes, **definition.axes}, baseline, named=definition.axes)
     space = Space(axes=axes, effective_batch_size=effective)
     return Plan(

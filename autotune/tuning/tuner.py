@@ -211,12 +211,14 @@ class Tuner:
                     f"study {self._store.name}: its {name} was {before}, and is {now} now: "
                     "start another study with --fresh"
                 )
+        target = self._runner.patch_target
         versions = {name: metadata.version(name) for name in ("autotune", "optuna")}
         conditions = {
             "versions": {**introduction.versions, **versions},
             "config_path": introduction.config_path,
             "axes": _plain(plan.space),
             "script_default": introduction.default.to_dict(),
+            "patch": target and {**dataclasses.asdict(target), "calls": list(target.calls)},
         }
         training = self._definition.training
         if any(stored.get(name) != now for name, now in conditions.items()):
@@ -371,6 +373,7 @@ class Tuner:
             definition=self._definition,
             storage=self._storage,
             store=self._store,
+            patch=self._runner.patch_target,
         )
         knowledge = self._executor.knowledge(plan)
         records = self._store.records()

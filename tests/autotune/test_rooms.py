@@ -15,6 +15,8 @@ FOLDERS = (
     "system",
     "ipc",
     "instrument",
+    "integrations",
+    "patch",
     "trials",
     "study",
     "optimizer",
