@@ -19,6 +19,7 @@ class PatchTarget:
         ordinal: Which of the DataLoaders that these calls make, from 0; None for all of them.
         first_pass: The pass over it in which the training begins, from 0: a script may look at some
             batches before.
+        has_optimizer: Whether optimizers of torch take steps in the training.
         tunes_batch_size: Whether its batch size is tuned, too.
     """
 
@@ -29,6 +30,7 @@ class PatchTarget:
     calls: tuple[str, ...] = ()
     ordinal: int | None = None
     first_pass: int = 0
+    has_optimizer: bool = True
     tunes_batch_size: bool = False
 
     def __str__(self) -> str:

@@ -34,13 +34,13 @@ EXPECTED = {
     "timm_style": "",
     "notebook": "",
     "gan": "",
+    "by_hand": "",
     "accelerated": "",
     "ddp": "",
     "hf_trainer": "",
     "lightning_trainer": "",
     "nanogpt": "from no DataLoader",
     "two_loaders": "several DataLoaders",
-    "by_hand": "no optimizer of torch",
 }
 _EPOCH = re.compile(r"^epoch .*: ([0-9.]+) s, \d+ steps$", re.MULTILINE)
 _LAUNCHERS = {"ddp": ("torchrun", "--nproc-per-node", "2")}

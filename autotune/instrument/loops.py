@@ -63,12 +63,21 @@ class Loops:
         stand_in = MeasuredIterator if isinstance(loader, Iterator) else MeasuredLoader
         return stand_in(loader, self, units)
 
-    def begin(self, loader: Iterable[Any], begin: Callable[[Any], Iterator[Any]]) -> Pass:
-        """One pass over a loader that is no stand-in: `begin` starts its epochs.
+    def begin(
+        self,
+        loader: Iterable[Any],
+        begin: Callable[[Any], Iterator[Any]],
+        *,
+        has_optimizer: bool,
+    ) -> Pass:
+        """One pass over a loader that is no stand-in.
 
-        It belongs to a script of which it is known that an optimizer takes steps.
+        Args:
+            loader: It.
+            begin: Starts an epoch of it.
+            has_optimizer: Whether it is known that optimizers take steps.
         """
-        self._has_optimizer = True
+        self._has_optimizer = self._has_optimizer or has_optimizer
         self._prepare(loader)
         return Pass(self, loader, None, begin)
 

@@ -80,7 +80,9 @@ class PatchedLoaders:
         # Imported here: ordinary training needs none of it.
         from autotune.instrument.loops import loops_of
 
-        return loops_of(trial).begin(loader, lambda _: wrapped())
+        return loops_of(trial).begin(
+            loader, lambda _: wrapped(), has_optimizer=self._target.has_optimizer
+        )
 
     def _configure(self, loader: Any) -> None:  # noqa: ANN401
         if vars(loader).get(_IS_CONFIGURED):

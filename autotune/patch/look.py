@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from autotune.patch.places import Place
@@ -13,11 +13,10 @@ from autotune.patch_target import PatchTarget, target_of
 
 # So many optimizer steps tell the training's loader from one that an evaluation between them reads.
 _ENOUGH_STEPS = 3
-# A script that takes so many steps without a DataLoader has none, and one whose loader gives
-# batches for so long without a step has no optimizer of torch.
-_STEPS_WITHOUT_LOADER = 20
+# A script that takes so many steps without a DataLoader has none. One that computes gradients so
+# often, or takes batches for so long, without an optimizer's step updates its parameters itself.
+_STEPS_WITHOUT = 20
 _PATIENCE_S = 30.0
-_USE_CALLS = "put the two calls into the loop (see docs/your_loop.md)"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -44,86 +43,114 @@ def answer_in(message: Mapping[str, Any]) -> Answer:
     return Answer(target=target and target_of(target), problem=message["problem"])
 
 
-class Look:
-    """Watches loaders and optimizers until it is clear which loader is the training's."""
+class _Followed:
+    """The loaders whose batches came before events of one kind."""
 
     def __init__(self) -> None:
-        self._num_made: dict[tuple[str, ...], int] = {}
+        self.num_events = self.num_after_batches = 0
+        # The loaders before all of these events, and before any of them with the pass at the first.
+        self.always: list[Made] | None = None
+        self.ever: dict[Made, int] = {}
+        self._asked: dict[Made, int] = {}
+
+    def give_batch(self, made: Made, number: int) -> None:
+        """Note a batch in a loader's pass of this number."""
+        self._asked[made] = number
+
+    def note(self) -> None:
+        """Note an event."""
+        self.num_events += 1
+        if not self._asked:
+            return
+        asked, self._asked = self._asked, {}
+        self.ever = {**asked, **self.ever}
+        self.always = [
+            made for made in (asked if self.always is None else self.always) if made in asked
+        ]
+        self.num_after_batches += 1
+
+
+class Look:
+    """Watches loaders, optimizers and gradients until it is clear which loader is the training's.
+
+    Args:
+        optimizer_exists: Whether there is an optimizer of torch that has yet to take a step.
+    """
+
+    def __init__(self, optimizer_exists: Callable[[], bool]) -> None:
+        self._optimizer_exists = optimizer_exists
+        self._num_made: collections.Counter[tuple[str, ...]] = collections.Counter()
         self._num_passes: collections.Counter[Made] = collections.Counter()
-        # The pass during which a loader was first followed by an optimizer step.
-        self._first_pass: dict[Made, int] = {}
-        self._asked: dict[Made, None] = {}
-        self._followed: list[Made] | None = None
-        self._num_steps = self._num_followed = 0
+        self._steps, self._gradients = _Followed(), _Followed()
         self._first_batch_s: float | None = None
         self._first_asked: Made | None = None
 
     def make(self, place: Place) -> Made:
         """Note a DataLoader that was made."""
-        ordinal = self._num_made.get(place.calls, 0)
-        self._num_made[place.calls] = ordinal + 1
-        return Made(place, ordinal)
+        self._num_made[place.calls] += 1
+        return Made(place, self._num_made[place.calls] - 1)
 
     def begin_pass(self, made: Made) -> None:
         """Note that a DataLoader is iterated."""
         self._num_passes[made] += 1
 
     def give_batch(self, made: Made) -> Answer | None:
-        """Note a batch; gives an answer where no optimizer step came for too long."""
+        """Note a batch; gives an answer where none led to an optimizer step for too long."""
         now_s = time.monotonic()
-        self._asked[made] = None
+        for followed in (self._steps, self._gradients):
+            followed.give_batch(made, self._num_passes[made] - 1)
         self._first_asked = self._first_asked or made
         self._first_batch_s = self._first_batch_s or now_s
-        if not self._num_steps and now_s - self._first_batch_s > _PATIENCE_S:
+        if not self._steps.num_events and now_s - self._first_batch_s > _PATIENCE_S:
             return self.conclude()
         return None
 
     def step(self) -> Answer | None:
         """Note an optimizer step; gives an answer as soon as there is one."""
-        self._num_steps += 1
-        if self._asked:
-            asked, self._asked = list(self._asked), {}
-            for made in asked:
-                self._first_pass.setdefault(made, self._num_passes[made] - 1)
-            before = asked if self._followed is None else self._followed
-            self._followed = [made for made in before if made in asked]
-            self._num_followed += 1
-        enough = self._num_followed >= _ENOUGH_STEPS
-        without = not self._num_followed and self._num_steps >= _STEPS_WITHOUT_LOADER
+        self._steps.note()
+        enough = self._steps.num_after_batches >= _ENOUGH_STEPS
+        without = not self._num_passes and self._steps.num_events >= _STEPS_WITHOUT
         return self.conclude() if enough or without else None
+
+    def gradient(self) -> Answer | None:
+        """Note that gradients were computed; gives an answer where nothing else is to come."""
+        self._gradients.note()
+        # Not each time: to look for an optimizer takes long.
+        many = self._gradients.num_events % _STEPS_WITHOUT == 0
+        if self._steps.num_events or not many or self._optimizer_exists():
+            return None
+        return self.conclude()
 
     def conclude(self) -> Answer:
         """What is known by now."""
-        if not self._num_steps:
-            return Answer(problem=self._without_steps())
-        if not self._first_pass:
-            return Answer(problem="the script takes its batches from no DataLoader: " + _USE_CALLS)
-        found = self._followed or []
+        has_optimizer = self._steps.num_events > 0
+        followed = self._steps if has_optimizer else self._gradients
+        if not followed.num_events and self._first_asked is not None:
+            label = self._first_asked.place.label
+            return _refused(f"nothing was learned from batches of the DataLoader made at {label}")
+        if not followed.ever:
+            if self._num_made:
+                return _refused("the script makes a DataLoader and takes no batch from it")
+            return _refused("the script takes its batches from no DataLoader")
+        found = followed.always or []
         if len(found) != 1:
-            labels = ", ".join(sorted({made.place.label for made in found or self._first_pass}))
+            labels = ", ".join(sorted({made.place.label for made in found or followed.ever}))
             what = "each step takes from" if found else "its steps take in turn from"
-            return Answer(problem=f"{what} several DataLoaders (made at {labels}): {_USE_CALLS}")
+            return _refused(f"{what} several DataLoaders (made at {labels})")
         [made] = found
         if not made.place.calls:
-            return Answer(
-                problem="the DataLoader is made by a library, and cannot be told from others: "
-                + _USE_CALLS
-            )
+            return _refused("the DataLoader is made by a library, and cannot be told from others")
         several = self._num_made[made.place.calls] > 1
         return Answer(
             target=PatchTarget(
                 place=made.place.label,
                 calls=made.place.calls,
                 ordinal=made.ordinal if several else None,
-                first_pass=self._first_pass[made],
+                first_pass=followed.ever[made],
+                has_optimizer=has_optimizer,
             )
         )
 
-    def _without_steps(self) -> str:
-        if self._first_asked is None:
-            made = "makes a DataLoader and takes no batch from it" if self._num_made else ""
-            return f"the script {made or 'makes no DataLoader'}: {_USE_CALLS}"
-        return (
-            f"no optimizer of torch took a step while the DataLoader made at "
-            f"{self._first_asked.place.label} gave batches: {_USE_CALLS}"
-        )
+
+def _refused(problem: str) -> Answer:
+    return Answer(problem=f"{problem}: put the two calls into the loop (see docs/your_loop.md)")

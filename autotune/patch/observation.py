@@ -14,6 +14,7 @@ import wrapt
 
 from autotune.instrument.effect_guard import EffectGuard
 from autotune.instrument.left_files import LeftFiles
+from autotune.instrument.optimizer_watch import optimizer_exists
 from autotune.ipc.channel import CHANNEL_VARIABLE, Channel, ChannelClosedError
 from autotune.patch.look import Answer, Look, Made
 from autotune.patch.places import place_of
@@ -28,7 +29,7 @@ class Observation:
     """
 
     def __init__(self, notes: Path) -> None:
-        self._look = Look()
+        self._look = Look(optimizer_exists)
         self._left_files = LeftFiles(notes, lambda: not self._is_loading)
         self._is_loading = self._is_guarded = self._is_over = False
 
@@ -42,6 +43,10 @@ class Observation:
     def watch_optimizers(self, module: Any) -> None:  # noqa: ANN401
         """Have all optimizers tell when they take a step."""
         module.register_optimizer_step_post_hook(self._step)
+
+    def watch_gradients(self, module: Any) -> None:  # noqa: ANN401
+        """Have autograd tell when it computes gradients."""
+        wrapt.wrap_function_wrapper(module, "backward", self._compute_gradients)
 
     def found(self, target: PatchTarget) -> None:
         """A framework begins to train."""
@@ -80,6 +85,10 @@ class Observation:
             self._is_guarded = True
             self._left_files.install()
             EffectGuard(self._left_files.note, lambda _: None).install()
+
+    def _compute_gradients(self, wrapped: Any, _: Any, arguments: Any, options: Any) -> None:  # noqa: ANN401
+        wrapped(*arguments, **options)
+        self._tell(self._look.gradient())
 
     def _step(self, *_: Any) -> None:  # noqa: ANN401
         self._tell(self._look.step())

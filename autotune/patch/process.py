@@ -13,6 +13,7 @@ from autotune.patch_target import PatchTarget
 
 _LOADERS = "torch.utils.data.dataloader"
 _OPTIMIZERS = "torch.optim.optimizer"
+_GRADIENTS = "torch.autograd"
 # By the module of `autotune.integrations`: where the training begins, and what people call it.
 _FRAMEWORKS = {
     "transformers": (("transformers.trainer",), "Trainer.train", "transformers.Trainer"),
@@ -53,6 +54,7 @@ def _install_look(notes: Path) -> None:
     observation = Observation(notes)
     _when_imported(_LOADERS, observation.watch_loaders)
     _when_imported(_OPTIMIZERS, observation.watch_optimizers)
+    _when_imported(_GRADIENTS, observation.watch_gradients)
     for framework, (modules, method, label) in _FRAMEWORKS.items():
         target = PatchTarget(place=label, framework=framework)
 

@@ -17,16 +17,18 @@ TRAIN, TEST = (
 )
 
 
-def seen(events):
+def seen(events, *, has_optimizer=False):
     """What a look says after events: batches of loaders by name, "step"; None after the last one.
 
     The loaders are made in the order in which they are named first.
     """
-    look, made = Look(), {}
+    look, made = Look(lambda: has_optimizer), {}
     places = {"train": TRAIN, "test": TEST, "same": TRAIN, "library": Place(label="", calls=())}
     for event in events.split():
         if event == "step":
             answer = look.step()
+        elif event == "gradient":
+            answer = look.gradient()
         else:
             name, begins = event.removeprefix("+"), event.startswith("+")
             if name not in made:
@@ -54,6 +56,7 @@ def seen(events):
         # The script ends before much is seen.
         "train step",
         "test train step train step",
+        "train gradient step train gradient step train gradient step",
         # Steps on batches of another kind, before.
         "step step train step train step train step",
     ],
@@ -83,8 +86,9 @@ def test_passes_before_the_training_are_counted():
         ("train step test step train step", "its steps take in turn from several"),
         ("step " * 20, "takes its batches from no DataLoader"),
         ("step", "takes its batches from no DataLoader"),
-        ("train train", "no optimizer of torch took a step while the DataLoader made at .*:10"),
-        ("", "makes no DataLoader"),
+        ("gradient " * 20, "takes its batches from no DataLoader"),
+        ("train train", "nothing was learned from batches of the DataLoader made at .*:10"),
+        ("", "takes its batches from no DataLoader"),
         ("library step", "made by a library"),
     ],
 )
@@ -97,11 +101,21 @@ def test_what_cannot_be_told_is_said_with_what_to_do(events, problem):
 
 def test_a_loader_without_steps_is_not_watched_for_ever(monkeypatch):
     monkeypatch.setattr(module, "_PATIENCE_S", 0.0)
-    assert "no optimizer of torch" in seen("train train train").problem
+    assert "nothing was learned" in seen("train train train").problem
+
+
+def test_where_no_optimizer_is_of_torch_gradients_tell_the_training():
+    events = "test " + "train gradient " * 25
+    target = seen(events).target
+    assert target.place == "train.py:10"
+    assert not target.has_optimizer
+    assert seen("train gradient train gradient").target == target
+    # One that has yet to take its first step is waited for.
+    assert seen(events + "train step " * 3, has_optimizer=True).target.has_optimizer
 
 
 def test_a_loader_that_was_made_and_not_used_is_told():
-    look = Look()
+    look = Look(lambda: False)
     look.make(TRAIN)
     assert "makes a DataLoader and takes no batch from it" in look.conclude().problem
 

@@ -39,6 +39,7 @@ def look(tmp_path, monkeypatch, start_runner):
         ("mnist", "train_loader = torch.utils.data.DataLoader(", None, 0),
         ("timm_style", "loader = DataLoader(", None, 0),
         ("notebook", "x: torch.utils.data.DataLoader(", 1, 1),
+        ("by_hand", "loader = DataLoader(", None, 0),
         ("gan", "dataloader = torch.utils.data.DataLoader(", None, 0),
     ],
 )
@@ -75,7 +76,6 @@ def test_a_framework_is_left_to_its_own_call(look, script, framework):
     [
         ("nanogpt", "takes its batches from no DataLoader"),
         ("two_loaders", "each step takes from several DataLoaders"),
-        ("by_hand", "no optimizer of torch took a step"),
         (
             "import autotune\nautotune.load_config(None, default=autotune.ThroughputConfig("
             "batch_size=1))\n",
