@@ -152,11 +152,13 @@ class StudyStore:
         return earlier_records(self._study)
 
     def _set_attributes(self, number: int, attributes: Mapping[str, Any]) -> None:
+        """Store what there is: each value is a transaction, and what is missing is read as None."""
         trial_id = self._study._storage.get_trial_id_from_study_id_trial_number(
             self._study._study_id, number
         )
         for name, value in attributes.items():
-            self._study._storage.set_trial_user_attr(trial_id, name, value)
+            if value is not None:
+                self._study._storage.set_trial_user_attr(trial_id, name, value)
 
     def _name_metric(self, name: str) -> None:
         """For other tools that show the study."""
