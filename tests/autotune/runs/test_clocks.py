@@ -16,7 +16,8 @@ import pytest
 
 from autotune.best_config import read_best_config
 
-from ..commands import begin_run, trials
+from ..commands import begin_process, begin_run, count_trials, trials
+from ..conftest import wait_until
 
 LIBRARY = r"""
 #define _GNU_SOURCE
@@ -50,7 +51,7 @@ int clock_gettime(clockid_t id, struct timespec *now)
     return failed;
 }
 """
-AXES = {"batch_size": [2, 4, 6, 8], "num_workers": [0]}
+AXES = {"batch_size": [2, 4, 8], "num_workers": [0]}
 
 
 @pytest.fixture
@@ -80,9 +81,11 @@ def clocks(tmp_path, monkeypatch):
 
 @pytest.mark.alone
 def test_blocks_in_which_the_machine_slept_are_measured_again(study, clocks):
-    run = begin_run(study(axes=AXES, block_s=0.2, max_blocks=3, sampler="auto"), 1)
+    run = begin_run(
+        study(axes=AXES, block_s=0.2, max_blocks=3, sampler="auto"), 1, start=begin_process
+    )
     # It sleeps for an hour again and again, and both clocks know of it.
-    for hours in range(1, 31):
+    for hours in range(1, 21):
         clocks("wall", "boot", by_s=3600 * hours)
         time.sleep(0.1)
     said, errors = run.communicate(timeout=90)
@@ -95,16 +98,17 @@ def test_blocks_in_which_the_machine_slept_are_measured_again(study, clocks):
     assert "a suspended machine" in said
 
 
-@pytest.mark.parametrize("jump_s", [-86400, 86400])
-def test_a_wall_clock_that_is_set_changes_nothing(study, clocks, jump_s):
-    run = begin_run(study(axes=AXES, sampler="auto"), 2)
-    clocks("wall", by_s=jump_s)
+def test_a_wall_clock_that_is_set_changes_nothing(study, clocks):
+    run = begin_run(study(axes=AXES, sampler="auto"), 2, start=begin_process)
+    clocks("wall", by_s=-86400)
+    assert wait_until(lambda: count_trials() >= 4)
+    clocks("wall", by_s=86400)
     said, errors = run.communicate(timeout=90)
     assert run.returncode == 0, errors
     frame = trials()
     assert (frame["state"] == "complete").all()
     # The search was not cut short.
-    assert {2, 4, 6, 8} >= set(frame["batch_size"]) >= {4, 8}
+    assert {2, 4, 8} >= set(frame["batch_size"]) >= {4, 8}
     assert "the budget" not in said
     assert frame["duration_s"].between(0, 60).all()
     assert frame["start_up_s"].between(0, 60).all()
