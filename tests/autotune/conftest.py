@@ -1,5 +1,6 @@
 """Small training scripts, run for real."""
 
+import contextlib
 import subprocess
 import sys
 import textwrap
@@ -15,10 +16,21 @@ from autotune.system.counters import process_cpu_s
 from autotune.trials.process_groups import ProcessGroups
 from autotune.trials.runner import Runner
 
-SCRIPT = """
+# The first optimizer imports all of dynamo, which takes longer than the rest of a test.
+NO_DYNAMO = """
+dynamo = sys.modules["torch._dynamo"] = type(sys)("torch._dynamo")
+dynamo.disable = lambda function, *_, **__: function
+dynamo.graph_break = lambda *_, **__: None
+"""
+
+SCRIPT = (
+    f"""
 import sys, time, os
 import torch
 import autotune
+{NO_DYNAMO}
+"""
+    + """
 
 class Data(torch.utils.data.Dataset):
     def __len__(self):
@@ -47,6 +59,7 @@ def main():
 if __name__ == "__main__":
     main()
 """
+)
 
 
 # The same without torch: starts ten times sooner, for whatever does not depend on it.
@@ -157,6 +170,13 @@ def study(light_script):
 @pytest.fixture
 def start_runner():
     """Makes runners; ends everything afterwards."""
+    with runners() as make:
+        yield make
+
+
+@contextlib.contextmanager
+def runners():
+    """Gives what makes runners; ends everything afterwards."""
     groups = ProcessGroups()
     opened = []
 

@@ -17,17 +17,18 @@ from autotune.system.load import QuietKeeper
 from autotune.trials.trial import TrialFailedError
 from autotune.tuning.trial_runs import Limits, run_short
 
+from ..conftest import NO_DYNAMO, runners
+
 CONFIG = ThroughputConfig(batch_size=4)
 BLOCK = BlockRequest(min_s=0.05, settle_s=0.1)
-HEAD = """
+HEAD = (
+    f"""
 import itertools, os, sys, time, types
 import torch
 import autotune
-
-# The first optimizer imports all of dynamo, which takes longer than the rest of a test.
-dynamo = sys.modules["torch._dynamo"] = types.ModuleType("torch._dynamo")
-dynamo.disable = lambda function, *_, **__: function
-dynamo.graph_break = lambda *_, **__: None
+{NO_DYNAMO}
+"""
+    + """
 
 class Rows(torch.utils.data.Dataset):
     def __init__(self, length, name="train"):
@@ -54,6 +55,7 @@ def train_step(x):
 loader = config.dataloader(Rows(40), shuffle=True)
 other = config.dataloader(Rows(12, "other"))
 """
+)
 TAIL = """
 open("afterwards", "w").close()
 torch.save(model.state_dict(), "model.pt")
@@ -61,17 +63,52 @@ print("afterwards", flush=True)
 """
 
 
+# Goes on with the lines of whatever test a trial is forked for.
+SHARED = """
+with open(f"{os.path.dirname(__file__)}/directory") as place:
+    os.chdir(place.read())
+with open("train.py") as lines:
+    exec(compile(lines.read(), "train.py", "exec"))
+"""
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """The directory and the runner of a script that all tests share: it imports torch once."""
+    directory = tmp_path_factory.mktemp("shared")
+    path = directory / "train.py"
+    path.write_text(HEAD + SHARED)
+    with runners() as start_runner:
+        yield directory, start_runner((sys.executable, str(path)))
+
+
 @pytest.fixture
-def start(tmp_path, monkeypatch, start_runner):
-    """Starts a trial of a script made of the head above, some lines, and the tail."""
+def start(tmp_path, monkeypatch, start_runner, shared):
+    """Starts a trial of a script made of the head above, some lines, and the tail.
+
+    Unless it has a head of its own, or starts afresh, it is forked from what all tests share.
+    """
     monkeypatch.chdir(tmp_path)
+    directory, shared_runner = shared
+    started = []
 
     def make(lines, *, config=CONFIG, mode=StartMode.FORK, head=HEAD):
         path = tmp_path / "train.py"
-        path.write_text(head + textwrap.dedent(lines) + TAIL)
-        return start_runner((sys.executable, str(path))).start(config, mode)
+        lines = textwrap.dedent(lines) + TAIL
+        if mode is StartMode.FORK and head == HEAD:
+            path.write_text(lines)
+            (directory / "directory").write_text(str(tmp_path))
+            trial = shared_runner.start(config, mode)
+        else:
+            path.write_text(head + lines)
+            trial = start_runner((sys.executable, str(path))).start(config, mode)
+        started.append(trial)
+        return trial
 
-    return make
+    yield make
+    for trial in started:
+        trial.close()
+    shared_runner.removed_files.clear()
 
 
 def visited(trial, *, num_blocks=3):
@@ -388,7 +425,7 @@ FAILING = {
 
 
 @pytest.mark.parametrize("kind", FAILING)
-@pytest.mark.parametrize("mode", StartMode)
+@pytest.mark.parametrize("mode", [StartMode.FORK, StartMode.FRESH])
 def test_what_a_script_does_about_a_failure_does_not_happen(start, kind, mode):
     with pytest.raises(TrialFailedError) as caught:
         start(FAILING[kind], config=ThroughputConfig(batch_size=5), mode=mode).measure(
@@ -543,9 +580,9 @@ def test_a_batch_whose_samples_cannot_be_counted_asks_for_units(start):
     assert caught.value.failure.cause is FailureCause.NOT_COUNTABLE
 
 
-def test_caches_that_steps_fill_are_left_for_the_next_trial(start, monkeypatch):
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(Path("compiled").absolute()))
+def test_caches_that_steps_fill_are_left_for_the_next_trial(start):
     lines = """
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = os.path.abspath("compiled")
         for x in autotune.steps(loader):
             train_step(x)
             os.makedirs("compiled/kernels", exist_ok=True)
