@@ -7,8 +7,9 @@ from autotune.best_config import read_best_config
 from ..commands import autotune_run, trials
 
 ROOT = Path(__file__).resolve().parents[3]
-INSTALL = f"sys.path.insert(0, {str(ROOT)!r})\n    from tests.autotune import fake_gpu\n"
-INSTALL += "    fake_gpu.install()"
+INSTALL = f"""sys.path.insert(0, {str(ROOT)!r})
+    from tests.autotune import fake_torch, fake_gpu
+    fake_gpu.install()"""
 # A fifth of a gibibyte for each sample, of ten; the device works while the loop goes on.
 STEP = """
             fake_gpu.allocate(fake_gpu.GIB * len(batch) // 5)
