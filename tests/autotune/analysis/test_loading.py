@@ -12,7 +12,7 @@ from autotune.study.records import Phase
 from autotune.study.storage import storage_url
 from autotune.study.store import open_study
 
-from ..commands import autotune_run, trials
+from ..commands import autotune_here, autotune_run, trials
 from ..made_up import block, keep_trial, record, sample
 from ..report.test_html import BASELINE, FACTS
 
@@ -91,10 +91,10 @@ def test_a_stored_study_tells_the_collector_on_its_page(tmp_path, monkeypatch):
     for _ in range(3):
         keep_trial(store, BASELINE, 100.0)
         keep_trial(store, frozen, 200.0)
-    shown = autotune_run(command="show").stdout
+    shown = autotune_here(command="show").stdout
     assert "garbage collector │ default (Python's) │ frozen" in shown
     assert ", gc frozen" in shown
-    assert autotune_run("-o", "report.html", command="report").returncode == 0
+    assert autotune_here("-o", "report.html", command="report").returncode == 0
     assert "garbage collector" in (tmp_path / "report.html").read_text()
 
 
