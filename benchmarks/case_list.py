@@ -77,7 +77,6 @@ EXPECTED: dict[str, Case] = {
         samples_per_epoch=3000,
         samples_per_update=16,
         says=("get_worker_info",),
-        fast=True,
     ),
     "token_batch_sampler": Case(
         kind=1,

@@ -20,21 +20,11 @@ from benchmarks import gpu, gpu_judges, gpu_processes, gpu_rows
 from benchmarks.gpu_judges import Verdict
 from benchmarks.gpu_processes import RowError
 from benchmarks.gpu_rows import ROWS, Row
-from benchmarks.gpu_runs import Bench, Training, settings_option
+from benchmarks.gpu_runs import LOOPS, Bench, Training, settings_option
 from tests.autotune.made_up import block, device, record_of, sample
 
 SCRIPT = Path(gpu.__file__)
 NO_GPU = {"gpu": None, "torch": "2.13.0"}
-
-
-def run_script(*options, **environment):
-    return subprocess.run(
-        [sys.executable, SCRIPT, *options],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | environment,
-    )
 
 
 def trial(batch_size=4, *, number=0, phase=Phase.SEARCH, mode=StartMode.FORK, on_gpu=True):
@@ -60,10 +50,10 @@ def same_environment(monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "unused")
 
 
-def test_without_a_gpu_one_line_says_so():
-    done = run_script("--quick", CUDA_VISIBLE_DEVICES="")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
+def test_without_a_gpu_one_line_says_so(monkeypatch, capsys):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert gpu.main(["--quick"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
         "benchmarks/gpu.py: there is no GPU that torch can use here: nothing to run"
     ]
 
@@ -297,12 +287,39 @@ def test_figures_are_shown_for_people():
     ]
 
 
-def test_every_training_script_has_its_loop_on_a_cpu(bench):
-    loops = ("images", "language_model", "tiny_mlp", "near_limit")
-    sample_mib = ("--sample-mib", "1")
-    found = bench.train("all", [(loop, sample_mib, None) for loop in loops], 0.2)
-    assert all(isinstance(training, Training) for training in found)
+# One process, so that torch is imported once.
+TRAINER = """
+import json, pathlib, runpy, sys
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = arguments
+    sys.path.insert(0, str(pathlib.Path(arguments[0]).parent))
+    runpy.run_path(arguments[0], run_name="__main__")
+"""
+
+
+def test_every_training_script_has_its_loop_on_a_cpu(bench, tmp_path):
+    options = ("--seconds", "0.2", "--sample-mib", "1")
+    loops = sorted(path.stem for path in LOOPS.glob("*.py") if path.stem != "loop_options")
+    assert len(loops) == 4
+    commands = [bench.command(loop, *options)[1:] for loop in loops]
+    done = subprocess.run(
+        [sys.executable, "-c", TRAINER, json.dumps(commands)],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    found = [Training(**json.loads(line)) for line in done.stdout.splitlines()]
+    assert len(found) == len(loops)
     assert all(training.samples_per_s > 0 and training.num_steps > 5 for training in found)
+
+
+def test_a_script_is_trained_for_a_while_with_its_settings(bench):
+    settings = settings_option({"batch_size": 32})
+    (found,) = bench.train("one", [("tiny_mlp", settings, None)], 0.2)
+    assert found.samples_per_s > 0
+    assert found.measured_s >= 0.2
 
 
 def test_a_training_that_fails_says_why(bench, capsys):
@@ -315,9 +332,10 @@ def test_a_training_that_fails_says_why(bench, capsys):
 # Starts trials for real; their times mean nothing here.
 def test_a_row_really_runs_on_a_cpu(tmp_path):
     path = tmp_path / "found.json"
-    done = run_script(
-        *("--device", "cpu", "--quick", "--only", "ready_time", "--scale", "0.5"),
-        *("--allow-busy", "--json", str(path), "--logs", str(tmp_path / "logs")),
+    options = ("--device", "cpu", "--quick", "--only", "ready_time", "--scale", "0.5")
+    options += ("--allow-busy", "--json", str(path), "--logs", str(tmp_path / "logs"))
+    done = subprocess.run(
+        [sys.executable, SCRIPT, *options], capture_output=True, text=True, check=False
     )
     (row,) = json.loads(path.read_text())["rows"]
     assert row["verdict"] in ("pass", "fail"), done.stderr

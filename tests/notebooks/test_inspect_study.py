@@ -3,13 +3,10 @@ from __future__ import annotations
 import base64
 import dataclasses
 import re
-import signal
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
-import yaml
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 
@@ -24,9 +21,6 @@ from autotune.study.definition import StudyDefinition
 from autotune.study.records import Outcome, Phase, TrialRecord
 from autotune.study.storage import storage_url
 from autotune.study.store import StudyStore, open_study
-
-from ..autotune.commands import begin_run
-from ..autotune.conftest import FIXED_STEP, LIGHT_SCRIPT, QUICK, script_text
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "inspect_study.ipynb"
 RECORDED = NOTEBOOK.with_name("recorded_study.db")
@@ -217,7 +211,7 @@ def test_a_finished_study_with_a_failed_trial_gives_every_plot(storage: Path) ->
     assert "batch_size 64 is the largest that was tried" in text
 
 
-def test_an_interrupted_study_is_shown_as_far_as_it_went(storage: Path) -> None:
+def test_a_study_that_is_being_written_is_shown_as_far_as_it_went(storage: Path) -> None:
     store = open_store(storage)
     complete(store, BASELINE, Phase.BASELINE)
     fail(store, BASELINE, FailureCause.CRASHED)
@@ -225,12 +219,15 @@ def test_an_interrupted_study_is_shown_as_far_as_it_went(storage: Path) -> None:
     fail(store, TOO_LARGE, FailureCause.INTERRUPTED)
     store.begin(TOO_LARGE, Phase.SEARCH)
 
+    # The store stays open, as it is while a run goes on.
     cells = code_cells(execute())
 
+    assert store.records()[-1].failure is None
     assert sum(num_images(cell) for cell in cells) >= 5
     text = "\n".join(text_of(cell) for cell in cells)
     assert "No complete trial yet: probe, confirm." in text
     assert "The run is not finished." in text
+    assert "has not come to an answer" in text
 
 
 def test_a_study_of_only_a_baseline_says_what_is_missing(storage: Path) -> None:
@@ -244,25 +241,10 @@ def test_a_study_of_only_a_baseline_says_what_is_missing(storage: Path) -> None:
     assert "No confirming runs yet." in text
 
 
-def test_with_plotly_the_plots_answer_to_the_mouse(
+def test_the_recorded_study_opens_without_a_run_and_its_plots_answer_to_the_mouse(
     storage: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AUTOTUNE_PLOTS", "plotly")
-    monkeypatch.setenv("AUTOTUNE_STORAGE", str(RECORDED))
-
-    cells = code_cells(execute())
-
-    kinds = [kind for cell in cells for output in cell.outputs for kind in output.get("data", ())]
-    # The waterfall, a map for each pair of axes, utilisation and history.
-    assert kinds.count("application/vnd.plotly.v1+json") >= 6
-    assert not [
-        output for cell in cells for output in cell.outputs if output.get("name") == "stderr"
-    ]
-
-
-def test_the_recorded_study_opens_without_a_run_and_names_its_machine(
-    storage: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setenv("AUTOTUNE_STORAGE", str(RECORDED))
     before = sorted(RECORDED.parent.iterdir()), RECORDED.read_bytes()
 
@@ -271,27 +253,8 @@ def test_the_recorded_study_opens_without_a_run_and_names_its_machine(
     text = "\n".join(text_of(cell) for cell in cells)
     assert re.search("machine: .*Xeon.*2 usable cores", text)
     assert "speed-up:" in text
-    assert sum(num_images(cell) for cell in cells) >= 6
+    kinds = [kind for cell in cells for output in cell.outputs for kind in output.get("data", ())]
+    # The waterfall, a map for each pair of axes, utilisation and history.
+    assert kinds.count("application/vnd.plotly.v1+json") >= 6
     # It was only read.
     assert (sorted(RECORDED.parent.iterdir()), RECORDED.read_bytes()) == before
-
-
-def test_a_study_that_is_being_written_is_shown(
-    storage: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("AUTOTUNE_STORAGE", "studies/autotune.db")
-    Path("train.py").write_text(script_text(LIGHT_SCRIPT, step=FIXED_STEP))
-    axes = {"batch_size": [2, 4, 8, 16, 32], "num_workers": [0], "num_threads": [1, 2]}
-    study = QUICK | {"axes": axes, "max_blocks": 40, "command": [sys.executable, "train.py"]}
-    Path("study.yaml").write_text(yaml.safe_dump(study))
-    run = begin_run(("--study", "study.yaml"), 4)
-
-    cells = code_cells(execute())
-
-    assert run.poll() is None
-    run.send_signal(signal.SIGINT)
-    run.communicate(timeout=30)
-    text = "\n".join(text_of(cell) for cell in cells)
-    assert "The run is not finished." in text
-    assert "has not come to an answer" in text
