@@ -7,7 +7,7 @@ import pytest
 
 import autotune
 
-from ..commands import autotune_run
+from ..commands import autotune_here, autotune_run
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_bad_input_is_one_line_and_exit_code_2(study, options, message):
     Path("best_config.yaml").write_text("mine")
     if "--study" not in options and "--" not in options:
         options = (*study_options, *options)
-    done = autotune_run(*options)
+    done = autotune_here(*options, command="run")
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
@@ -57,7 +57,7 @@ def test_the_command_line_wins_over_the_study_file(study):
 
 def test_without_a_command_there_is_nothing_to_tune(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = autotune_run()
+    done = autotune_here(command="run")
     assert done.returncode == 2
     assert "nothing to tune: give a command" in done.stderr
 
@@ -88,13 +88,18 @@ def test_a_command_that_cannot_be_measured_is_exit_code_1(study, script, message
     assert done.returncode == 1, done.stderr
     assert message in done.stderr
     assert "autotune/cli.py" not in done.stderr
-    shown = autotune_run(command="show")
-    assert "study quick" in shown.stdout
     assert Path("best_config.yaml").read_text() == "mine"
 
 
+def test_a_study_without_a_measurement_can_be_shown(study):
+    assert autotune_run(*study(script={"step": "raise ValueError('x')"})).returncode == 1
+    shown = autotune_here(command="show")
+    assert "study quick" in shown.stdout
+
+
 def test_a_study_of_another_command_is_not_mixed_in(study):
-    assert autotune_run(*study()).returncode == 0
+    axes = {"batch_size": [4], "num_workers": [0]}
+    assert autotune_run(*study(axes=axes)).returncode == 0
     options = study(
         script={"load": ", effective_batch_size=8"},
         seed=1,
@@ -107,7 +112,7 @@ def test_a_study_of_another_command_is_not_mixed_in(study):
 
 def test_show_and_load_study_explain_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    done = autotune_run(command="show")
+    done = autotune_here(command="show")
     assert done.returncode == 2
     assert "there is no such file" in done.stderr
     with pytest.raises(autotune.BadInputError, match="there is no such file"):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from autotune.best_config import read_best_config
 
-from ..commands import autotune_run, trials
+from ..commands import autotune_here, autotune_run, trials
 
 FORKED = "os.getpid() != parent"
 PARENT = "parent = os.getpid()"
@@ -34,7 +34,7 @@ def test_a_gain_that_was_measured_and_cannot_be_confirmed_is_told(study):
     }
     done = autotune_run(*study(script=script, sampler="auto"))
     assert done.returncode == 0, done.stderr
-    for shown in (done, autotune_run(command="show")):
+    for shown in (done, autotune_here(command="show")):
         [line] = [line for line in shown.stdout.splitlines() if line.startswith("no gain is")]
         assert "in the search with batch 8, workers 0, which could not be confirmed" in line
         assert "in a fresh process it failed: crashed: AssertionError: only forked" in line
@@ -59,4 +59,4 @@ def test_where_forked_trials_mislead_the_search_goes_on_in_fresh_processes(study
     assert chosen.batch_size != 8
     # It was confirmed again; and whoever asks the storage is told the same.
     assert len(trials().query("phase == 'confirm' and batch_size == 4")) >= 2
-    assert f"chosen:   {chosen.summary}" in autotune_run(command="show").stdout
+    assert f"chosen:   {chosen.summary}" in autotune_here(command="show").stdout

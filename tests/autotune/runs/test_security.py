@@ -37,7 +37,7 @@ sys.addaudithook(note)
 
 @pytest.fixture
 def audited(tmp_path, monkeypatch):
-    """Gives what runs a command, and tells what its processes did, by the names of the events."""
+    """Gives what runs Python, and tells what its processes did, by the names of the events."""
     (tmp_path / "audit").mkdir()
     (tmp_path / "audit" / "sitecustomize.py").write_text(AUDIT)
     log = tmp_path / "audit.jsonl"
@@ -46,7 +46,7 @@ def audited(tmp_path, monkeypatch):
 
     def run(*arguments):
         done = subprocess.run(
-            [sys.executable, "-m", "autotune", *arguments],
+            [sys.executable, *arguments],
             capture_output=True,
             text=True,
             timeout=120,
@@ -64,7 +64,7 @@ def audited(tmp_path, monkeypatch):
 
 
 def test_no_network_no_shell_no_pickle(study, audited):
-    found = audited("run", *study(sampler="auto"))
+    found = audited("-m", "autotune", "run", *study(sampler="auto", max_trials=2))
     # The socket is in a directory that only its user can enter, and all others connect to it.
     [bound] = found.pop("socket.bind")
     assert bound["directory"] == ["0o700", os.getuid()]
@@ -80,9 +80,15 @@ def test_no_network_no_shell_no_pickle(study, audited):
     assert found == {}
 
 
-@pytest.mark.parametrize(
-    "arguments", [("show",), ("report", "-o", "page.html"), ("export", "-o", "trials.parquet")]
-)
-def test_reading_a_study_starts_nothing_and_asks_nobody(audited, arguments, tmp_path, monkeypatch):
+READ = """
+import sys
+from autotune.cli import cli
+for command in (["show"], ["report", "-o", "page.html"], ["export", "-o", "trials.parquet"]):
+    cli.main([*command, "--storage", sys.argv[1]], standalone_mode=False)
+"""
+
+
+def test_reading_a_study_starts_nothing_and_asks_nobody(audited, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert audited(*arguments, "--storage", str(RECORDED)) == {}
+    assert audited("-c", READ, str(RECORDED)) == {}
+    assert {path.name for path in tmp_path.iterdir()} >= {"page.html", "trials.parquet"}

@@ -15,7 +15,7 @@ from autotune.trials.trial import TrialFailedError
 
 from ..conftest import processes_of, wait_until
 
-WORKERS = ThroughputConfig(batch_size=4, num_workers=2)
+WORKERS = ThroughputConfig(batch_size=4, num_workers=1)
 CONFIG = ThroughputConfig(batch_size=4)
 BLOCK = BlockRequest(min_s=0.05)
 

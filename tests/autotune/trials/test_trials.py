@@ -280,8 +280,8 @@ def test_shared_memory_of_killed_processes_is_removed():
         groups.close()
 
 
-def test_what_is_launched_ahead_serves_the_next_fresh_trials(script, start_runner, tmp_path):
-    command = script(before="open('starts', 'a').write('x')")
+def test_what_is_launched_ahead_serves_the_next_fresh_trials(light_script, start_runner, tmp_path):
+    command = light_script(before="open('starts', 'a').write('x')")
     runner = start_runner(command)
     runner.launch_ahead(2)
     assert wait_until(lambda: (tmp_path / "starts").exists())
@@ -293,8 +293,8 @@ def test_what_is_launched_ahead_serves_the_next_fresh_trials(script, start_runne
         assert (tmp_path / "starts").read_text() == "xx"
 
 
-def test_what_was_launched_ahead_and_not_needed_is_ended(script, start_runner, tmp_path):
-    runner = start_runner(script())
+def test_what_was_launched_ahead_and_not_needed_is_ended(light_script, start_runner, tmp_path):
+    runner = start_runner(light_script())
     runner.launch_ahead(2)
     assert wait_until(lambda: len(processes_of(tmp_path / "train it.py")) == 2)
     runner.close()
