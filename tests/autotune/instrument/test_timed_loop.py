@@ -106,7 +106,7 @@ def test_a_buffer_that_a_slow_first_step_filled_is_not_taken_for_speed(script, s
         request = BlockRequest(num_blocks=0, min_s=0.25, multiple_of=2, settle_s=2.0)
         settled = trial.measure(request, deadline_s=30)
         samples = [settled]
-        for _ in range(10):
+        for _ in range(6):
             # What workers sleep for goes on while they are stopped.
             time.sleep(0.1)
             samples.append(trial.measure(BRIEF, deadline_s=30))
@@ -138,7 +138,7 @@ def test_step_and_loader_are_timed_each_by_itself(script, start_runner, num_work
     config = ThroughputConfig(batch_size=4, num_workers=num_workers)
 
     def rate(trial, mode):
-        request = BlockRequest(mode=mode, min_s=0.6, multiple_of=max(1, num_workers))
+        request = BlockRequest(mode=mode, min_s=0.4, multiple_of=max(1, num_workers))
         (block,) = trial.measure(request, deadline_s=30).blocks
         return block.units_per_s
 

@@ -15,8 +15,6 @@ from autotune.system.counters import process_cpu_s
 
 from ..conftest import processes_of, wait_until
 
-pytestmark = pytest.mark.alone
-
 CONFIG = ThroughputConfig(batch_size=4)
 WITH_WORKERS = ThroughputConfig(batch_size=4, num_workers=2)
 # More batches than the workers have ready.
@@ -44,15 +42,19 @@ def unchanged(used_s):
 
 
 @pytest.mark.parametrize("mode", [StartMode.FORK, StartMode.FRESH])
-def test_trainer_and_workers_are_stopped_between_requests_and_go_on_at_the_next(
-    script, start_runner, mode
+def test_trainer_and_workers_are_stopped_between_requests_and_go_on_or_end_at_the_next(
+    script, start_runner, tmp_path, monkeypatch, mode
 ):
-    runner = start_runner(script(item=BUSY_ITEM))
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    command = script(item=BUSY_ITEM)
+    runner = start_runner(command)
     with runner.start(WITH_WORKERS, mode) as trial:
         for _ in range(3):
             tree = tree_of(trial)
             assert len(tree) == 3
-            assert wait_until(lambda found=tree: are_stopped(found), 2.0)
+            assert wait_until(lambda found=tree: are_stopped(found))
             used_s = cpu_s(tree)
             time.sleep(0.2)
             assert cpu_s(tree) == unchanged(used_s)
@@ -60,32 +62,12 @@ def test_trainer_and_workers_are_stopped_between_requests_and_go_on_at_the_next(
             assert block.num_steps >= 20
             after_s = cpu_s(tree)
             assert all(after > used for used, after in zip(used_s, after_s, strict=True))
-
-
-@pytest.mark.parametrize("mode", [StartMode.FORK, StartMode.FRESH])
-def test_a_stopped_trial_can_be_ended(script, start_runner, mode):
-    command = script()
-    runner = start_runner(command)
-    trial = runner.start(WITH_WORKERS, mode)
-    trial.measure(BLOCK, deadline_s=30)
-    tree = tree_of(trial)
-    assert wait_until(lambda: are_stopped(tree), 2.0)
-    trial.close()
-    assert wait_until(lambda: not any(process.is_running() for process in tree), 2.0)
-    runner.close()
-    assert wait_until(lambda: not processes_of(command[1]), 2.0)
-
-
-@pytest.mark.parametrize("mode", [StartMode.FORK, StartMode.FRESH])
-def test_what_workers_leave_in_the_directory_of_temporary_files_goes_with_the_run(
-    script, start_runner, tmp_path, monkeypatch, mode
-):
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    monkeypatch.setenv("TMPDIR", str(temporary))
-    with start_runner(script(item="pass")).start(WITH_WORKERS, mode) as trial:
-        trial.measure(BLOCK, deadline_s=30)
+        assert wait_until(lambda: are_stopped(tree))
+    assert wait_until(lambda: not any(process.is_running() for process in tree))
+    # What workers leave there.
     assert not list(temporary.glob("pymp-*"))
+    runner.close()
+    assert wait_until(lambda: not processes_of(command[1]))
 
 
 def test_two_trials_are_open_at_once_and_measured_in_turn(script, start_runner):
@@ -97,7 +79,7 @@ def test_two_trials_are_open_at_once_and_measured_in_turn(script, start_runner):
         trees = {trial: tree_of(trial) for trial in (first, second)}
         for _ in range(2):
             for trial, other in ((first, second), (second, first)):
-                assert wait_until(lambda found=other: are_stopped(trees[found]), 2.0)
+                assert wait_until(lambda found=other: are_stopped(trees[found]))
                 used_s = cpu_s(trees[other])
                 (block,) = trial.measure(BLOCK, deadline_s=30).blocks
                 assert block.num_steps >= 20
@@ -107,6 +89,7 @@ def test_two_trials_are_open_at_once_and_measured_in_turn(script, start_runner):
         assert second.measure(BLOCK, deadline_s=30).blocks
 
 
+@pytest.mark.alone
 def test_time_in_which_a_trial_stands_still_does_not_count(light_script, start_runner):
     with start_runner(light_script()).start(CONFIG, StartMode.FORK) as trial:
         before_s = trial.active_s
@@ -137,6 +120,7 @@ def launcher_of(tmp_path, command):
     return (sys.executable, str(path), command[1])
 
 
+@pytest.mark.alone
 def test_ranks_in_groups_of_their_own_are_stopped_counted_and_ended(
     light_script, start_runner, tmp_path
 ):
@@ -175,9 +159,10 @@ def test_stopped_ranks_are_killed_when_the_coordinator_is(light_script, tmp_path
     )
     ended = subprocess.run([sys.executable, str(coordinator)], check=False, timeout=60)
     assert ended.returncode == -signal.SIGKILL
-    assert wait_until(lambda: not processes_of(command[2]), 5.0)
+    assert wait_until(lambda: not processes_of(command[2]))
 
 
+@pytest.mark.alone
 def test_workers_fill_no_buffer_while_a_trial_stands_still(script, start_runner):
     # 10 ms a batch: in 1 s all 16 batches that may be ready would be.
     config = ThroughputConfig(batch_size=1, num_workers=1, prefetch_factor=16)
@@ -196,4 +181,4 @@ def test_a_request_of_another_mode_finds_the_trial_stopped_too(script, start_run
         for mode in (BlockMode.COMPUTE, BlockMode.LOAD, BlockMode.TRAIN):
             request = BlockRequest(mode=mode, min_s=0.05)
             assert trial.measure(request, deadline_s=30).blocks
-            assert wait_until(lambda: are_stopped(tree_of(trial)), 2.0)
+            assert wait_until(lambda: are_stopped(tree_of(trial)))
