@@ -174,7 +174,7 @@ OPTIMIZER = """)
 
 def test_settings_with_which_training_diverges_cannot_win(script):
     command = list(script(step=DIVERGING, load=OPTIMIZER))
-    axes = {"batch_size": [4, 8], "num_workers": [0], "num_threads": [1]}
+    axes = {"batch_size": [4, 8], "num_workers": [0], "gc": ["default"]}
     study = QUICK | {"command": command, "axes": axes}
     Path("quick.yaml").write_text(yaml.safe_dump(study))
     done = autotune_run("--study", "quick.yaml")
