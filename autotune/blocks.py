@@ -359,6 +359,8 @@ class LoopFacts:
             `{"batch_size": "the loader has a batch_sampler of its own"}`.
         notes: Sentences for the user.
         swappable: Whether its loader can be given other workers while it runs.
+        lockstep: Whether the ranks can take batches only together, so that neither step nor loader
+            can be timed by itself.
     """
 
     unit: str | None = None
@@ -368,6 +370,7 @@ class LoopFacts:
     fixed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     swappable: bool = False
+    lockstep: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

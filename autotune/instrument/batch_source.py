@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 from autotune.instrument import torch_loader
+from autotune.instrument.prepared_loader import is_dispatched, is_prepared
 from autotune.system.threads import may_load
 
 # To time the step alone the loop is fed so many batches in turn, so that their lengths may differ,
@@ -39,6 +40,7 @@ class BatchSource:
         num_samples: Samples in the batch taken last, where the loader's sampler tells.
         continues: Whether the pass goes on where an earlier one was left: to begin it is then the
             end of an epoch.
+        is_lockstep: Whether batches can be taken only together with the other ranks.
 
     Args:
         loader: See above.
@@ -52,11 +54,17 @@ class BatchSource:
         self.num_samples: int | None = None
         self.continues = False
         self.loader = loader
+        self.is_lockstep = is_dispatched(loader)
         self._begin_epoch = begin
         self._iterator: Iterator[Any] | None = None
         self._begun_at, self._begun_until = 0, -1
         self._held: list[tuple[Any, int | None]] = []
         self._peeked: Any = END
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it gives a few batches again and again."""
+        return bool(self._held)
 
     def peek(self) -> Any:  # noqa: ANN401
         """The batch that is taken next, or END."""
@@ -114,7 +122,7 @@ class BatchSource:
 
     def discard_ready(self) -> int:
         """Throw away what is ready; gives how many batches that were."""
-        num_discarded = self.num_ready()
+        num_discarded = 0 if self.is_lockstep else self.num_ready()
         for _ in range(num_discarded):
             self.take()
         return num_discarded
@@ -125,7 +133,8 @@ class BatchSource:
         Taken at full speed, what is ready comes at once, and then as quickly as it is made. Gives
         how many batches were thrown away.
         """
-        if torch_loader.is_torch_iterator(self._iterator) or not _may_read_ahead():
+        known = torch_loader.is_torch_iterator(self._iterator) or is_prepared(self.loader)
+        if known or not _may_read_ahead():
             return 0
         start_s = time.monotonic()
         num_taken, previous = self.num_taken, 0.0
@@ -178,6 +187,8 @@ class BatchSource:
         self._iterator = self._begin_epoch(self.loader)
 
     def _count_drawn(self) -> int | None:
+        if self.is_lockstep:
+            return None
         for iterator in self._torch_iterators():
             count = torch_loader.take_sample_count(iterator)
             if count is not None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from autotune.config import ThroughputConfig
+from autotune.instrument.prepared_loader import batch_sizes
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +17,8 @@ class LoaderFacts:
     """What is known of a loader before it delivers anything.
 
     Attributes:
-        batch_size: Samples in a full batch, where torch's DataLoader makes the batches itself.
+        batch_size: Samples in a full batch of this process, where torch's DataLoader makes the
+            batches itself.
         steps_per_epoch: Batches in an epoch.
         samples_per_epoch: Samples that an epoch is drawn from, whatever the batch size.
         fixed: Settings that the loader does not take from the configuration, with the reason.
@@ -41,11 +43,12 @@ def describe_loader(loader: Any, config: ThroughputConfig) -> LoaderFacts:  # no
     batch_size = getattr(loader, "batch_size", None) or getattr(batch_sampler, "batch_size", None)
     if not isinstance(batch_size, int):
         batch_size = None
+    asked, share = (None, None) if batch_size is None else batch_sizes(loader, batch_size)
     is_torch = is_dataloader(loader)
     if batch_size is None and batch_sampler is not None:
         fixed["batch_size"] = "the loader has a batch_sampler of its own"
-    elif is_torch and batch_size is not None and batch_size != config.batch_size:
-        fixed["batch_size"] = f"the loader was made with batch_size={batch_size}"
+    elif is_torch and asked is not None and asked != config.batch_size:
+        fixed["batch_size"] = f"the loader was made with batch_size={asked}"
     num_workers = getattr(loader, "num_workers", config.num_workers)
     if is_torch and num_workers != config.num_workers:
         fixed["num_workers"] = f"the loader was made with num_workers={num_workers}"
@@ -54,7 +57,7 @@ def describe_loader(loader: Any, config: ThroughputConfig) -> LoaderFacts:  # no
     if is_torch and bool(loader.pin_memory) != config.pin_memory:
         fixed["pin_memory"] = f"the loader was made with pin_memory={loader.pin_memory}"
     return LoaderFacts(
-        batch_size=batch_size if is_torch else None,
+        batch_size=share if is_torch else None,
         steps_per_epoch=_length(loader),
         samples_per_epoch=_samples_per_epoch(loader),
         fixed=fixed,

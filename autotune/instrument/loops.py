@@ -21,6 +21,7 @@ from autotune.instrument.left_files import LeftFiles
 from autotune.instrument.loader_facts import is_iterable_dataset
 from autotune.instrument.loop_region import LoopRegion, is_unwinding
 from autotune.instrument.optimizer_watch import OptimizerWatch, optimizer_exists
+from autotune.instrument.prepared_loader import begin_alone
 from autotune.instrument.revisit import preload
 from autotune.instrument.stand_in import MeasuredIterator, MeasuredLoader, Pass, UnitCounter
 from autotune.instrument.training_loop import TrainingLoop
@@ -83,6 +84,7 @@ class Loops:
 
     def _prepare(self, loader: Iterable[Any]) -> None:
         torch_loader.install()
+        begin_alone(loader)
         schedules.outlast()
         self._repeat_samples(loader)
 

@@ -88,7 +88,8 @@ class Pass:
         return self
 
     def __next__(self) -> Any:  # noqa: ANN401
-        if self.region is None:
+        # The first batch may be asked for before the loop, to have it ready (Lightning does).
+        if self.num_asked < 2:
             self.region = LoopRegion(sys._getframe(1))
         batch = self._feeder.next_batch(self)
         self.num_asked += 1

@@ -22,6 +22,11 @@ from autotune.instrument.swap import is_swappable
 from autotune.instrument.timed_loop import LoopEndedError, TimedLoop
 from autotune.measurement import FailureCause
 
+_DISPATCHED = (
+    "one rank reads the batches of all (Accelerate's dispatch_batches), so that step and loader "
+    "cannot be timed by themselves"
+)
+
 
 class TrainingLoop:
     """The loop that is measured, and the others as far as they touch it.
@@ -86,6 +91,8 @@ class TrainingLoop:
                 return self._feed_other(asking)
             self._move_to(asking)
         self._end_nested()
+        assert asking.region is not None
+        self.region = asking.region
         self._num_fed += 1
         asking.steps_seen = self._watch.total
         if self._trial.rank > 0:
@@ -149,13 +156,13 @@ class TrainingLoop:
             # When the last step ended is not known.
             self._loop.pause_since(self._fed_at_s, lost_step=True)
         self._nested_s = self._left_at_s = None
-        assert asking.region is not None
-        self.region = asking.region
         self._leader = weakref.ref(asking)
         self._leader_id = id(asking)
         self._loader = asking.loader
-        asking.source.continues = True
-        self._loop.source = asking.source
+        # While the step is timed alone, the workers that would begin another epoch stand still.
+        if not self._loop.source.is_held:
+            asking.source.continues = True
+            self._loop.source = asking.source
 
     def _feed_other(self, asking: Pass) -> Any:  # noqa: ANN401
         """A batch for a loop that is not the training, or for another loader of its step."""
@@ -227,13 +234,17 @@ class TrainingLoop:
                 "read its share by torch.utils.data.get_worker_info()",
                 setting="num_workers",
             )
+        notes = self._notes
+        if source.is_lockstep:
+            notes += (_DISPATCHED,)
         return LoopFacts(
             unit=_unit_name(self._units),
             steps_per_epoch=facts.steps_per_epoch,
             samples_per_epoch=facts.samples_per_epoch,
             steps_per_update=self._steps_per_update,
             fixed=fixed,
-            notes=self._notes,
+            notes=notes,
+            lockstep=source.is_lockstep,
             swappable=is_swappable(self._loader, facts)
             and not self._loop.followers
             and find_place().world_size == 1,

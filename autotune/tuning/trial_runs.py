@@ -239,9 +239,10 @@ class Run:
     def probe(self) -> None:
         """Time the step and the loader, each by itself, and the start of an epoch.
 
-        A loop that ends by itself is too short for that.
+        A loop that ends by itself is too short for that, and ranks that can only go on together
+        cannot do one of the two.
         """
-        if self._life_steps is not None:
+        if self._life_steps is not None or self.trial.facts.lockstep:
             return
         num_workers = max(1, self.trial.config.num_workers)
         compute = dataclasses.replace(self._request, mode=BlockMode.COMPUTE)

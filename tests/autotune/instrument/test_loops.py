@@ -3,6 +3,7 @@
 Each script prints what it does, and has a loop that must be found.
 """
 
+import dataclasses
 import textwrap
 from pathlib import Path
 
@@ -398,6 +399,37 @@ def test_a_setting_that_the_script_ignores_is_named(start, setting):
         start(lines, config=config)
     assert caught.value.failure.cause is FailureCause.SETTING_IGNORED
     assert caught.value.failure.setting == setting.partition(" ")[0]
+
+
+def test_a_first_batch_asked_for_in_another_loop_does_not_end_the_training(start):
+    lines = """
+    def first(iterator):
+        for _ in range(1):
+            return next(iterator)
+
+    iterator = iter(autotune.steps(loader))
+    x = first(iterator)
+    for _ in range(1000):
+        train_step(x)
+        open("log", "w").close()
+        x = next(iterator)
+    """
+    with start(lines) as trial:
+        assert trial.measure(BLOCK, deadline_s=30).blocks
+
+
+def test_a_step_is_timed_alone_across_the_epochs_of_a_loop_that_begins_each_itself(start):
+    lines = """
+    for epoch in range(1000):
+        iterator = iter(autotune.steps(loader))
+        for _ in range(len(loader)):
+            train_step(next(iterator))
+    """
+    config = dataclasses.replace(CONFIG, num_workers=1, prefetch_factor=2, persistent_workers=True)
+    with start(lines, config=config) as trial:
+        assert trial.measure(BLOCK, deadline_s=30).blocks
+        alone = BlockRequest(mode=BlockMode.COMPUTE, min_s=0.2)
+        assert trial.measure(alone, deadline_s=30).blocks[0].num_steps > 2 * 10
 
 
 def test_without_workers_there_is_nothing_to_prefetch_either(start):

@@ -1,6 +1,7 @@
 """Lightning is tuned by one call, and learns the same as before."""
 
 import importlib
+import sys
 
 import lightning
 import pytest
@@ -8,12 +9,14 @@ import torch
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
+from autotune import ThroughputConfig
+from autotune.blocks import BlockMode, BlockRequest
 from autotune.errors import ConfigError
 from autotune.integrations.lightning import tune
+from autotune.measurement import StartMode
 
-from ..commands import trials
 from .conftest import EnoughError, tree, write_settings
-from .frameworks import chosen, run_tuning, write_script
+from .frameworks import write_script
 
 # Lightning gives advice by warnings, and calls what torch is about to drop.
 pytestmark = pytest.mark.filterwarnings(
@@ -292,24 +295,36 @@ class Data(L.LightningDataModule):
 def main():
     trainer = L.Trainer(
         accelerator="cpu", devices=int(os.environ.get("WORLD_SIZE", 1)), max_epochs=2,
-        accumulate_grad_batches=4, default_root_dir="out", logger=bool(os.environ.get("LOGS")),
+        accumulate_grad_batches=4, default_root_dir="out",
     )
     model, data = Model(), Data()
     tune(trainer, model, datamodule=data)
     trainer.fit(model, datamodule=data)
-    print("trained", type(trainer.train_dataloader.sampler).__name__, trainer.global_step)
 
 if __name__ == "__main__":
     main()
 """
 
 
-def test_a_script_is_tuned_and_trials_leave_nothing(monkeypatch):
-    monkeypatch.setenv("LOGS", "1")
-    write_script(SCRIPT)
+def test_a_script_is_forked_and_trials_leave_nothing(start_runner):
+    script = write_script(SCRIPT)
     before = tree()
-    done = run_tuning()
-    assert done.returncode == 0, done.stderr
-    assert "fork" in set(trials()["start_mode"])
-    assert chosen().effective_batch_size == 16
+    runner = start_runner((sys.executable, str(script)))
+    config = ThroughputConfig(batch_size=8, gradient_accumulation_steps=2, num_workers=1)
+    with runner.start(config, StartMode.FORK) as trial:
+        settling = BlockRequest(min_s=0.1, settle_s=0.2)
+        assert trial.measure(settling, deadline_s=30).settling.steps_per_update == 2
+        for mode in (BlockMode.COMPUTE, BlockMode.LOAD):
+            assert trial.measure(BlockRequest(min_s=0.05, mode=mode), deadline_s=30).blocks
+    assert trial.mode is StartMode.FORK
     assert tree() == before
+
+
+def test_ranks_share_out_the_samples_as_in_training(start_runner):
+    script = write_script(SCRIPT)
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    runner = start_runner((sys.executable, *launcher, str(script)))
+    with runner.start_default() as trial:
+        assert trial.measure(BlockRequest(min_s=0.05, settle_s=0.1), deadline_s=30).blocks
+        # Of 24 batches.
+        assert trial.facts.steps_per_epoch == 12
