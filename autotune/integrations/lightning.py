@@ -81,17 +81,32 @@ def tune(
     if hasattr(train_dataloaders, "train_dataloader"):
         datamodule = train_dataloaders
     elif train_dataloaders is not None:
-        return rebuilt(train_dataloaders, _load(trainer, model, train_dataloaders, path))
+        config = _load(trainer, model, train_dataloaders, path)
+        return _rebuilt(trainer, train_dataloaders, config)
     owner = model if datamodule is None else datamodule
     _set_up(trainer, owner)
     make_loader = owner.train_dataloader
     config = _load(trainer, model, make_loader(), path)
-    owner.train_dataloader = functools.partial(_make_rebuilt, make_loader, config)
+    owner.train_dataloader = functools.partial(_make_rebuilt, trainer, make_loader, config)
     return train_dataloaders
 
 
-def _make_rebuilt(make_loader: Callable[[], Any], config: ThroughputConfig) -> Any:  # noqa: ANN401
-    return rebuilt(make_loader(), config)
+def _make_rebuilt(
+    trainer: Any,  # noqa: ANN401
+    make_loader: Callable[[], Any],
+    config: ThroughputConfig,
+) -> Any:  # noqa: ANN401
+    return _rebuilt(trainer, make_loader(), config)
+
+
+def _rebuilt(trainer: Any, loader: Any, config: ThroughputConfig) -> Any:  # noqa: ANN401
+    # `seed_everything(..., workers=True)` seeds workers only where nothing else sets them up.
+    if os.environ.get("PL_SEED_WORKERS") == "1" and loader.worker_init_fn is None:
+        is_joint = type(trainer).__module__.startswith("lightning.")
+        fabric = "lightning.fabric" if is_joint else "lightning_fabric"
+        seed = importlib.import_module(f"{fabric}.utilities.seed").pl_worker_init_function
+        loader.worker_init_fn = functools.partial(seed, rank=trainer.global_rank)
+    return rebuilt(loader, config)
 
 
 def _load(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import os
 import sys
@@ -44,6 +45,8 @@ def tune(
     """
     if autotune.is_trial():
         _check(trainer)
+        # `train` begins with this, which takes half a second: once, for all trials that are forked.
+        gc.collect()
     default = _settings_of(trainer)
     config = autotune.load_config(
         path, default=default, effective_batch_size=default.effective_batch_size
@@ -126,6 +129,7 @@ def _only_train(trainer: Any) -> None:  # noqa: ANN401
         def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ANN401
             self.on_step_end(args, state, control)
 
+    trainer.accelerator.free_memory = lambda *objects: objects
     trainer.args.eval_on_start = False
     # Memory that runs out is to end the trial, and not to halve its batches.
     trainer.args.auto_find_batch_size = False

@@ -255,6 +255,15 @@ def test_batches_of_a_batch_sampler_stay():
     assert trainer.accumulate_grad_batches == 4
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_workers_are_seeded_as_lightning_does(trial, package, monkeypatch):
+    monkeypatch.setenv("PL_SEED_WORKERS", "1")
+    trial(5, num_workers=1, gc="frozen")
+    loader = tune(trainer_of(package), module(package), DataLoader(SAMPLES, batch_size=2))
+    assert loader.worker_init_fn.name == "frozen"
+    assert loader.worker_init_fn.first.func.__name__ == "pl_worker_init_function"
+
+
 def test_several_loaders_are_refused_in_one_line(trial):
     trial(5)
     with pytest.raises(ConfigError, match="from one torch.utils.data.DataLoader, not from dict"):
