@@ -43,3 +43,13 @@ def test_a_training_script_pays_for_neither_optuna_nor_pandas():
         "sys.exit(any(name in sys.modules for name in ('optuna', 'pandas', 'pydantic', 'torch')))"
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_no_framework_is_imported_before_it_is_used():
+    done = run_python(
+        "import sys\n"
+        "import autotune.cli, autotune.integrations.lightning, autotune.integrations.transformers\n"
+        "names = ('accelerate', 'lightning', 'pytorch_lightning', 'transformers')\n"
+        "sys.exit(any(name in sys.modules for name in names))"
+    )
+    assert done.returncode == 0, done.stderr
