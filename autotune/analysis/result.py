@@ -153,7 +153,7 @@ def make_best_config(
     definition: StudyDefinition,
     storage: str,
     store: StudyStore,
-    patch: PatchTarget | None,
+    patch: PatchTarget | None = None,
 ) -> BestConfig:
     """The content of `best_config.yaml`; the baseline's settings where there is no gain.
 

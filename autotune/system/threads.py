@@ -46,9 +46,13 @@ _NATIVE = (
 # then encodes without it, and those of Arrow are made anew there, as is jemalloc's thread, which
 # `import datasets` leaves (tried with tokenizers 0.23 and pyarrow 26). Where a trial is slower for
 # it than training will be, the comparison of the first forked trial with a fresh one shows.
-_HARMLESS = re.compile(r"libnvidia-ml|libcuda\.so|/tokenizers/|libarrow|/pyarrow/")
+_HARMLESS = re.compile(
+    r"^jemalloc_bg_thd |libnvidia-ml|libcuda\.so|/tokenizers/|libarrow|/pyarrow/"
+)
 # Threads that compute, and load nothing.
-_COMPUTING = re.compile(r"libgomp|libi?omp5?\b|libmkl|openblas|libblis|libtorch|libc10|libcuda")
+_COMPUTING = re.compile(
+    r"^jemalloc_bg_thd |libgomp|libi?omp5?\b|libmkl|openblas|libblis|libtorch|libc10|libcuda"
+)
 _ELSE = "use it after load_config only"
 _MOST_NAMED = 3
 
@@ -104,7 +108,11 @@ def describe_threads() -> str | None:
     python = [thread for thread in threading.enumerate() if thread is not main]
     known = {main.native_id, *(thread.native_id for thread in python)}
     libraries = {task: library_of(task) for task in task_ids() if task not in known}
-    native = [(task, path) for task, path in libraries.items() if not _HARMLESS.search(path or "")]
+    native = [
+        (task, path)
+        for task, path in libraries.items()
+        if not _HARMLESS.search(f"{name_of(task)} {path}")
+    ]
     number = len(python) + len(native)
     if not number:
         return None
@@ -131,7 +139,7 @@ def may_load() -> bool:
         return True
     # Asked of the kernel: what a thread remembers of itself is wrong after a fork.
     native = (task for task in task_ids() if task != threading.get_native_id())
-    return not all(_COMPUTING.search(library_of(task) or "") for task in native)
+    return not all(_COMPUTING.search(f"{name_of(task)} {library_of(task)}") for task in native)
 
 
 def _describe_python(thread: threading.Thread) -> tuple[str, str]:

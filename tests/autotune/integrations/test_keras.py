@@ -23,5 +23,5 @@ def test_fit_is_measured_and_forked(start_runner):
     changed = dataclasses.replace(runner.introduction.default, batch_size=64, num_workers=1)
     changed = dataclasses.replace(changed, persistent_workers=True, prefetch_factor=2)
     with runner.start(changed, StartMode.FORK) as trial:
-        assert trial.mode is StartMode.FORK
+        assert trial.mode is StartMode.FORK, runner.fresh_reason
         assert trial.facts.steps_per_epoch == 4

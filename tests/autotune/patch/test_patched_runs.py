@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from autotune.best_config import read_best_config, write_best_config
 from autotune.config import ThroughputConfig
 from autotune.patch_target import PatchTarget
 
 from ..commands import autotune_run, trials
+from ..conftest import QUICK
 from ..test_best_config import make_best
 
 SCRIPT = """
@@ -54,10 +56,7 @@ main()
 """
 MADE = "train_loader = DataLoader(Samples(), 4, shuffle=True)"
 PLACE = f"train.py:{SCRIPT[: SCRIPT.index(MADE)].count(chr(10)) + 1}"
-QUICK = (
-    *("--axis", "num_workers=0,2", "--axis", "num_threads=1", "--axis", "prefetch_factor=2"),
-    *("--axis", "gc=default", "--budget", "40s", "--allow-busy"),
-)
+AXES = {"num_workers": [0, 2], "num_threads": [1], "prefetch_factor": [2], "gc": ["default"]}
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +64,13 @@ def script(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     Path("train.py").write_text(SCRIPT)
+
+
+def study(**changes):
+    """Write a quick study of the script; gives the options that run it."""
+    data = {**QUICK, "command": ["python", "train.py"], "axes": AXES, **changes}
+    Path("quick.yaml").write_text(yaml.safe_dump(data))
+    return ("--study", "quick.yaml")
 
 
 def trained(done):
@@ -93,13 +99,13 @@ def execute(*options):
 
 
 def test_a_script_is_tuned_as_it_is_and_trained_with_what_was_found():
-    before = autotune_run(*QUICK, "--", "python", "train.py")
+    before = autotune_run(*study())
     assert before.returncode == 1
     assert "or tune it as it is with --patch" in before.stderr
     for path in Path().glob("epoch-*.pt"):
         path.unlink()
 
-    done = autotune_run("--patch", *QUICK, "--", "python", "train.py")
+    done = autotune_run(*study(patch=True))
     assert done.returncode == 0, done.stderr
     assert f"patched: the DataLoader made at {PLACE}" in done.stdout
     assert "train with it: autotune exec -- python train.py" in done.stdout
@@ -191,7 +197,8 @@ def test_what_cannot_be_patched_is_told_in_one_line(options, message):
 
 
 def test_doctor_tells_what_would_be_patched():
-    done = autotune_run("--patch", "--json", *QUICK, "--", "python", "train.py", command="doctor")
+    axes = {**AXES, "num_workers": [0]}
+    done = autotune_run("--patch", "--json", *study(axes=axes), command="doctor")
     assert done.returncode == 0, done.stderr
     assert f"patched: the DataLoader made at {PLACE}" in done.stderr
-    assert json.loads(done.stdout)["axes"]["num_workers"] == [0, 2]
+    assert json.loads(done.stdout)["axes"]["num_workers"] == [0]

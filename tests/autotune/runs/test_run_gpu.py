@@ -74,8 +74,12 @@ def test_a_driver_that_was_initialised_unseen_is_found_by_the_first_forked_trial
     assert read_best_config(Path("best_config.yaml")).config.batch_size == 8
 
 
-def test_hosts_alone_ask_the_management_library_and_trials_find_what_the_user_set(study):
+def test_hosts_alone_ask_the_management_library_and_trials_find_what_the_user_set(
+    study, monkeypatch
+):
     name = "PYTORCH_NVML_BASED_CUDA_CHECK"
+    # Lightning sets it where it is imported.
+    monkeypatch.delenv(name, raising=False)
     step = f"""
             assert os.environ.get("{name}") is None, "in a trial"
             time.sleep(0.01)
