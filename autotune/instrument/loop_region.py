@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import dis
+import functools
 import gc
 import inspect
 import linecache
@@ -19,7 +20,6 @@ import threading
 import traceback
 from collections.abc import Iterator
 from types import CodeType, FrameType, TracebackType
-from typing import Any
 
 _LOOPS = (ast.For, ast.AsyncFor, ast.While)
 _STANDARD_LIBRARY = sysconfig.get_path("stdlib")
@@ -136,17 +136,32 @@ def _loops_around(place: _Place) -> list[tuple[int, int]]:
 
     The last line is that of the body: an `else` comes after the loop.
     """
-    text = "".join(linecache.getlines(place.code.co_filename))
-    try:
-        tree: Any = ast.parse(text)
-    except (SyntaxError, ValueError):
-        return []
-    return sorted(
-        (node.lineno, node.body[-1].end_lineno or node.lineno)
-        for node in _of_function(tree, place.code)
-        if isinstance(node, _LOOPS)
-        and node.lineno <= place.line <= (node.body[-1].end_lineno or node.lineno)
+    return [loop for loop in _loops_in(place.code) if loop[0] <= place.line <= loop[1]]
+
+
+# Each pass of the training is looked at, and to parse a framework's trainer takes 0.1 s.
+@functools.cache
+def _loops_in(code: CodeType) -> tuple[tuple[int, int], ...]:
+    """First and last lines of the loops in a function, by their beginning."""
+    tree = _parsed(code.co_filename)
+    if tree is None:
+        return ()
+    return tuple(
+        sorted(
+            (node.lineno, node.body[-1].end_lineno or node.lineno)
+            for node in _of_function(tree, code)
+            if isinstance(node, _LOOPS)
+        )
     )
+
+
+@functools.lru_cache(maxsize=2)
+def _parsed(path: str) -> ast.AST | None:
+    """The source in a file; None where there is none."""
+    try:
+        return ast.parse("".join(linecache.getlines(path)))
+    except (SyntaxError, ValueError):
+        return None
 
 
 def _of_function(tree: ast.AST, code: CodeType) -> Iterator[ast.AST]:

@@ -1,0 +1,35 @@
+"""The lines of the loop that asks for batches, as the source has them."""
+
+import ast
+import sys
+
+from autotune.instrument import loop_region
+from autotune.instrument.loop_region import LoopRegion
+
+SOURCE = """
+def train(ask):
+    for epoch in range(3):
+        for batch in range(2):
+            ask()
+    return "left"
+"""
+
+
+def test_the_source_is_parsed_once_however_many_passes_there_are(tmp_path, monkeypatch):
+    path = tmp_path / "trainer.py"
+    path.write_text(SOURCE)
+    parsed, regions = [], []
+    original = ast.parse
+    monkeypatch.setattr(
+        loop_region.ast, "parse", lambda text: parsed.append(text) or original(text)
+    )
+
+    def ask():
+        region = LoopRegion(sys._getframe(1))
+        regions.append((region.is_left, region.ends_with_its_iterator))
+
+    names = {}
+    exec(compile(SOURCE, str(path), "exec"), names)
+    assert names["train"](ask) == "left"
+    assert regions == [(False, False)] * 6
+    assert parsed.count(SOURCE) == 1
