@@ -28,8 +28,12 @@ class Model(L.LightningModule):
     def on_train_epoch_start(self):
         self.begin = time.time()
 
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.end = time.time()
+
     def on_train_epoch_end(self):
-        seconds = time.time() - self.begin
+        # It comes after the validation.
+        seconds = self.end - self.begin
         steps = self.trainer.num_training_batches
         print(f"epoch {self.current_epoch}: {seconds:.3f} s, {steps} steps", flush=True)
 
