@@ -268,6 +268,10 @@ def execute(*, config: Path, as_lines: bool, command: tuple[str, ...]) -> None:
     It gets the environment that they need before it starts. A script that was tuned with --patch
     gets all of them in this way, and is not changed.
     """
+    if not config.is_file():
+        raise BadInputError(
+            f"{config}: no such file: `autotune run` writes it, or name another with --config"
+        )
     variables = training_environment(read_best_config(config), config, os.environ)
     if as_lines:
         for name, value in variables.items():

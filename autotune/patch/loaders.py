@@ -14,6 +14,7 @@ import autotune
 from autotune.collector import DEFAULT, CollectorInit
 from autotune.config import ThroughputConfig
 from autotune.instrument.fork_server import current_trial
+from autotune.instrument.optimizer_watch import optimizer_exists
 from autotune.instrument.swap import swap_settings
 from autotune.integrations.loaders import settings_of
 from autotune.patch.places import place_of
@@ -21,6 +22,8 @@ from autotune.patch_target import PatchTarget
 
 _IS_TARGET = "_autotune_is_target"
 _IS_CONFIGURED = "_autotune_is_configured"
+# To look for an optimizer takes 50 ms.
+_MOST_LOOKS = 10
 
 
 class PatchedLoaders:
@@ -40,7 +43,8 @@ class PatchedLoaders:
         self._config_path = config_path
         self._config: ThroughputConfig | None = None
         self._num_made = self._num_passes = 0
-        self._is_used = self._is_met = False
+        self._num_others = 0
+        self._may_train = self._is_met = False
 
     def install(self, module: Any) -> None:  # noqa: ANN401
         """Take over `DataLoader` in the module that defines it."""
@@ -69,11 +73,12 @@ class PatchedLoaders:
     def _iterate(self, wrapped: Any, loader: Any, _: Any, __: Any) -> Any:  # noqa: ANN401
         if sys.modules["torch.utils.data"].get_worker_info() is not None:
             return wrapped()
-        self._is_used = True
         if vars(loader).get(_IS_TARGET):
             self._num_passes += 1
             if self._num_passes > self._target.first_pass:
                 self._configure(loader)
+        else:
+            self._look_for_training()
         trial = current_trial()
         if trial is None:
             return wrapped()
@@ -100,9 +105,20 @@ class PatchedLoaders:
         trial = current_trial()
         return self._config if trial is None else trial.config
 
+    def _look_for_training(self) -> None:
+        """Note whether this process trains, where its target was not met by now.
+
+        One that prepares data, or evaluates, has no optimizer.
+        """
+        if self._config_path is None or self._is_met or self._may_train:
+            return
+        self._num_others += 1
+        if self._num_others <= _MOST_LOOKS:
+            self._may_train = not self._target.has_optimizer or optimizer_exists()
+
     def _check_met(self) -> None:
         """Tell at the end of a training that the settings went nowhere."""
-        if self._is_used and not self._is_met and self._config_path is not None:
+        if self._may_train and not self._is_met:
             warnings.warn(
                 f"{self._config_path}: no DataLoader was made as at {self._target.place} where it "
                 "was tuned, and its settings were not used: tune this script again",

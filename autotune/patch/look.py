@@ -29,10 +29,17 @@ class Made:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
-    """What was found: a target, or the reason why there is none."""
+    """What was found in one process: a target, or the reason why there is none.
+
+    Attributes:
+        target: What is tuned.
+        problem: Why nothing can be, for the user.
+        is_ending: Whether the process has come to its end: another one of the command may train.
+    """
 
     target: PatchTarget | None = None
     problem: str | None = None
+    is_ending: bool = False
 
 
 def answer_in(message: Mapping[str, Any]) -> Answer:
@@ -40,7 +47,11 @@ def answer_in(message: Mapping[str, Any]) -> Answer:
     if message.get("type") != "look":
         return Answer(problem="it calls autotune.load_config by itself: run it without --patch")
     target = message["target"]
-    return Answer(target=target and target_of(target), problem=message["problem"])
+    return Answer(
+        target=target and target_of(target),
+        problem=message["problem"],
+        is_ending=message["is_ending"],
+    )
 
 
 class _Followed:

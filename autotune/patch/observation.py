@@ -96,9 +96,9 @@ class Observation:
     def _end(self) -> None:
         # After an exception the script's own words tell more.
         if not self._is_over and not hasattr(sys, "last_value"):
-            self._tell(self._look.conclude(), is_ending=True)
+            self._tell(dataclasses.replace(self._look.conclude(), is_ending=True))
 
-    def _tell(self, answer: Answer | None, *, is_ending: bool = False) -> None:
+    def _tell(self, answer: Answer | None) -> None:
         if answer is None or self._is_over:
             return
         self._is_over = True
@@ -106,8 +106,8 @@ class Observation:
         with contextlib.suppress(ChannelClosedError):
             channel = Channel.connect(path)
             channel.send(type="look", start=start, pid=os.getpid(), **dataclasses.asdict(answer))
-            if is_ending and answer.target is None:
-                # The exit code is part of the answer.
+            if answer.is_ending and answer.target is None:
+                # Its exit code tells, too, and what the command does next.
                 return
             # The coordinator ends this process: the training must not go on.
             channel.receive()

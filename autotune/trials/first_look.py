@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-
 from autotune.errors import BadInputError
 from autotune.ipc.introductions import Reception
 from autotune.measurement import Failure, FailureCause
 from autotune.patch.look import answer_in
 from autotune.patch_target import PatchTarget
 from autotune.trials.failures import describe_exit
-from autotune.trials.launcher import REAP_DEADLINE_S, Launch
+from autotune.trials.launcher import Launch
 from autotune.trials.trial import TrialFailedError, read_tail
 
 
@@ -26,22 +24,21 @@ def find_target(launch: Launch, reception: Reception, deadline_s: float) -> Patc
         TrialFailedError: The command ended or took too long before its first optimizer steps.
         BadInputError: It cannot be tuned like this; the message says what to do instead.
     """
-    accepted = reception.accept(launch.start, deadline_s, launch.process)
-    if accepted is None:
+    answer = None
+    # A process that ends may have prepared what another one trains on.
+    while answer is None or answer.is_ending:
+        accepted = reception.accept(launch.start, deadline_s, launch.process)
+        if accepted is None:
+            break
+        channel, message = accepted
+        answer = answer_in(message)
+        if answer.target is not None:
+            return answer.target
+        channel.close()
+    exit_code = launch.process.poll()
+    if answer is None or exit_code:
         limit_s = deadline_s - launch.requested_at_s
-        raise TrialFailedError(_describe_silence(launch, launch.process.poll(), limit_s))
-    channel, message = accepted
-    answer = answer_in(message)
-    if answer.target is not None:
-        return answer.target
-    channel.close()
-    # A process that ends tells what it has not found, and it may end for another reason.
-    try:
-        exit_code = launch.process.wait(REAP_DEADLINE_S)
-    except subprocess.TimeoutExpired:
-        exit_code = 0
-    if exit_code:
-        raise TrialFailedError(_describe_silence(launch, exit_code, 0.0))
+        raise TrialFailedError(_describe_silence(launch, exit_code, limit_s))
     raise BadInputError(f"--patch cannot tune this command: {answer.problem}")
 
 

@@ -137,10 +137,24 @@ def test_settings_that_find_no_loader_are_told():
     assert f"best_config.yaml: no DataLoader was made as at {PLACE}" in done.stderr
 
 
+def test_a_process_that_only_prepares_is_not_warned_of():
+    write_file(ThroughputConfig(batch_size=4, num_workers=1))
+    Path("prepare.py").write_text(
+        "import torch\nfrom torch.utils.data import DataLoader\nlist(DataLoader(range(3)))\n"
+    )
+    both = f"{sys.executable} prepare.py && {sys.executable} train.py"
+    done = autotune_run("--", "sh", "-c", both, command="exec")
+    assert trained(done)[1:3] == ["4", "1"]
+    assert "no DataLoader was made" not in done.stderr
+
+
 def test_a_start_up_hook_of_ones_own_is_run_as_well(tmp_path, monkeypatch):
     own = tmp_path / "own"
     own.mkdir()
-    (own / "sitecustomize.py").write_text("print('own hook')\n")
+    # Other processes of the tests may be started meanwhile.
+    (own / "sitecustomize.py").write_text(
+        "import sys\nif 'train.py' in sys.orig_argv: print('own hook')\n"
+    )
     monkeypatch.setenv(
         "PYTHONPATH", os.pathsep.join([str(own), *filter(None, [os.environ.get("PYTHONPATH")])])
     )

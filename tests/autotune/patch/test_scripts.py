@@ -101,3 +101,10 @@ def test_a_command_that_fails_has_its_own_words(look, script, launcher, message)
     with pytest.raises(TrialFailedError) as failed:
         look(script, (sys.executable, *launcher))
     assert message in failed.value.explain("the command")
+
+
+def test_a_process_that_only_prepares_is_not_taken_for_the_training(look, tmp_path):
+    prepare = "import torch\nfrom torch.utils.data import DataLoader\nlist(DataLoader(range(3)))\n"
+    (tmp_path / "prepare.py").write_text(prepare)
+    launcher = ("sh", "-c", f"{sys.executable} prepare.py && {sys.executable} $0")
+    assert "dataloader = torch.utils.data.DataLoader(" in look("gan", launcher).calls[0]
