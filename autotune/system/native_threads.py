@@ -6,6 +6,7 @@ import bisect
 import contextlib
 import struct
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +18,9 @@ _STACK_BYTES = 8192
 _WAITS_FOR_OTHERS = ("libc.", "libc-", "libpthread", "libstdc++", "ld-linux", "ld-musl", "[vdso]")
 # Modules of Python's own library start no native threads: a word that points there does by chance.
 _STANDARD_LIBRARY = "/lib-dynload/"
-# A pool's threads run for a while before they sleep, and then it can be told whose they are.
-_NUM_LOOKS, _LOOK_S = 3, 0.01
+# A pool's threads run for a while before they sleep, and then it can be told whose they are. Where
+# others use the cores, that took up to 0.2 s.
+_PATIENCE_S, _LOOK_S = 1.0, 0.01
 
 
 class _Mapping(NamedTuple):
@@ -44,22 +46,37 @@ def name_of(task_id: int) -> str:
     return ""
 
 
-def library_of(task_id: int) -> str | None:
+def libraries_of(task_ids: Iterable[int]) -> dict[int, str | None]:
+    """The library in which each of some threads of this process waits, as `library_of` has it.
+
+    Threads that run are waited for, all of them together for a second.
+    """
+    end_s = time.monotonic() + _PATIENCE_S
+    return {task: library_of(task, end_s) for task in task_ids}
+
+
+def library_of(task_id: int, end_s: float) -> str | None:
     """The library in which a thread of this process waits: a path, or None if it cannot be told.
 
     A thread that waits does so for the innermost function on its stack that is of no system
     library. The kernel tells where the stack of a waiting thread is; every word on it that points
     into code is taken for a return address.
 
+    Args:
+        task_id: By the kernel's number.
+        end_s: Monotonic time until which one that runs is waited for.
+
     Source: proc_pid_syscall(5), proc_pid_maps(5), proc_pid_mem(5).
     """
-    for _ in range(_NUM_LOOKS):
+    while True:
         with contextlib.suppress(OSError, ValueError, struct.error):
             fields = (_TASKS / str(task_id) / "syscall").read_text().split()
             if len(fields) > 2:
                 return _first_caller(int(fields[-2], 16))
-        time.sleep(_LOOK_S)
-    return None
+            if fields == ["running"] and time.monotonic() < end_s:
+                time.sleep(_LOOK_S)
+                continue
+        return None
 
 
 def _first_caller(stack_pointer: int) -> str | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from autotune.system.native_threads import library_of, name_of, task_ids
+from autotune.system.native_threads import libraries_of, name_of, task_ids
 from autotune.system.own_code import is_own_code
 
 _LATER = "start it after load_config"
@@ -107,7 +107,7 @@ def describe_threads() -> str | None:
     main = threading.current_thread()
     python = [thread for thread in threading.enumerate() if thread is not main]
     known = {main.native_id, *(thread.native_id for thread in python)}
-    libraries = {task: library_of(task) for task in task_ids() if task not in known}
+    libraries = libraries_of(task for task in task_ids() if task not in known)
     native = [
         (task, path)
         for task, path in libraries.items()
@@ -138,8 +138,10 @@ def may_load() -> bool:
     if any(thread is not current for thread in threading.enumerate()):
         return True
     # Asked of the kernel: what a thread remembers of itself is wrong after a fork.
-    native = (task for task in task_ids() if task != threading.get_native_id())
-    return not all(_COMPUTING.search(f"{name_of(task)} {library_of(task)}") for task in native)
+    native = libraries_of(task for task in task_ids() if task != threading.get_native_id())
+    return not all(
+        _COMPUTING.search(f"{name_of(task)} {library}") for task, library in native.items()
+    )
 
 
 def _describe_python(thread: threading.Thread) -> tuple[str, str]:

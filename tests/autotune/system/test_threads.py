@@ -145,7 +145,7 @@ def test_threads_of_a_library_that_survives_forks_are_no_obstacle(library, said)
         import threading
         from autotune.system import threads
         threads.task_ids = lambda: [threading.get_native_id(), -1]
-        threads.library_of = lambda task: {library!r}
+        threads.libraries_of = lambda tasks: {{-1: {library!r}}}
     """
     assert described(code) == said
 
