@@ -218,7 +218,6 @@ class Settling:
     Attributes:
         num_steps: How many.
         duration_s: What they took, the first step included.
-        first_batch_at_s: Monotonic time at which the first batch was handed to the loop.
         step_s: Seconds per step in the last of them.
         settled: Whether the loop stopped getting faster within the time given.
         num_discarded: Batches thrown away because more were ready than would be in steady state.
@@ -228,7 +227,6 @@ class Settling:
 
     num_steps: int
     duration_s: float
-    first_batch_at_s: float
     step_s: float
     settled: bool
     num_discarded: int = 0

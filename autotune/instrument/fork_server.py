@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import json
 import os
 import platform
@@ -272,6 +273,8 @@ def _reap(pid: int, limit_s: float) -> int | None:
 
 def _prepare_to_fork() -> None:
     """Pay once, here, for what every trial would otherwise pay for itself."""
+    importlib.import_module("autotune.instrument.loops")
+    importlib.import_module("threadpoolctl")
     torch = sys.modules.get("torch")
     if torch is not None:
         # torch imports a second's worth of modules at the first optimizer.

@@ -127,7 +127,7 @@ class TimedLoop:
             )
         if self.first_batch_at_s is None:
             self.first_batch_at_s = time.monotonic()
-        self._trial.send(type="ready", facts=dataclasses.asdict(self._facts()))
+        self._say_ready()
         while True:
             message = self._trial.receive()
             if message["mode"] == BlockMode.SWAP:
@@ -152,7 +152,14 @@ class TimedLoop:
         self.source.restart()
         self.source.peek()
         self.first_batch_at_s = time.monotonic()
-        self._trial.send(type="ready", facts=dataclasses.asdict(self._facts()))
+        self._say_ready()
+
+    def _say_ready(self) -> None:
+        self._trial.send(
+            type="ready",
+            facts=dataclasses.asdict(self._facts()),
+            first_batch_at_s=self.first_batch_at_s,
+        )
 
     def _send(self, answer: dict[str, Any], **more: Any) -> None:  # noqa: ANN401
         devices = [dataclasses.asdict(memory) for memory in self._device.memory()]
@@ -283,7 +290,6 @@ class TimedLoop:
                 Settling(
                     num_steps=max(1, self.source.num_taken - num_taken - num_discarded),
                     duration_s=time.monotonic() - start_s,
-                    first_batch_at_s=self.first_batch_at_s or start_s,
                     step_s=self._step_s,
                     settled=settled,
                     num_discarded=num_discarded,

@@ -27,7 +27,7 @@ def print_findings(console: Console, definition: StudyDefinition, found: Finding
     else:
         say(
             console,
-            f"trials: forked, ready in {found.ready_s:.2f} s (a cold start takes "
+            f"trials: forked, first batch after {found.ready_s:.2f} s (a cold start takes "
             f"{found.start_up_s:.1f} s)",
         )
     for name, values in plan.space.axes.items():

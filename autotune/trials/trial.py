@@ -95,10 +95,12 @@ class TrialOrigin:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Ready:
-    """The loop asks for its first batch."""
+    """The loop can be measured."""
 
     type: Literal["ready"]
     facts: LoopFacts
+    # Monotonic.
+    first_batch_at_s: float
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,8 +132,8 @@ class Trial:
         config: What runs.
         mode: How it was started.
         facts: What it says of its loop.
-        start_up_s: From the request for the trial to the first batch for its loop; None until that
-            is known.
+        start_up_s: From the request for the trial to the first batch for its loop; None until it
+            is ready.
         ready_s: From the request for the trial until it could be measured.
         active_s: Seconds in which it was started or ran; it does not count while it is stopped.
         removed_files: Gets the paths of files that its steps created and that were removed with it.
@@ -178,7 +180,7 @@ class Trial:
         self._ready = True
         self._signal(signal.SIGSTOP)
         self.ready_s = self.active_s = time.monotonic() - self._origin.requested_at_s
-        self.facts = message.facts
+        self._take_in(message)
 
     def measure(self, request: BlockRequest, *, deadline_s: float) -> Sample:
         """The blocks asked for, and the memory that the trial held then.
@@ -189,7 +191,7 @@ class Trial:
         at_s = unix_s()
         answer = self._ask(request, deadline_s)
         self._has_ended_loop |= answer.life_steps is not None
-        sample = Sample(
+        return Sample(
             blocks=answer.blocks,
             at_s=at_s,
             settling=answer.settling,
@@ -198,9 +200,6 @@ class Trial:
             devices=answer.devices,
             life_steps=answer.life_steps,
         )
-        if self.start_up_s is None and sample.settling is not None:
-            self.start_up_s = sample.settling.first_batch_at_s - self._origin.requested_at_s
-        return sample
 
     def begin_epoch(self, *, limit_s: float, deadline_s: float) -> float | None:
         """Seconds from asking the loader for a new epoch to its first batch; None if it has none.
@@ -280,11 +279,16 @@ class Trial:
             TrialFailedError: It failed, or did not answer in time.
         """
         self._origin = dataclasses.replace(self._origin, requested_at_s=time.monotonic())
-        self.start_up_s, self.active_s = None, 0.0
+        self.active_s = 0.0
         request = BlockRequest(mode=BlockMode.SWAP, config=config.to_dict())
         message = self._exchange(request, _Ready, deadline_s, "take another loader")
-        self.config, self.mode, self.facts = config, StartMode.SWAP, message.facts
+        self.config, self.mode = config, StartMode.SWAP
         self.ready_s = self.active_s
+        self._take_in(message)
+
+    def _take_in(self, message: _Ready) -> None:
+        self.facts = message.facts
+        self.start_up_s = message.first_batch_at_s - self._origin.requested_at_s
 
     def renew(self) -> None:
         """End the process, and go on with another one of the same kind.

@@ -63,7 +63,7 @@ def examine(definition: StudyDefinition, runner: Runner) -> Findings:
     if runner.mode is StartMode.FORK:
         try:
             with runner.start(plan.baseline, StartMode.FORK) as forked:
-                ready_s = forked.ready_s if forked.mode is StartMode.FORK else None
+                ready_s = forked.start_up_s if forked.mode is StartMode.FORK else None
         except TrialFailedError as error:
             # It ran afresh, so that it is the fork that it cannot stand.
             runner.give_up_forking(error.failure.message)

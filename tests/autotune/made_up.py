@@ -7,7 +7,7 @@ from autotune.study.records import Outcome, Phase, TrialRecord
 
 PLAIN = ThroughputConfig(batch_size=4)
 FAILURE = Failure(cause=FailureCause.CRASHED, message="it broke")
-SETTLING = Settling(num_steps=3, duration_s=0.5, first_batch_at_s=10.0, step_s=0.1, settled=True)
+SETTLING = Settling(num_steps=3, duration_s=0.5, step_s=0.1, settled=True)
 
 
 def block(num_steps=10, duration_s=1.0, **changes):

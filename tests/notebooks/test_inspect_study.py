@@ -76,9 +76,7 @@ def complete(store: StudyStore, config: ThroughputConfig, phase: Phase, number: 
     computing_s = 0.02 / (config.num_threads or 1) + 0.0002 * config.batch_size * (1 + number / 50)
     step_s = max(loading_s, computing_s) if num_workers else loading_s + computing_s
     num_threads = config.num_threads or 1
-    settling = Settling(
-        num_steps=3, duration_s=1.0, first_batch_at_s=1.0, step_s=step_s, settled=True
-    )
+    settling = Settling(num_steps=3, duration_s=1.0, step_s=step_s, settled=True)
     # Four blocks that differ a little, as blocks do.
     blocks = tuple(
         Block(

@@ -10,7 +10,7 @@ def test_it_tells_what_would_be_tuned_and_writes_nothing(study):
     done = autotune_run(*study(), "--axis", "batch_size=1,2", command="doctor")
     assert done.returncode == 0, done.stderr
     assert "baseline: batch 4, workers 0" in done.stdout
-    assert "trials: forked, ready in 0." in done.stdout
+    assert "trials: forked, first batch after 0." in done.stdout
     assert "tuned: batch_size 1, 2" in done.stdout
     assert "2 configurations" in done.stdout
     assert "estimated time: " in done.stdout
