@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -85,12 +85,12 @@ def run_script(name: str, budget: str, num_pairs: int) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         for path in SCRIPTS.glob("*.py"):
             shutil.copy(path, folder)
-        before = _files(folder)
+        before = files(folder)
         start_s = time.monotonic()
-        done = _autotune(folder, "run", "--patch", "--budget", budget, "--", *command)
+        done = run_autotune(folder, "run", "--patch", "--budget", budget, "--", *command)
         seconds = time.monotonic() - start_s
         ours = {"best_config.yaml", "studies", "__pycache__"}
-        left = sorted(path for path in _files(folder) - before if path.split("/")[0] not in ours)
+        left = sorted(path for path in files(folder) - before if path.split("/")[0] not in ours)
         refusal = EXPECTED[name]
         if refusal:
             [*_, line] = done.stderr.splitlines() or [""]
@@ -100,28 +100,39 @@ def run_script(name: str, budget: str, num_pairs: int) -> Row:
         if done.returncode:
             return Row(name=name, outcome=f"wrong: {done.stderr[-300:]}", seconds=seconds)
         best = read_best_config(Path(folder) / "best_config.yaml")
-        plain, tuned = [], []
-        for _ in range(num_pairs):
-            itself = (_program(command[0]), *command[1:])
-            plain.append(_epoch_s(subprocess.run(itself, **_how(folder))))
-            tuned.append(_epoch_s(_autotune(folder, "exec", "--", *command)))
+        itself = (_program(command[0]), *command[1:])
+        ratios = trained_ratios(
+            lambda: subprocess.run(itself, **how(folder)),
+            lambda: run_autotune(folder, "exec", "--", *command),
+            num_pairs,
+        )
         speedup = best.speedup
-        ratio = statistics.median(p / t for p, t in zip(plain, tuned, strict=True))
         return Row(
             name=name,
             outcome=best.config.summary,
             seconds=seconds,
             stated=f"{speedup.ratio:.2f}x ({speedup.low:.2f} to {speedup.high:.2f})",
-            trained=f"{ratio:.2f}x",
+            trained=f"{statistics.median(ratios):.2f}x",
             left=left,
         )
 
 
-def _autotune(folder: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "autotune", *arguments], **_how(folder))
+def trained_ratios(
+    plain: Callable[[], subprocess.CompletedProcess[str]],
+    tuned: Callable[[], subprocess.CompletedProcess[str]],
+    num_pairs: int,
+) -> list[float]:
+    """How much faster the epochs of one kind of training are, both run in turn; ascending."""
+    return sorted(epoch_s(plain()) / epoch_s(tuned()) for _ in range(num_pairs))
 
 
-def _how(folder: str) -> dict[str, object]:
+def run_autotune(folder: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run autotune in a folder."""
+    return subprocess.run([sys.executable, "-m", "autotune", *arguments], **how(folder))
+
+
+def how(folder: str) -> dict[str, object]:
+    """Arguments of `subprocess.run` for a script in a folder."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "EPOCHS": str(_NUM_EPOCHS), "PATH": path}
     return {"cwd": folder, "env": environment, "capture_output": True, "text": True}
@@ -131,14 +142,16 @@ def _program(name: str) -> str:
     return sys.executable if name == "python" else str(Path(sys.executable).with_name(name))
 
 
-def _epoch_s(done: subprocess.CompletedProcess[str]) -> float:
+def epoch_s(done: subprocess.CompletedProcess[str]) -> float:
+    """Seconds that an epoch of a training took, by what it printed."""
     if done.returncode:
         raise SystemExit(f"a training failed:\n{done.stderr}")
     epochs = [float(text) for text in _EPOCH.findall(done.stdout)]
     return statistics.median(epochs[_NUM_FIRST:])
 
 
-def _files(folder: str) -> set[str]:
+def files(folder: str) -> set[str]:
+    """Paths of all that is below a folder."""
     return {str(path.relative_to(folder)) for path in Path(folder).rglob("*")}
 
 
