@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import os
 import warnings
@@ -15,8 +16,10 @@ from autotune.instrument.fork_server import (
     become_trial,
     current_trial,
     is_measured,
+    may_be_measured,
     settings_of_parent,
 )
+from autotune.instrument.ranks import find_place
 
 Batch = TypeVar("Batch")
 UnitCounter = Callable[[Any], float]
@@ -40,9 +43,9 @@ def load_config(
     Args:
         path: A `best_config.yaml`; where there is none yet, `default` is used.
         default: The settings that training has without tuning: the baseline.
-        effective_batch_size: Samples per optimizer step that the training recipe asks for.
-            Gradient accumulation then makes up what `batch_size` leaves, in every configuration,
-            so that tuning changes the speed and nothing else.
+        effective_batch_size: Samples per optimizer step that the training recipe asks for, of all
+            ranks together. Gradient accumulation then makes up what `batch_size` leaves, in every
+            configuration, so that tuning changes the speed and nothing else.
 
     Raises:
         BadInputError: The file breaks a rule; the message names key, value and rule.
@@ -50,24 +53,24 @@ def load_config(
             something else.
 
     Warns:
-        MachineMismatchWarning: The file was tuned on a different machine, or with other GPUs or
-            another GPU driver; the message names what differs.
+        MachineMismatchWarning: The file was tuned on a different machine, with other GPUs or
+            another GPU driver, or with another number of ranks per machine; the message names what
+            differs.
     """
     if not isinstance(default, ThroughputConfig):
         raise ConfigError(
             f"default must be an autotune.ThroughputConfig, not {type(default).__name__}"
         )
-    if effective_batch_size is not None:
-        default = default.with_effective_batch_size(effective_batch_size)
-    if is_measured():
-        location = None if path is None else str(Path(path).absolute())
-        config = become_trial(default, effective_batch_size, location).config
+    default = _for_these_ranks(default, effective_batch_size)
+    location = None if path is None else str(Path(path).absolute())
+    measured = may_be_measured()
+    trial = become_trial(default, effective_batch_size, location) if measured else None
+    if trial is not None:
+        config = trial.config
     elif (settings := settings_of_parent()) is not None:
         config = settings
     elif path is not None and Path(path).exists():
-        config = _read(Path(path))
-        if effective_batch_size is not None:
-            config = config.with_effective_batch_size(effective_batch_size)
+        config = _for_these_ranks(_read(Path(path)), effective_batch_size)
     else:
         config = default
     config.apply_to_process()
@@ -118,6 +121,17 @@ def is_trial() -> bool:
     return is_measured() or settings_of_parent() is not None
 
 
+def _for_these_ranks(
+    config: ThroughputConfig, effective_batch_size: int | None
+) -> ThroughputConfig:
+    """The same settings for the ranks that train here, with the effective batch that is asked."""
+    place = find_place()
+    config = dataclasses.replace(config, num_ranks=place.world_size, ranks_per_node=place.num_here)
+    if effective_batch_size is None:
+        return config
+    return config.with_effective_batch_size(effective_batch_size)
+
+
 def _read(path: Path) -> ThroughputConfig:
     # Imported here: validation costs 0.2 s that training without a file need not pay.
     from autotune.best_config import read_best_config
@@ -125,9 +139,12 @@ def _read(path: Path) -> ThroughputConfig:
 
     best = read_best_config(path)
     differences = best.machine.differences(this_machine())
+    tuned, here = best.config.ranks_per_node, find_place().num_here
+    if tuned != here:
+        differences = (*differences, f"ranks per machine: {tuned}, here {here}")
     if differences:
         warnings.warn(
-            f"{path} was tuned on another machine ({'; '.join(differences)}): tune it again here",
+            f"{path} was tuned elsewhere ({'; '.join(differences)}): tune it again here",
             MachineMismatchWarning,
             stacklevel=3,
         )

@@ -133,6 +133,13 @@ _TABLE = (
         cost_rank=3,
         default_origin="Python's",
     ),
+    Axis(
+        name="ranks_per_node",
+        kind=Kind.COUNT,
+        length=1.0,
+        label="ranks per machine",
+        default_origin="the command's",
+    ),
 )
 AXES: Mapping[str, Axis] = types.MappingProxyType({axis.name: axis for axis in _TABLE})
 # The axes that say what is cheapest, the most expensive first.

@@ -103,8 +103,34 @@ class BlockRequest:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RankUse:
+    """What one of several ranks that train together did in a block.
+
+    Attributes:
+        rank: Its number.
+        host: Name of its machine.
+        duration_s: From its first request for a batch to the end of its last step.
+        wait_s: The part of it that it waited for its own loader.
+        cpu_s: CPU seconds of its process, without its workers.
+        memory_bytes: Memory of its process and workers at the end.
+        ready_change: See `Block`.
+    """
+
+    rank: int
+    host: str
+    duration_s: float
+    wait_s: float
+    cpu_s: float
+    memory_bytes: int
+    ready_change: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
     """A run of consecutive training steps, timed in the training process.
+
+    Where several ranks train together, samples, units and CPU seconds are those of all, and times
+    are those of the slowest.
 
     Attributes:
         num_steps: Micro-steps, that is batches handed to the loop.
@@ -137,6 +163,7 @@ class Block:
         gpu_other_utilisation: Share of its time that the GPU most used by other processes ran their
             kernels, as far as that can be told.
         gpu_throttled: Whether heat or the power supply slowed a GPU's clocks.
+        ranks: What each rank did, where there are several; of very many, those that waited most.
     """
 
     num_steps: int
@@ -165,6 +192,7 @@ class Block:
     gpu_utilisation: float | None = None
     gpu_other_utilisation: float = 0.0
     gpu_throttled: bool = False
+    ranks: tuple[RankUse, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "num_samples", "num_units", "duration_s", "capacity_cores"):

@@ -54,6 +54,7 @@ from autotune.study.store import open_study
 from autotune.study.training_length import parse_training_length
 from autotune.system.interrupts import interruptible
 from autotune.system.machine import this_machine
+from autotune.torchrun import with_ranks_per_node
 from autotune.trials.runner import Runner, open_runner
 from autotune.trials.trial import TrialFailedError
 from autotune.tuning.examination import examine
@@ -272,13 +273,16 @@ def execute(*, config: Path, as_lines: bool, command: tuple[str, ...]) -> None:
         raise BadInputError(
             f"{config}: no such file: `autotune run` writes it, or name another with --config"
         )
-    variables = training_environment(read_best_config(config), config, os.environ)
+    best = read_best_config(config)
+    variables = training_environment(best, config, os.environ)
     if as_lines:
         for name, value in variables.items():
             click.echo(f"export {name}={shlex.quote(value)}")
         return
     if not command:
         raise BadInputError("nothing to run: give a command (`autotune exec -- python train.py`)")
+    if best.config.ranks_per_node != best.baseline.config.ranks_per_node:
+        command = with_ranks_per_node(command, best.config.ranks_per_node)
     program = runnable(command)
     try:
         os.execve(program[0], program, {**os.environ, **variables})

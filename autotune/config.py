@@ -42,6 +42,8 @@ class ThroughputConfig:
         gc: Python's garbage collector, in the training process and in the loader's workers:
             "default" leaves it as it is, "frozen" takes what is alive when training begins out of
             its sight, "raised" lets it start less often (see docs/collector.md).
+        num_ranks: Processes that train together, on all machines. `load_config` sets it.
+        ranks_per_node: Those of them on one machine; `load_config` sets it, too.
 
     Raises:
         ConfigError: A value is outside its range, or two contradict each other.
@@ -59,10 +61,13 @@ class ThroughputConfig:
     num_threads: int | None = None
     num_interop_threads: int | None = None
     gc: str = DEFAULT
+    num_ranks: int = 1
+    ranks_per_node: int = 1
 
     def __post_init__(self) -> None:
         for name in AXES:
             _check_axis_value(name, getattr(self, name))
+        _check_integer("num_ranks", self.num_ranks, 1)
         _check_integer("gradient_accumulation_steps", self.gradient_accumulation_steps, 1)
         _check_flag("persistent_workers", self.persistent_workers, optional=True)
         if self.num_workers == 0:
@@ -80,8 +85,8 @@ class ThroughputConfig:
 
     @property
     def effective_batch_size(self) -> int:
-        """Samples per optimizer step."""
-        return self.batch_size * self.gradient_accumulation_steps
+        """Samples per optimizer step, of all ranks together."""
+        return self.batch_size * self.gradient_accumulation_steps * self.num_ranks
 
     @property
     def num_prefetched(self) -> int:
@@ -93,7 +98,8 @@ class ThroughputConfig:
         """The settings on one line, for people."""
         steps = self.gradient_accumulation_steps
         accumulation = f" (accumulation {steps})" if steps > 1 else ""
-        parts = [f"batch {self.batch_size}{accumulation}"]
+        parts = [f"ranks {self.num_ranks}"] if self.num_ranks > 1 else []
+        parts.append(f"batch {self.batch_size}{accumulation}")
         prefetch = f" (prefetch {self.prefetch_factor})" if self.num_workers else ""
         parts.append(f"workers {self.num_workers}{prefetch}")
         if self.num_threads is not None:
@@ -113,11 +119,13 @@ class ThroughputConfig:
             ConfigError: The batch size does not divide it.
         """
         _check_integer("effective_batch_size", effective_batch_size, 1)
-        steps, rest = divmod(effective_batch_size, self.batch_size)
+        steps, rest = divmod(effective_batch_size, self.batch_size * self.num_ranks)
         if rest or not steps:
+            ranks = f" on {self.num_ranks} ranks" if self.num_ranks > 1 else ""
             raise ConfigError(
-                f"batch_size must divide effective_batch_size ({effective_batch_size}), and "
-                f"{self.batch_size} does not: choose one of its divisors"
+                f"batch_size{ranks} must divide effective_batch_size ({effective_batch_size}), and "
+                f"{self.batch_size} does not: choose one of the divisors of "
+                f"{effective_batch_size / self.num_ranks:g}"
             )
         return dataclasses.replace(self, gradient_accumulation_steps=steps)
 

@@ -185,9 +185,19 @@ def sustained_share(blocks: Sequence[Block]) -> float:
     num_steps = sum(block.num_steps for block in blocks)
     if any(block.num_epoch_ends for block in blocks):
         return 1.0
-    drained = min(0, sum(block.ready_change for block in blocks))
+    drained = min(0, _ready_change(blocks))
     # At least half a step: a short block may drain everything that it consumed.
     return max(num_steps + drained, 0.5) / num_steps
+
+
+def _ready_change(blocks: Sequence[Block]) -> int:
+    """How the batches that are held ready have changed; of several ranks, where most are gone."""
+    by_rank: dict[int, int] = {}
+    for use in (use for block in blocks for use in block.ranks):
+        by_rank[use.rank] = by_rank.get(use.rank, 0) + use.ready_change
+    if by_rank:
+        return min(by_rank.values())
+    return sum(block.ready_change for block in blocks)
 
 
 def sustained_error(blocks: Sequence[Block], num_workers: int) -> float:
@@ -342,9 +352,11 @@ def _samples_per_step(
     Blocks seldom are whole epochs, and end with a long step rather than with a short one.
     """
     if steps_per_epoch and samples_per_epoch and any(block.num_epoch_ends for block in blocks):
-        last = samples_per_epoch - (steps_per_epoch - 1) * config.batch_size
-        if 0 < last < config.batch_size:
-            return samples_per_epoch / steps_per_epoch
+        size = config.batch_size * config.num_ranks
+        # Each rank draws from all samples, or from its share of them.
+        for number in (samples_per_epoch, samples_per_epoch * config.num_ranks):
+            if 0 < number - (steps_per_epoch - 1) * size < size:
+                return number / steps_per_epoch
     return sum(b.num_samples for b in blocks) / sum(b.num_steps for b in blocks)
 
 

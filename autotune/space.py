@@ -46,29 +46,63 @@ class Space:
         object.__setattr__(self, "axes", ordered)
 
     def configurations(self, baseline: ThroughputConfig) -> tuple[ThroughputConfig, ...]:
-        """Every legal combination, once. Axes that the space lacks are the baseline's."""
+        """Every legal combination, once. Axes that the space lacks are the baseline's.
+
+        Where there are several ranks, batch sizes of which these have too many are left out, and
+        more threads of all together than one rank may have by itself.
+        """
         names = [name for name in self.axes if name != "prefetch_factor"]
         found: dict[ThroughputConfig, None] = {}
         for values in itertools.product(*(self.axes[name] for name in names)):
             settings: dict[str, Any] = dict(zip(names, values, strict=True))
             for prefetch_factor in self.axes.get("prefetch_factor", (None,)):
-                config = self.changed(baseline, **settings, prefetch_factor=prefetch_factor)
-                found[config] = None
+                if self._fits(baseline, **settings):
+                    config = self.changed(baseline, **settings, prefetch_factor=prefetch_factor)
+                    found[config] = None
         return tuple(found)
 
     def changed(self, config: ThroughputConfig, **settings: Any) -> ThroughputConfig:  # noqa: ANN401
         """A configuration with other values of some settings, and whatever follows from them.
 
-        Without workers nothing is prefetched; the effective batch size is kept.
+        Without workers nothing is prefetched; the effective batch size is kept, and the threads of
+        all ranks on a machine.
         """
         num_workers = settings.get("num_workers", config.num_workers)
-        dependent = {"persistent_workers": None} | (
-            {} if num_workers else {"prefetch_factor": None}
-        )
+        dependent: dict[str, Any] = {"persistent_workers": None}
+        if not num_workers:
+            dependent["prefetch_factor"] = None
+        per_node = settings.get("ranks_per_node", config.ranks_per_node)
+        if per_node != config.ranks_per_node:
+            # On each machine, and all of them together have as many threads as before.
+            dependent["num_ranks"] = config.num_ranks * per_node // config.ranks_per_node
+            if config.num_threads is not None and "num_threads" not in settings:
+                threads = config.num_threads * config.ranks_per_node // per_node
+                dependent["num_threads"] = max(1, threads)
         found = dataclasses.replace(config, **settings | dependent)
         if self.effective_batch_size is None:
             return found
         return found.with_effective_batch_size(self.effective_batch_size)
+
+    def _fits(
+        self,
+        baseline: ThroughputConfig,
+        *,
+        batch_size: int | None = None,
+        ranks_per_node: int | None = None,
+        num_threads: int | None = None,
+        **_: object,
+    ) -> bool:
+        """Whether the ranks have room on a machine, and can make up the effective batch."""
+        per_node = ranks_per_node or baseline.ranks_per_node
+        fewest = min(map(int, self.axes.get("ranks_per_node", (per_node,))))
+        most = max(map(int, self.axes.get("num_threads", (1,)))) * fewest
+        if num_threads is not None and per_node > fewest and num_threads * per_node > most:
+            return False
+        num_ranks = baseline.num_ranks * per_node // baseline.ranks_per_node
+        size = batch_size or baseline.batch_size
+        return self.effective_batch_size is None or not (
+            self.effective_batch_size % (size * num_ranks)
+        )
 
     def _check_divisors(self) -> None:
         effective = self.effective_batch_size
@@ -136,23 +170,27 @@ def check_axis(name: str, values: Iterable[object]) -> None:
 def default_axes(
     *,
     usable_cores: int,
+    fewest_ranks: int = 1,
     baseline: ThroughputConfig,
     effective_batch_size: int | None,
 ) -> dict[str, tuple[AxisValue, ...]]:
     """The axes to search where the user names none.
 
     Batch sizes are the divisors of the effective batch, or half to sixteen times the baseline's.
+    All counts are those of one rank: `fewest_ranks` or more on a machine share its cores.
     Workers go to twice the cores (loading may wait rather than compute), on machines with many to
     32 at first: where the most are best, more are tried. Threads go to the cores; a baseline
     without a number of threads is a script without torch, and has none to tune. What the baseline's
     measurement shows decides of the garbage collector and of page-locked memory, and leaves out
     threads that a GPU makes idle: see `plan.with_fitting_axes`.
     """
+    usable_cores = max(1, usable_cores // fewest_ranks)
     if effective_batch_size is None:
         size = baseline.batch_size
         batch_sizes = {max(1, size // 2), *(size * 2**power for power in range(5))}
     else:
-        divisors = [n for n in range(1, effective_batch_size + 1) if effective_batch_size % n == 0]
+        share = effective_batch_size // baseline.num_ranks
+        divisors = [n for n in range(1, share + 1) if share % n == 0]
         batch_sizes = _thinned(divisors) | {baseline.batch_size}
     powers = [2**power for power in range(8)]
     workers = [0, *(n for n in powers if n <= min(2 * usable_cores, _MOST_WORKERS))]

@@ -9,6 +9,7 @@ from datetime import datetime
 from autotune.analysis.bottleneck import Bottleneck
 from autotune.analysis.comparison import Choice
 from autotune.analysis.knowledge import Knowledge
+from autotune.analysis.stragglers import Straggler
 from autotune.best_config import (
     BaselinePerformance,
     BestConfig,
@@ -92,6 +93,8 @@ class Result:
         fork_differences: Where forked trials and fresh processes did not agree.
         baseline_bottleneck: What holds the baseline back; None where it was not probed.
         bottleneck: The same of the chosen configuration.
+        baseline_straggler: A rank that holds the others back with the baseline's settings.
+        straggler: The same with the chosen ones.
         unsteady: Whether most runs of the chosen configuration were (see `spread`).
         config_path: The settings file that the measured loop loads in training, if it does.
         start_mode: How searching trials were started.
@@ -130,6 +133,8 @@ class Result:
     longer_epoch: float | None = None
     baseline_change: float | None = None
     change: float | None = None
+    baseline_straggler: Straggler | None = None
+    straggler: Straggler | None = None
 
     @property
     def pays_after_steps(self) -> float | None:

@@ -25,6 +25,8 @@ _HOLD_S = 0.5
 # What reads ahead unseen is emptied until two stretches of so many seconds deliver alike, and for
 # so long at most.
 _DRAIN_WINDOW_S, _DRAIN_ALIKE, _DRAIN_LIMIT_S = 0.1, 0.15, 3.0
+# Workers that have made nothing ready for so long are at rest; so long is waited for that at most.
+_REST_S, _REST_LIMIT_S = 0.05, 1.0
 _TASKS = Path("/proc/self/task")
 END: Any = object()
 
@@ -41,6 +43,7 @@ class BatchSource:
         continues: Whether the pass goes on where an earlier one was left: to begin it is then the
             end of an epoch.
         is_lockstep: Whether batches can be taken only together with the other ranks.
+        is_watched: Whether somebody ends this process's workers where it is killed.
 
     Args:
         loader: See above.
@@ -54,6 +57,7 @@ class BatchSource:
         self.num_samples: int | None = None
         self.continues = False
         self.loader = loader
+        self.is_watched = True
         self.is_lockstep = is_dispatched(loader)
         self._begin_epoch = begin
         self._iterator: Iterator[Any] | None = None
@@ -152,13 +156,41 @@ class BatchSource:
         held = [(self.take(), self.num_samples)]
         while len(held) < _NUM_HELD and time.monotonic() < deadline_s:
             held.append((self.take(), self.num_samples))
-        self._signal_workers(signal.SIGSTOP)
-        self._held = held
-        try:
-            yield
-        finally:
-            self._held = []
-            self._signal_workers(signal.SIGCONT)
+        with self.stopped():
+            self._held = held
+            try:
+                yield
+            finally:
+                self._held = []
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """The loader's workers stand still.
+
+        A process that nobody watches over could be killed meanwhile, and leave workers that stand
+        still for ever. There they go on until they have made ready all that they may, and what they
+        have made is thrown away.
+        """
+        if self.is_watched:
+            self._signal_workers(signal.SIGSTOP)
+            try:
+                yield
+            finally:
+                self._signal_workers(signal.SIGCONT)
+            return
+        num_ready = self.num_ready()
+        self._await_rest()
+        yield
+        if not self.is_lockstep:
+            for _ in range(self.num_ready() - num_ready):
+                self.take()
+
+    def _await_rest(self) -> None:
+        """Wait until the workers make nothing more ready."""
+        deadline_s, before = time.monotonic() + _REST_LIMIT_S, -1
+        while (now := self.num_ready()) != before and time.monotonic() < deadline_s:
+            before = now
+            time.sleep(_REST_S)
 
     def begin_epoch(self, capacity: int, limit_s: float) -> float | None:
         """Seconds from asking for a new epoch to its first batch.

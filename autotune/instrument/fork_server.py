@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -25,8 +26,11 @@ from typing import Any, NoReturn
 from autotune.config import ThroughputConfig
 from autotune.instrument import accelerator
 from autotune.instrument.optimizer_watch import optimizer_exists
-from autotune.instrument.ranks import find_place, is_initialized
+from autotune.instrument.rank_link import RankLink, has_store, open_link
+from autotune.instrument.ranks import Place, find_place, is_initialized
 from autotune.ipc.channel import CHANNEL_VARIABLE, Channel, ChannelClosedError, Message
+from autotune.ipc.private_directory import TEMPORARY_VARIABLES
+from autotune.measurement import FailureCause
 from autotune.system.threads import (
     describe_threads,
     stop_watching,
@@ -38,6 +42,10 @@ from autotune.system.threads import (
 SETTINGS_VARIABLE = "AUTOTUNE_SETTINGS"
 # Of an exception's text, so many characters of each end are reported.
 _LONGEST_TEXT = 8000
+# How long a rank that fails waits for another that failed before.
+_OTHERS_DEADLINE_S = 1.0
+# How long a training that spans machines waits for all its ranks to call `load_config`.
+_MEETING_DEADLINE_S = 60.0
 
 
 class TrialProcess:
@@ -47,7 +55,8 @@ class TrialProcess:
         config: What runs.
         default: The script's own settings.
         has_optimizer: Whether the process had one of torch's optimizers at `load_config`.
-        rank: Of this process, where several train together.
+        place: Of this process, where several train together.
+        link: The line to the other ranks; None while there is none, or no others.
         root_pid: What the coordinator started: this process, or a launcher above it.
         notes: File in which it notes what its steps leave in the file system.
         num_repeated: Samples that all batches are to be drawn from, again and again; 0 for all
@@ -57,12 +66,13 @@ class TrialProcess:
 
     def __init__(
         self,
-        channel: Channel,
+        channel: Channel | None,
         config: ThroughputConfig,
         *,
         default: ThroughputConfig,
         has_optimizer: bool,
-        rank: int,
+        place: Place,
+        link: RankLink | None,
         root_pid: int,
         notes: Path,
         num_repeated: int,
@@ -70,7 +80,8 @@ class TrialProcess:
         self.config = config
         self.default = default
         self.has_optimizer = has_optimizer
-        self.rank = rank
+        self.place = place
+        self.link = link
         self.root_pid = root_pid
         self.notes = notes
         self.num_repeated = num_repeated
@@ -79,19 +90,56 @@ class TrialProcess:
         self._previous_hook = sys.excepthook
         sys.excepthook = self._report_exception
 
+    @property
+    def leads(self) -> bool:
+        """Whether this process answers for all ranks of its job."""
+        return self.link.leads if self.link else self.place.rank == 0
+
+    def find_others(self) -> None:
+        """Open the line to the other ranks, where there are any.
+
+        It is needed when the training begins: there is a store by then, if there will be any.
+        """
+        if self.place.world_size > 1 and self.link is None:
+            self.link = open_link(find_place())
+            if self.link is None:
+                self.end(
+                    FailureCause.RANKS_UNCLEAR,
+                    f"{self.place.world_size} ranks train without torch.distributed, so that "
+                    "nothing tells them of each other: call "
+                    "torch.distributed.init_process_group before the training",
+                )
+
     def send(self, **message: Any) -> None:  # noqa: ANN401
         """Send a message; without a coordinator there is nothing left to do here."""
         try:
-            self._channel.send(**message)
+            if self._channel is not None:
+                self._channel.send(**message)
         except ChannelClosedError:
             os._exit(0)
 
     def receive(self) -> Message:
         """Block until the coordinator asks for something."""
+        if self._channel is None:
+            return self.next_order()
         try:
             return self._channel.receive()
         except ChannelClosedError:
             os._exit(0)
+
+    def next_order(self) -> Message:
+        """Block until the rank that leads gives an order; without it there is nothing to do."""
+        assert self.link is not None
+        try:
+            return self.link.next_order()
+        except RuntimeError:
+            os._exit(1)
+
+    def pass_on(self, message: Message) -> NoReturn:
+        """Say what another rank said when it failed, and wait to be ended."""
+        self.send(**{**message, "type": "failed"})
+        while True:
+            self.receive()
 
     def end(self, cause: str, message: str, *, setting: str | None = None) -> NoReturn:
         """Say that no more steps will come, and wait to be ended by the coordinator.
@@ -104,7 +152,10 @@ class TrialProcess:
             message: For the user.
             setting: The setting whose value is to blame.
         """
-        self.send(type="failed", cause=cause, message=message, setting=setting)
+        self._report_failure(cause=cause, message=message, setting=setting)
+        if self._channel is None:
+            # Its end is what tells the others, who may wait for it in a collective call.
+            _leave(1)
         while True:
             self.receive()
 
@@ -116,9 +167,19 @@ class TrialProcess:
         """
         self.before_failing(error)
         text = "; ".join((str(error), *_ends_of_workers(error.__traceback__)))
-        self.send(type="failed", error=type(error).__name__, message=_shortened(text))
+        self._report_failure(error=type(error).__name__, message=_shortened(text))
         self._previous_hook(type(error), error, error.__traceback__)
         _leave(1)
+
+    def _report_failure(self, **message: Any) -> None:  # noqa: ANN401
+        """Tell the coordinator, by the rank that leads where this one does not."""
+        if self.link is not None and not self.leads:
+            self.link.fail(message)
+        if self.link is not None and self.leads:
+            # A rank that is gone makes the others fail as well: the first one says why.
+            failure = self.link.find_failure(_OTHERS_DEADLINE_S)
+            message = message if failure is None else failure.message
+        self.send(type="failed", **message)
 
     def _report_exception(
         self, kind: type[BaseException], error: BaseException, trace: TracebackType | None
@@ -153,6 +214,11 @@ def is_measured() -> bool:
     return _trial is not None or CHANNEL_VARIABLE in os.environ
 
 
+def may_be_measured() -> bool:
+    """The same, or this is one of the ranks of a job that spans machines, and has not asked yet."""
+    return is_measured() or (not _has_met and find_place().may_span_machines and has_store())
+
+
 def settings_of_parent() -> ThroughputConfig | None:
     """The settings of the trial that started this process; None where no trial did."""
     settings = os.environ.get(SETTINGS_VARIABLE)
@@ -166,32 +232,64 @@ def current_trial() -> TrialProcess | None:
 
 def become_trial(
     default: ThroughputConfig, effective_batch_size: int | None, config_path: str | None
-) -> TrialProcess:
-    """Connect to the coordinator; return once this process (or a fork of it) is a trial."""
-    global _trial
+) -> TrialProcess | None:
+    """Connect to the coordinator; return once this process (or a fork of it) is a trial.
+
+    A rank that reaches no coordinator asks the other ranks of its job, which may run on a machine
+    where one is. None where none of them reaches one.
+    """
+    global _trial, _has_met
     if _trial is None:
         # Removed, so that a process started by the trial is not taken for another trial.
-        start, _, path = os.environ.pop(CHANNEL_VARIABLE).partition(":")
+        variable = os.environ.pop(CHANNEL_VARIABLE, None)
         place = find_place()
         # Looked for before anything is forked, since it takes long.
         has_optimizer = optimizer_exists()
-        channel = Channel.connect(path)
-        channel.send(
-            type="hello",
-            start=start,
-            pid=os.getpid(),
-            rank=place.rank,
-            world_size=place.world_size,
-            is_distributed=place.is_distributed,
-            default=default.to_dict(),
-            effective_batch_size=effective_batch_size,
-            config_path=config_path,
-            default_num_threads=_default_num_threads(),
-            fork_obstacle=fork_obstacle(),
-            versions=_versions(),
-        )
+        link = open_link(place) if place.may_span_machines else None
+        channel = _connect(variable, must=link is None)
+        if channel is not None:
+            assert variable is not None
+            channel.send(
+                type="hello",
+                start=variable.partition(":")[0],
+                pid=os.getpid(),
+                rank=place.rank,
+                world_size=place.world_size,
+                is_distributed=place.is_distributed,
+                meets=link is not None,
+                default=default.to_dict(),
+                effective_batch_size=effective_batch_size,
+                config_path=config_path,
+                default_num_threads=_default_num_threads(),
+                fork_obstacle=fork_obstacle(),
+                versions=_versions(),
+            )
+        if link is not None:
+            _has_met = True
+            starts = _meet(
+                link, None if channel is None else variable, is_told=variable is not None
+            )
+            if channel is not None:
+                channel.send(type="met", num_remote=len(link.remote), starts=starts)
+            elif len(starts) != 1:
+                return None
         stop_watching()
-        channel, order, root_pid = _serve(channel, path)
+        if channel is not None:
+            assert variable is not None
+            channel, order, root_pid = _serve(channel, variable.partition(":")[2])
+            if link is not None and link.leads:
+                link.order(**order)
+            elif link is not None:
+                link.next_order()
+        else:
+            assert link is not None
+            order, root_pid = link.next_order(), os.getppid()
+            # Nobody on this machine would remove what they name.
+            order["notes"] = os.devnull
+            for name in TEMPORARY_VARIABLES:
+                # A launcher has brought it along from the coordinator's machine.
+                if not Path(os.environ.get(name, os.curdir)).is_dir():
+                    del os.environ[name]
         # A process that the trial starts, and that runs the script again (as each worker does that
         # is started by spawn, where there is no main guard), is to run as it will in training.
         os.environ[SETTINGS_VARIABLE] = json.dumps(order["config"])
@@ -200,12 +298,45 @@ def become_trial(
             ThroughputConfig(**order["config"]),
             default=default,
             has_optimizer=has_optimizer,
-            rank=place.rank,
+            place=place,
+            link=link,
             root_pid=root_pid,
             notes=Path(order["notes"]),
             num_repeated=order["num_repeated"],
         )
     return _trial
+
+
+def _connect(variable: str | None, *, must: bool) -> Channel | None:
+    """The line to the coordinator that a variable names; None where it is on another machine."""
+    if variable is None:
+        return None
+    try:
+        return Channel.connect(variable.partition(":")[2])
+    except ChannelClosedError:
+        if must:
+            raise
+        return None
+
+
+def _meet(link: RankLink, variable: str | None, *, is_told: bool) -> tuple[str, ...]:
+    """Meet the other ranks; gives what tells the coordinators that they reach.
+
+    Args:
+        link: The line to them.
+        variable: What tells the coordinator that this rank reaches; None if it reaches none.
+        is_told: Whether the environment says that the job is measured; otherwise this is most
+            likely a training, which is not held up for ever.
+    """
+    try:
+        return link.meet(variable, None if is_told else _MEETING_DEADLINE_S)
+    except RuntimeError:
+        warnings.warn(
+            f"autotune.load_config waited for {_MEETING_DEADLINE_S:.0f} s for the other ranks of "
+            "this job: call it on every rank",
+            stacklevel=4,
+        )
+        return ()
 
 
 def fork_obstacle() -> str | None:
@@ -227,6 +358,8 @@ def fork_obstacle() -> str | None:
 
 
 _trial: TrialProcess | None = None
+# Whether this rank has asked the others of its job whether they are measured.
+_has_met = False
 
 
 def _serve(channel: Channel, path: str) -> tuple[Channel, Message, int]:

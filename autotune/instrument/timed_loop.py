@@ -6,12 +6,12 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
-from autotune.blocks import Block, BlockMode, BlockRequest, LoopFacts, Settling
+from autotune.blocks import Block, BlockMode, BlockRequest, DeviceMemory, LoopFacts, Settling
 from autotune.config import ThroughputConfig
-from autotune.instrument.accelerator import Accelerator, num_compiled
+from autotune.instrument.accelerator import Accelerator, StallClock, num_compiled
 from autotune.instrument.batch_source import END, BatchSource
 from autotune.instrument.copies import CopyWatch
 from autotune.instrument.fork_server import TrialProcess
@@ -28,7 +28,7 @@ _SPEED_UP = 0.03
 # After a pause the scheduler may put a loop's threads on one core at first: of a loop that sleeps
 # for 16 of its 20 ms, steps took up to 17 ms longer for 0.1 s, and were as before from then on;
 # loops that compute all the time were as before after 0.05 s. It makes no difference to long steps.
-_PLACEMENT_S, _LONG_STEP_S = 0.1, 0.5
+PLACEMENT_S, LONG_STEP_S = 0.1, 0.5
 # In warm-up, so many windows in which something is compiled are not part of its time; a loop that
 # compiles for ever is not waited for.
 _MOST_COMPILING = 16
@@ -44,7 +44,7 @@ class LoopEndedError(Exception):
 
 
 @dataclasses.dataclass(slots=True)
-class _Tally:
+class Tally:
     """What a block has counted so far."""
 
     num_steps: int = 0
@@ -53,6 +53,24 @@ class _Tally:
     num_updates: int = 0
     wait_s: float = 0.0
     wait_cpu_s: float = 0.0
+
+
+@dataclasses.dataclass(slots=True, kw_only=True)
+class Run:
+    """A run of steps that are being counted, and how things were when it began."""
+
+    clock: StallClock | None
+    num_compiled: int
+    source: BatchSource
+    num_ready: int
+    num_epoch_ends: int
+    epoch_end_s: float
+    updates: Mapping[Any, int]
+    start_s: float
+    own_cpu_s: float
+    asked_s: float
+    num_lost: int = 0
+    tally: Tally = dataclasses.field(default_factory=Tally)
 
 
 class TimedLoop:
@@ -118,15 +136,7 @@ class TimedLoop:
     def batches(self) -> Generator[Any, None, None]:
         """The loop's batches, endless; END where the data is used up."""
         self._counters = CounterReader(self._trial.root_pid)
-        first = self.source.peek()
-        if first is END:
-            self._trial.end(
-                FailureCause.NO_DATA,
-                "the loader delivered no batch: is the dataset "
-                "empty, or smaller than a batch with drop_last?",
-            )
-        if self.first_batch_at_s is None:
-            self.first_batch_at_s = time.monotonic()
+        self._check_data()
         self._say_ready()
         while True:
             message = self._trial.receive()
@@ -162,8 +172,32 @@ class TimedLoop:
         )
 
     def _send(self, answer: dict[str, Any], **more: Any) -> None:  # noqa: ANN401
-        devices = [dataclasses.asdict(memory) for memory in self._device.memory()]
+        devices = [dataclasses.asdict(memory) for memory in self._memory()]
         self._trial.send(type="blocks", devices=devices, **answer, **more)
+
+    def _check_data(self) -> None:
+        if self.source.peek() is END:
+            self._trial.end(
+                FailureCause.NO_DATA,
+                "the loader delivered no batch: is the dataset "
+                "empty, or smaller than a batch with drop_last?",
+            )
+        if self.first_batch_at_s is None:
+            self.first_batch_at_s = time.monotonic()
+
+    def _tell(self, do: str, **what: Any) -> None:  # noqa: ANN401
+        """Have all other ranks do something that this one is about to do."""
+
+    def _num_unwatched(self, do: str, request: BlockRequest, tally: Tally, elapsed_s: float) -> int:
+        """How many batches to take until the clock is looked at, which all ranks take together."""
+        return 1
+
+    def _together(self, block: Block) -> Block:
+        """What all ranks did in a block, from what this one did."""
+        return block
+
+    def _memory(self) -> Sequence[DeviceMemory]:
+        return self._device.memory()
 
     def _stand_still(self) -> NoReturn:
         """Wait to be ended by the coordinator: what follows the loop must not run."""
@@ -181,6 +215,7 @@ class TimedLoop:
         return batch
 
     def _answer(self, request: BlockRequest, answer: dict[str, Any]) -> Generator[Any, None, None]:
+        self._tell("look")
         self._counters.find_processes()
         self._device.look()
         if request.mode is BlockMode.CHECK:
@@ -192,12 +227,13 @@ class TimedLoop:
             answer["copy_s"] = yield from self._copy_s()
         elif request.mode is BlockMode.EPOCH:
             capacity = self._trial.config.num_prefetched
-            answer["epoch_start_s"] = self.source.begin_epoch(capacity, request.min_s)
+            answer["epoch_start_s"] = self._epoch_start_s(capacity, request.min_s)
         elif request.mode is BlockMode.LOAD:
+            self._tell("empty")
             self.source.discard_ready()
             self.source.drain()
             # The loop is given nothing: all its batches are taken here.
-            for _ in self._blocks(self._take_all, request, answer):
+            for _ in self._blocks(self._take_all, request, answer, do="load"):
                 pass
         elif request.mode is BlockMode.COMPUTE:
             with self._alone():
@@ -216,6 +252,7 @@ class TimedLoop:
             return None
         watch = CopyWatch(self._device.num_allocations)
         yield from self._lead_in()
+        self._tell("steps", number=_NUM_WATCHED)
         for _ in range(_NUM_WATCHED):
             batch = self._take()
             with watch.watching():
@@ -228,13 +265,18 @@ class TimedLoop:
             follower.take()
         return self._take()
 
+    def _epoch_start_s(self, capacity: int, limit_s: float) -> float | None:
+        return self.source.begin_epoch(capacity, limit_s)
+
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """The step by itself: loaders stand still, and a few batches are repeated."""
+        self._tell("hold")
         with contextlib.ExitStack() as stack:
             for source in (self.source, *self.followers):
                 stack.enter_context(source.held())
             yield
+        self._tell("release")
 
     def _settle(self, request: BlockRequest, answer: dict[str, Any]) -> Generator[Any, None, None]:
         """Steps that are not counted, until the loop is as it will be for good.
@@ -259,10 +301,12 @@ class TimedLoop:
         previous = 0.0
         settled = False
         try:
+            self._tell("steps", number=1)
             yield self._take()
             if num_compiled() or self._device.is_used:
                 self._device.synchronise()
                 begun_s = time.monotonic()
+            self._tell("drain")
             num_discarded += self.source.drain()
             while True:
                 block = yield from self._block(self._take, window)
@@ -274,6 +318,7 @@ class TimedLoop:
                     continue
                 emptying = block.ready_change < -self._trial.config.num_workers
                 if emptying:
+                    self._tell("discard")
                     num_discarded += self.source.discard_ready()
                 # A loop so slow that there is time for one window only cannot be told to get
                 # faster.
@@ -301,29 +346,34 @@ class TimedLoop:
             )
 
     def _blocks(
-        self, take: Callable[[], Any], request: BlockRequest, answer: dict[str, Any]
+        self,
+        take: Callable[[], Any],
+        request: BlockRequest,
+        answer: dict[str, Any],
+        do: str = "steps",
     ) -> Iterator[Any]:
         """Time the blocks asked for, each with what was used meanwhile, into `answer`."""
-        before = self._counters.read()
+        before, whole = self._counters.read(), []
         for _ in range(request.num_blocks):
             found: list[Block] = []
             try:
-                yield from self._block(take, request, found)
+                yield from self._block(take, request, found, do)
             finally:
                 # Of a loop that ends, what there was of the block.
                 after = self._counters.read()
                 used = self._counters.used_between(before, after)
-                answer["blocks"] += [{**dataclasses.asdict(block), **used} for block in found]
+                whole = [self._together(dataclasses.replace(one, **used)) for one in found]
+                answer["blocks"] += map(dataclasses.asdict, whole)
                 before = after
-        if answer["blocks"]:
-            self._least_lead_in = self._num_restarting(Block(**answer["blocks"][-1]))
+        if whole:
+            self._least_lead_in = self._num_restarting(whole[-1])
 
     def _lead_in(self, least: int = 1) -> Iterator[Any]:
         """Steps after a pause, `least` of them at least, that are not counted."""
         start_s = time.monotonic()
         num_steps = 0
         while num_steps < least or (
-            self._step_s < _LONG_STEP_S and time.monotonic() - start_s < _PLACEMENT_S
+            self._step_s < LONG_STEP_S and time.monotonic() - start_s < PLACEMENT_S
         ):
             yield self._take()
             num_steps += 1
@@ -340,7 +390,11 @@ class TimedLoop:
         return self._trial.config.num_workers if waits and not saturated else 0
 
     def _block(
-        self, take: Callable[[], Any], request: BlockRequest, found: list[Block] | None = None
+        self,
+        take: Callable[[], Any],
+        request: BlockRequest,
+        found: list[Block] | None = None,
+        do: str = "steps",
     ) -> Generator[Any, None, Block]:
         """Time steps until their duration and number are as asked for.
 
@@ -348,75 +402,84 @@ class TimedLoop:
             take: Gives a batch.
             request: What is asked for.
             found: Gets the block, also where the loop ends within it.
+            do: What the ranks do together, to which `take` belongs.
         """
-        tally = _Tally()
-        self._device.synchronise()
-        clock = self._device.stall_clock()
-        if clock is not None:
-            clock.begin(self._step_s)
-        compiled = num_compiled()
-        num_ready = self.source.num_ready()
-        source, num_ends, ends_s = self.source, self.source.num_epoch_ends, self.source.epoch_end_s
-        updates, num_lost = self._watch.counts(), 0
-        self._paused_s = self._follower_wait_s = 0.0
-        start_s = asked_s = time.monotonic()
-
-        def finish() -> Block:
-            self._device.synchronise()
-            return self._finish(
-                tally,
-                duration_s=time.monotonic() - start_s - self._paused_s,
-                stall_s=None if clock is None else clock.stalled_s(),
-                num_compiled=num_compiled() - compiled,
-                ready_change=self.source.num_ready() - num_ready,
-                num_epoch_ends=self.source.num_epoch_ends - (num_ends if same() else 0),
-                epoch_end_s=self.source.epoch_end_s - (ends_s if same() else 0.0),
-            )
-
-        def same() -> bool:
-            return self.source is source
-
+        run = self._begin_run()
+        elapsed_s = 0.0
         try:
             while True:
-                asked_cpu_s = time.process_time()
-                if clock is not None:
-                    clock.ask()
-                batch = take()
-                got_s = time.monotonic()
-                if clock is not None:
-                    clock.get()
-                wait_s, wait_cpu_s = got_s - asked_s, time.process_time() - asked_cpu_s
-                num_samples, num_units = self._count(batch)
-                num_before = self._watch.updates_since(updates)
-                self._has_lost_step = False
-                yield batch
-                asked_s = time.monotonic()
-                num_updates = self._watch.updates_since(updates)
-                if self._has_lost_step:
-                    num_lost += num_updates - num_before
-                else:
-                    tally.num_updates = num_updates - num_lost
-                    tally.num_steps += 1
-                    tally.num_samples += num_samples
-                    tally.num_units += num_units
-                    tally.wait_s += wait_s
-                    tally.wait_cpu_s += wait_cpu_s
-                elapsed_s = asked_s - start_s - self._paused_s
+                for _ in range(self._num_unwatched(do, request, run.tally, elapsed_s)):
+                    yield from self._step(take, run)
+                tally = run.tally
+                elapsed_s = time.monotonic() - run.start_s - self._paused_s
                 whole = tally.num_steps % request.multiple_of == 0 and tally.num_steps > 0
                 late = request.cut_s is not None and elapsed_s >= request.cut_s
                 if elapsed_s >= request.min_s and (whole or (late and tally.num_steps)):
                     break
         except LoopEndedError:
-            if tally.num_steps and found is not None:
-                found.append(finish())
+            if run.tally.num_steps and found is not None:
+                found.append(self._finish(run))
             raise
-        block = finish()
-        if found is not None:
-            found.append(block)
+        block = self._finish(run)
+        if found is None:
+            return self._together(block)
+        found.append(block)
         return block
 
-    def _finish(self, tally: _Tally, *, duration_s: float, **seen: Any) -> Block:  # noqa: ANN401
-        duration_s = max(duration_s, 1e-9)
+    def _begin_run(self) -> Run:
+        """Begin to count steps."""
+        self._device.synchronise()
+        clock = self._device.stall_clock()
+        if clock is not None:
+            clock.begin(self._step_s)
+        self._paused_s = self._follower_wait_s = 0.0
+        now_s = time.monotonic()
+        return Run(
+            clock=clock,
+            num_compiled=num_compiled(),
+            source=self.source,
+            num_ready=self.source.num_ready(),
+            num_epoch_ends=self.source.num_epoch_ends,
+            epoch_end_s=self.source.epoch_end_s,
+            updates=self._watch.counts(),
+            start_s=now_s,
+            own_cpu_s=time.process_time(),
+            asked_s=now_s,
+        )
+
+    def _step(self, take: Callable[[], Any], run: Run) -> Generator[Any, None, None]:
+        """One step, counted unless nobody knows when it ended."""
+        tally, clock = run.tally, run.clock
+        asked_cpu_s = time.process_time()
+        if clock is not None:
+            clock.ask()
+        batch = take()
+        got_s = time.monotonic()
+        if clock is not None:
+            clock.get()
+        wait_s, wait_cpu_s = got_s - run.asked_s, time.process_time() - asked_cpu_s
+        num_samples, num_units = self._count(batch)
+        num_before = self._watch.updates_since(run.updates)
+        self._has_lost_step = False
+        yield batch
+        run.asked_s = time.monotonic()
+        num_updates = self._watch.updates_since(run.updates)
+        if self._has_lost_step:
+            run.num_lost += num_updates - num_before
+            return
+        tally.num_updates = num_updates - run.num_lost
+        tally.num_steps += 1
+        tally.num_samples += num_samples
+        tally.num_units += num_units
+        tally.wait_s += wait_s
+        tally.wait_cpu_s += wait_cpu_s
+
+    def _finish(self, run: Run) -> Block:
+        """What was counted since the run began; of at least one step."""
+        self._device.synchronise()
+        tally, source = run.tally, self.source
+        same = source is run.source
+        duration_s = max(time.monotonic() - run.start_s - self._paused_s, 1e-9)
         self._step_s = duration_s / tally.num_steps
         # Where units are tensors on a GPU, these are waited for only here.
         num_units = float(tally.num_units)
@@ -433,6 +496,11 @@ class TimedLoop:
             num_updates=tally.num_updates,
             duration_s=duration_s,
             wait_s=min(duration_s, tally.wait_s + self._follower_wait_s),
+            own_cpu_s=time.process_time() - run.own_cpu_s,
             wait_cpu_s=tally.wait_cpu_s,
-            **seen,
+            stall_s=None if run.clock is None else run.clock.stalled_s(),
+            num_compiled=num_compiled() - run.num_compiled,
+            ready_change=source.num_ready() - run.num_ready,
+            num_epoch_ends=source.num_epoch_ends - (run.num_epoch_ends if same else 0),
+            epoch_end_s=source.epoch_end_s - (run.epoch_end_s if same else 0.0),
         )

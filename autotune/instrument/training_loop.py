@@ -78,7 +78,9 @@ class TrainingLoop:
         # The evaluation between two steps: when it began and ended, and the steps taken before.
         self._nested_s: tuple[float, float] | None = None
         self._nested_steps = 0
-        self._loop = TimedLoop(trial, watch, count=self._count, facts=self._describe)
+        trial.find_others()
+        kind = _kind_of_loop(trial)
+        self._loop = kind(trial, watch, count=self._count, facts=self._describe)
         self._loop.source = leader.source
         self._loop.first_batch_at_s = first_batch_at_s
         self._batches = self._loop.batches()
@@ -95,9 +97,6 @@ class TrainingLoop:
         self.region = asking.region
         self._num_fed += 1
         asking.steps_seen = self._watch.total
-        if self._trial.rank > 0:
-            # Only the first rank is timed; the others follow it through their collectives.
-            return asking.source.take()
         batch = next(self._batches)
         self._fed_at_s = time.monotonic()
         return batch
@@ -128,14 +127,11 @@ class TrainingLoop:
 
     def end(self) -> NoReturn:
         """Answer with what there is, and wait to be ended."""
-        if self._trial.rank == 0:
-            with contextlib.suppress(LoopEndedError):
-                self._batches.throw(LoopEndedError())
-            self._trial.end(
-                FailureCause.LOOP_ENDED, "the training loop ended after its first optimizer step"
-            )
-        while True:
-            self._trial.receive()
+        with contextlib.suppress(LoopEndedError):
+            self._batches.throw(LoopEndedError())
+        self._trial.end(
+            FailureCause.LOOP_ENDED, "the training loop ended after its first optimizer step"
+        )
 
     def _goes_on_with(self, asking: Pass) -> bool:
         """Whether the training, which was left, goes on with another pass.
@@ -266,6 +262,15 @@ class TrainingLoop:
                 f"{setting} {config[setting]} has no effect: {reason}",
                 setting=setting,
             )
+
+
+def _kind_of_loop(trial: TrialProcess) -> type[TimedLoop]:
+    if trial.link is None:
+        return TimedLoop
+    # Imported here: most trainings have one process.
+    from autotune.instrument.rank_loops import FollowingLoop, LeadingLoop
+
+    return LeadingLoop if trial.leads else FollowingLoop
 
 
 def _unit_name(units: Any) -> str | None:  # noqa: ANN401

@@ -17,6 +17,7 @@ from typing import Any
 import autotune
 from autotune.config import ThroughputConfig
 from autotune.errors import ConfigError
+from autotune.instrument.ranks import find_place
 from autotune.integrations.loaders import rebuilt, settings_of
 
 # Lightning's own callbacks that write, report, search or end the training; all others run in
@@ -122,9 +123,9 @@ def _load(
     )
     steps = trainer.accumulate_grad_batches if accumulates else 1
     default = dataclasses.replace(own, gradient_accumulation_steps=steps)
-    config = autotune.load_config(
-        path, default=default, effective_batch_size=default.effective_batch_size
-    )
+    # Of all ranks together.
+    effective = default.effective_batch_size * find_place().world_size
+    config = autotune.load_config(path, default=default, effective_batch_size=effective)
     if not accumulates:
         config = dataclasses.replace(config, batch_size=own.batch_size)
     elif loader.batch_size is not None:

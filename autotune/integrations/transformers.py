@@ -12,6 +12,7 @@ import autotune
 from autotune.collector import DEFAULT, CollectorInit
 from autotune.config import ThroughputConfig
 from autotune.errors import ConfigError
+from autotune.instrument.ranks import find_place
 
 # Callbacks of these classes train; all others that come with transformers report, save and stop.
 _KEPT = ("TrainerCallback", "DefaultFlowCallback", "ExportableState")
@@ -48,9 +49,9 @@ def tune(
         # `train` begins with this, which takes half a second: once, for all trials that are forked.
         gc.collect()
     default = _settings_of(trainer)
-    config = autotune.load_config(
-        path, default=default, effective_batch_size=default.effective_batch_size
-    )
+    # Of all ranks together.
+    effective = default.effective_batch_size * find_place().world_size
+    config = autotune.load_config(path, default=default, effective_batch_size=effective)
     _set(trainer, config)
     make_loader = trainer.get_train_dataloader
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import subprocess
 import time
@@ -27,6 +28,8 @@ class Introduction:
         world_size: How many start together.
         is_distributed: Whether it is started, or has begun, as part of a job of torch.distributed,
             be it the only process of that job.
+        meets: Whether it asks the other ranks, some of which may run on other machines, and then
+            says how many of them cannot connect.
         default: The script's own settings: the baseline.
         effective_batch_size: Samples per optimizer step that the script asks for.
         config_path: The settings file that it would load in training.
@@ -41,6 +44,7 @@ class Introduction:
     rank: int
     world_size: int
     is_distributed: bool = False
+    meets: bool = False
     default: ThroughputConfig
     effective_batch_size: int | None
     config_path: str | None
@@ -111,6 +115,94 @@ class Reception:
         else:
             waiting.append((channel, message))
         return True
+
+
+class Arrivals:
+    """The ranks of one start that have connected by now.
+
+    Ranks on other machines cannot. Where there may be some, those that have connected ask them by
+    the store of their job, and say how many there are.
+    """
+
+    def __init__(self) -> None:
+        self._found: list[tuple[Channel, Introduction]] = []
+        self._meetings: dict[int, _Meeting] = {}
+
+    @property
+    def introductions(self) -> list[Introduction]:
+        """What they said of themselves."""
+        return [who for _, who in self._found]
+
+    @property
+    def waits_for_others(self) -> bool:
+        """Whether it is not known yet how many will connect."""
+        return bool(self._found) and self._num_expected() is None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all are here."""
+        number = self._num_expected()
+        return number is not None and len(self._found) >= number
+
+    def add(self, channel: Channel, message: Message) -> Failure | None:
+        """Note another one; gives what is wrong with the ranks so far, if anything is."""
+        self._found.append((channel, introduce(message)))
+        return check_ranks(self.introductions)
+
+    def by_rank(self) -> list[tuple[Channel, Introduction]]:
+        """All of them, the leading one first."""
+        return sorted(self._found, key=lambda pair: pair[1].rank)
+
+    def find_fault(self) -> Failure | None:
+        """What is wrong with a job whose ranks have met; to be asked once all are here."""
+        for place in range(len(self._found)):
+            self._take_meeting(place, _FIRST_MESSAGE_DEADLINE_S)
+        starts = {start for meeting in self._meetings.values() for start in meeting.starts}
+        return two_leaders() if len(starts) > 1 else None
+
+    def _num_expected(self) -> int | None:
+        if not self._found:
+            return None
+        _, first = self._found[0]
+        if not first.meets:
+            return first.world_size
+        for place in range(len(self._found)):
+            self._take_meeting(place, 0.0)
+        meeting = next(iter(self._meetings.values()), None)
+        if meeting is None:
+            return None
+        # Those that another coordinator started will not come here.
+        return first.world_size - meeting.num_remote if len(meeting.starts) == 1 else 1
+
+    def _take_meeting(self, place: int, limit_s: float) -> None:
+        channel, who = self._found[place]
+        if who.meets and place not in self._meetings and channel.poll(limit_s):
+            with contextlib.suppress(ChannelClosedError):
+                self._meetings[place] = validate(_Meeting, channel.receive(), source="the command")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Meeting:
+    """What a rank says when all ranks of its job are there.
+
+    Attributes:
+        num_remote: How many of them cannot connect.
+        starts: What tells the coordinators that they reach.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "ignore"}
+
+    num_remote: int
+    starts: tuple[str, ...]
+
+
+def two_leaders() -> Failure:
+    """Ranks of one job that were started by more than one `autotune run`."""
+    return Failure(
+        cause=FailureCause.RANKS_UNCLEAR,
+        message="the ranks of this job were started by more than one `autotune run`: start it "
+        "once, around what starts them all (autotune run -- srun torchrun ...)",
+    )
 
 
 def introduce(message: Message) -> Introduction:

@@ -446,10 +446,11 @@ class AdaptiveOptimizer:
 
     def _units_per_step(self) -> NDArray[np.float64]:
         num_samples = sum(
-            reading.num_steps * self.configs[index].batch_size for index, reading in self._readings
+            reading.num_steps * _samples_per_step(self.configs[index])
+            for index, reading in self._readings
         )
         units_per_sample = sum(reading.num_units for _, reading in self._readings) / num_samples
-        return np.array([units_per_sample * config.batch_size for config in self.configs])
+        return np.array([units_per_sample * _samples_per_step(config) for config in self.configs])
 
     def _start_s(self, step_s: NDArray[np.float64]) -> NDArray[np.float64]:
         """What starting a run takes: some steps, and what it took beside these on average.
@@ -467,6 +468,11 @@ class AdaptiveOptimizer:
         at_once = np.array([self._starts_at_once(config) for config in self.configs])
         new_s = new.start_s(step_s)
         return np.where(at_once, np.minimum(running.start_s(step_s), new_s), new_s)
+
+
+def _samples_per_step(config: ThroughputConfig) -> int:
+    """Of all ranks."""
+    return config.batch_size * config.num_ranks
 
 
 def _is_shown(posterior: Posterior, place: int, other: int) -> bool:

@@ -48,6 +48,16 @@ class Costs:
     load_cpu_s: float
     device_share: float | None = None
 
+    def of_one_rank(self) -> Costs:
+        """The same in seconds per unit of one rank, of which all train at a time."""
+        number = self.config.num_ranks
+        return dataclasses.replace(
+            self,
+            step_s=number * self.step_s,
+            load_s=number * self.load_s,
+            load_cpu_s=number * self.load_cpu_s,
+        )
+
 
 class BottleneckModel:
     """Seconds per unit for any configuration.
@@ -55,6 +65,8 @@ class BottleneckModel:
     A step of B samples with T threads takes s0 + s1 B + s2 B/T + s3/T; loading takes l0 + l1 B.
     With W workers on C cores, a unit takes as long as the longest of: the step; its loading by W
     workers; and the CPU time of both, spread over all cores.
+
+    Where several ranks train together, all of this is of one of them and its share of the cores.
 
     What the garbage collector does is part of both costs, so that the trials of each setting of it
     are fitted by themselves. Of a setting without trials nothing is known: it is taken to cost what
@@ -67,6 +79,8 @@ class BottleneckModel:
 
     def __init__(self, costs: Sequence[Costs], usable_cores: float) -> None:
         self._cores = usable_cores
+        # The rate of a job is that of all its ranks.
+        costs = [found.of_one_rank() for found in costs]
         by_collector: dict[str, list[Costs]] = {}
         for found in costs:
             by_collector.setdefault(found.config.gc, []).append(found)
@@ -78,17 +92,20 @@ class BottleneckModel:
         configs = tuple(configs)
         _, threads = _sizes(configs)
         workers = np.array([config.num_workers for config in configs], dtype=float)
+        cores = self._cores / np.array([config.ranks_per_node for config in configs])
+        num_ranks = np.array([config.num_ranks for config in configs], dtype=float)
         step_s, load_s, load_cpu_s = self._costs(configs)
         bounds = np.stack(
             [
                 step_s,
                 load_s / np.maximum(workers, 1.0),
                 # Threads that wait for each other spin: a step takes the time of them all.
-                (np.minimum(threads, self._cores) * step_s + load_cpu_s) / self._cores,
+                (np.minimum(threads, cores) * step_s + load_cpu_s) / cores,
             ]
         )
         with_workers = (bounds**_SHARPNESS).sum(axis=0) ** (1 / _SHARPNESS)
-        return np.where(workers > 0, with_workers, step_s + load_s)
+        seconds = np.where(workers > 0, with_workers, step_s + load_s)
+        return np.asarray(seconds / num_ranks)
 
     def gain(self, configs: Iterable[ThroughputConfig]) -> Array:
         """What loading that takes no time would bring, as a logarithm of rates, [N]."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from autotune.analysis.ablation import Effect, Severity, Value
 from autotune.analysis.bottleneck import Bottleneck, Bound
 from autotune.analysis.lessons import Lesson, learn
+from autotune.analysis.stragglers import Straggler
 from autotune.axes import AXES
 from autotune.collector import DEFAULT
 from autotune.config import ThroughputConfig
@@ -77,6 +78,15 @@ def outlook(bottleneck: Bottleneck) -> str:
     return (
         f"the remaining bottleneck is not one of the tuned settings{ceiling}; "
         f"consider {_ADVICE[bottleneck.bound]}"
+    )
+
+
+def waited_for(straggler: Straggler) -> str:
+    """Which rank the others wait for, and what it waits for itself."""
+    return (
+        f"all ranks wait for rank {straggler.rank} on {straggler.host}: it waits for its loader "
+        f"{100 * straggler.wait_share:.0f} % of the time, and the others at most "
+        f"{100 * straggler.others_share:.0f} %"
     )
 
 

@@ -14,7 +14,7 @@ from autotune.best_config import Performance
 from autotune.collector import DEFAULT
 from autotune.config import ThroughputConfig
 from autotune.measurement import figure
-from autotune.report.diagnosis import outlook
+from autotune.report.diagnosis import outlook, waited_for
 from autotune.report.study_view import StudyView
 
 if TYPE_CHECKING:
@@ -116,10 +116,14 @@ def bottlenecks(result: Result) -> list[str]:
     lines = []
     if result.baseline_bottleneck is not None:
         lines.append(f"the baseline settings are {result.baseline_bottleneck}")
+    if result.baseline_straggler is not None:
+        lines.append(f"with the baseline settings {waited_for(result.baseline_straggler)}")
     if result.bottleneck is not None:
         if best.config != best.baseline.config:
             lines.append(f"the chosen settings are {result.bottleneck}")
         lines.append(outlook(result.bottleneck))
+    if result.straggler is not None and result.best.speedup.significant:
+        lines.append(f"with the chosen settings {waited_for(result.straggler)}")
     return lines
 
 

@@ -46,7 +46,10 @@ class TrainingLength:
         """
         if self.unit is LengthUnit.STEPS:
             return self.count * baseline.effective_batch_size
-        return steps_per_epoch and self.count * steps_per_epoch * baseline.batch_size
+        return (
+            steps_per_epoch
+            and self.count * steps_per_epoch * baseline.batch_size * baseline.num_ranks
+        )
 
 
 def parse_training_length(text: str, *, source: str) -> TrainingLength:

@@ -14,6 +14,7 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -81,7 +82,7 @@ class CounterReader:
             gpu=self._gpus.read(),
         )
 
-    def used_between(self, start: Counters, end: Counters) -> dict[str, float | None]:
+    def used_between(self, start: Counters, end: Counters) -> dict[str, Any]:
         """What was used between two readings, by the names of `Block`'s attributes."""
         cpu_s = end.tree_cpu_s - start.tree_cpu_s
         # Under a quota others may use the cores that are left without disturbing anybody.

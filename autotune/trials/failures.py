@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import resource
 import signal
@@ -29,6 +30,14 @@ _AFTER_FORK = (
 )
 # A loader's worker that was killed is reported by its parent.
 _KILLED_WORKER = r"killed by signal: (Killed|Terminated)"
+# A rank that is gone breaks the connections of all others. Sources: gloo/transport/tcp/pair.cc;
+# torch's c10d/NCCLUtils.hpp.
+_RANK_GONE = r"(?:gloo/.*|NCCL.*)(Connection (?:reset|closed) by peer|remote process exited)"
+# What torchrun prints of the rank that failed first. Source: torch's
+# distributed/elastic/multiprocessing/errors/__init__.py.
+_TORCHRUN = re.compile(
+    r"^Root Cause.*^\s*rank\s*: (\d+) .*?^\s*exitcode\s*: (-?\d+)", re.MULTILINE | re.DOTALL
+)
 # How torch passes on what a worker raised: the worker's traceback is part of the text.
 # Source: torch/_utils.py, ExceptionWrapper.
 _CAUGHT = re.compile(r"Caught \w+ in DataLoader worker process \d+\.")
@@ -72,6 +81,9 @@ def describe_exception(name: str, detail: str, output: str, *, oom_killed: bool)
         cause = FailureCause.OUT_OF_DEVICE_MEMORY
     elif re.search(_AFTER_FORK, detail) and not _CAUGHT.search(detail):
         cause = FailureCause.DEVICE_AFTER_FORK
+    elif (gone := re.search(_RANK_GONE, detail)) is not None:
+        message = f"another rank of the job is gone ({gone[1]})"
+        return Failure(cause=FailureCause.KILLED, message=message, output=output)
     for candidate, pattern in _CAUSES.items():
         if cause is FailureCause.CRASHED and re.search(pattern, detail):
             cause = candidate
@@ -91,6 +103,12 @@ def describe_exit(exit_code: int | None, output: str, *, oom_killed: bool) -> Fa
     """
     if _NO_MAIN_GUARD.search(output):
         return Failure(cause=FailureCause.CRASHED, message=_GUARD_REMEDY, output=output)
+    told = _TORCHRUN.search(output)
+    if told is not None and exit_code == 1:
+        failure = describe_exit(int(told[2]), "", oom_killed=oom_killed)
+        return dataclasses.replace(
+            failure, message=f"rank {told[1]} {failure.message}", output=output
+        )
     number = -exit_code if exit_code is not None and exit_code < 0 else None
     if exit_code is not None and exit_code > _SHELL_SIGNAL:
         number = exit_code - _SHELL_SIGNAL

@@ -14,6 +14,7 @@ from autotune.errors import BadInputError
 from autotune.ipc.channel import CHANNEL_VARIABLE, Listener
 from autotune.ipc.private_directory import TEMPORARY_VARIABLES
 from autotune.system.memory import OomWatch
+from autotune.torchrun import with_ranks_per_node
 from autotune.trials.process_groups import ProcessGroups
 from autotune.trials.stacks import STACKS_AT_ABORT
 
@@ -69,18 +70,27 @@ class Launcher:
         start = str(self._num_starts)
         return start, self._listener.directory / f"{OUTPUT_PREFIX}{start}.txt"
 
-    def launch(self, environment: Mapping[str, str]) -> Launch:
-        """Start the command, with `environment` on top of its usual one.
+    def launch(
+        self, environment: Mapping[str, str], *, ranks_per_node: int | None = None
+    ) -> Launch:
+        """Start the command.
+
+        Args:
+            environment: On top of its usual one.
+            ranks_per_node: Of how many ranks on a machine; None for as many as it says.
 
         Raises:
-            BadInputError: The program cannot be started at all.
+            BadInputError: The program cannot be started at all, or not with other ranks.
         """
+        command = self._command
+        if ranks_per_node is not None:
+            command = with_ranks_per_node(command, ranks_per_node)
         start, output = self.new_start()
         requested_at_s, oom = time.monotonic(), OomWatch()
         with output.open("wb") as file:
             try:
                 process = subprocess.Popen(
-                    self._command,
+                    command,
                     stdin=subprocess.DEVNULL,
                     stdout=file,
                     stderr=subprocess.STDOUT,
@@ -89,7 +99,7 @@ class Launcher:
                 )
             except OSError as error:
                 raise BadInputError(
-                    f"command: {self._command[0]} cannot be started: {error.strerror}"
+                    f"command: {command[0]} cannot be started: {error.strerror}"
                 ) from error
         self._groups.add(process.pid)
         # Where memory runs out, the kernel is to end a trial and not the coordinator. All that a

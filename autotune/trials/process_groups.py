@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Set
+from collections.abc import Collection, Set
 from pathlib import Path
 
 import psutil
@@ -170,6 +170,23 @@ class ProcessGroups:
             with contextlib.suppress(BrokenPipeError):
                 self._guard.stdin.write(f"{line}\n".encode())
                 self._guard.stdin.flush()
+
+
+def groups_of_launchers(root: int, pids: Collection[int]) -> frozenset[int]:
+    """Process groups that hold launchers and none of what these have launched.
+
+    Args:
+        root: What was started first.
+        pids: What it has launched, or what others have that it launched.
+    """
+    launchers, launched = set(), set()
+    for pid in pids:
+        with contextlib.suppress(psutil.Error, OSError):
+            launched.add(os.getpgid(pid))
+            above = [parent.pid for parent in psutil.Process(pid).parents()]
+            if root in above:
+                launchers |= {os.getpgid(parent) for parent in above[: above.index(root) + 1]}
+    return frozenset(launchers - launched)
 
 
 def _signal_groups(groups: Set[int], number: signal.Signals) -> None:

@@ -17,13 +17,7 @@ from autotune.axes import AXES
 from autotune.config import THREAD_VARIABLES, ThroughputConfig
 from autotune.instrument.accelerator import ASK_WITHOUT_CUDA
 from autotune.ipc.channel import Channel, ChannelClosedError, Listener
-from autotune.ipc.introductions import (
-    Introduction,
-    Reception,
-    check_ranks,
-    introduce,
-    missing_ranks,
-)
+from autotune.ipc.introductions import Arrivals, Introduction, Reception, missing_ranks
 from autotune.measurement import Failure, FailureCause, StartMode
 from autotune.patch.environment import Job, hook_environment
 from autotune.patch_target import PatchTarget
@@ -31,7 +25,7 @@ from autotune.system.memory import OomWatch
 from autotune.trials.failures import describe_exit, describe_hang
 from autotune.trials.first_look import find_target
 from autotune.trials.launcher import OUTPUT_PREFIX, REAP_DEADLINE_S, Launch, Launcher
-from autotune.trials.process_groups import ProcessGroups
+from autotune.trials.process_groups import ProcessGroups, groups_of_launchers
 from autotune.trials.trial import (
     Trial,
     TrialFailedError,
@@ -47,6 +41,8 @@ SINGLE_THREADED = dict.fromkeys(THREAD_VARIABLES, "1")
 _HOST_ENVIRONMENT = {**SINGLE_THREADED, **ASK_WITHOUT_CUDA}
 # Why trials start afresh where the user wants that.
 ASKED_FOR = "asked for"
+# While ranks wait for those on other machines, it is looked so often whether these are there.
+_MEETING_TICK_S = 0.1
 # How long a fork may take to connect; it takes milliseconds.
 _FORK_DEADLINE_S = 30.0
 # Once the time is up, a start may still take so long.
@@ -59,9 +55,9 @@ class _Host:
 
     process: subprocess.Popen[bytes]
     start: str
-    groups: frozenset[int]
     channel: Channel
-    followers: list[Channel]
+    followers: list[tuple[int, Channel]]
+    paused: frozenset[int]
     introduction: Introduction
     output: Path
     requested_at_s: float
@@ -114,6 +110,8 @@ class Runner:
         self._reception = Reception(listener)
         self._fork_host: _Host | None = None
         self._ahead: collections.deque[Launch] = collections.deque()
+        # Ranks that the command starts on each machine by itself; None until it has.
+        self._own_ranks: int | None = None
         # A trial that waits to go on with another configuration.
         self._kept: Trial | None = None
 
@@ -266,11 +264,21 @@ class Runner:
     def _start_fresh(self, config: ThroughputConfig | None) -> Trial:
         # It may hold most of a GPU's memory.
         self._end_kept()
-        host = self._start_host({})
+        host = self._start_host({}, self._other_ranks(config))
+        self._own_ranks = self._own_ranks or host.introduction.default.ranks_per_node
         self.introduction = host.introduction
         chosen = config or host.introduction.default
+        if chosen.num_ranks != host.introduction.world_size:
+            self._end_host(host, 0.0)
+            message = (
+                f"ranks_per_node {chosen.ranks_per_node} has no effect: "
+                f"{host.introduction.world_size} ranks were started where {chosen.num_ranks} were "
+                "to be"
+            )
+            cause, setting = FailureCause.SETTING_IGNORED, "ranks_per_node"
+            raise TrialFailedError(Failure(cause=cause, message=message, setting=setting))
         try:
-            for channel in (host.channel, *host.followers):
+            for channel in (host.channel, *(channel for _, channel in host.followers)):
                 channel.send(
                     type="run",
                     config=chosen.to_dict(),
@@ -283,12 +291,13 @@ class Runner:
             raise TrialFailedError(_describe_end(host, exit_code)) from error
         origin = TrialOrigin(
             root_pid=host.process.pid,
-            groups=host.groups,
+            groups=host.paused,
             requested_at_s=host.requested_at_s,
             output=host.output,
             notes=_notes_beside(host.output),
             oom=host.oom,
             find_fault=lambda: self._reception.find_second_rank(host.start),
+            followers=tuple(host.followers),
             abort=lambda: self._groups.abort(host.process.pid),
             end=lambda grace_s: self._end_host(host, grace_s),
         )
@@ -297,6 +306,12 @@ class Runner:
             return self._when_ready(self._start_fresh(config))
 
         return Trial(host.channel, chosen, origin, StartMode.FRESH, restart, self.removed_files)
+
+    def _other_ranks(self, config: ThroughputConfig | None) -> int | None:
+        """How many ranks a machine is to run, where that is not what the command says."""
+        if config is None or self._own_ranks in (None, config.ranks_per_node):
+            return None
+        return config.ranks_per_node
 
     def _bring_up_fork_host(self) -> bool:
         """Whether a host is there that can be forked; starts one where none is."""
@@ -371,14 +386,16 @@ class Runner:
         exit_code = self._end_host(host, REAP_DEADLINE_S)
         raise TrialFailedError(_describe_end(host, exit_code)) from error
 
-    def _start_host(self, environment: Mapping[str, str]) -> _Host:
+    def _start_host(
+        self, environment: Mapping[str, str], ranks_per_node: int | None = None
+    ) -> _Host:
         """Start the command, and wait until each of its ranks has introduced itself."""
-        if self._ahead and not environment:
+        if self._ahead and not environment and ranks_per_node is None:
             return self._meet(self._ahead.popleft())
-        return self._meet(self._launch(environment))
+        return self._meet(self._launch(environment, ranks_per_node))
 
-    def _launch(self, environment: Mapping[str, str]) -> Launch:
-        launch = self._launcher.launch(environment)
+    def _launch(self, environment: Mapping[str, str], ranks_per_node: int | None = None) -> Launch:
+        launch = self._launcher.launch(environment, ranks_per_node=ranks_per_node)
         self._reception.expect(launch.start)
         return launch
 
@@ -389,12 +406,15 @@ class Runner:
             self._end_launch(launch, 0.0)
             raise
         (channel, introduction), *followers = channels
+        groups = self._groups.add_descendants(launch.process.pid)
+        ranks = [who.pid for _, who in channels]
         return _Host(
             process=launch.process,
             start=launch.start,
-            groups=self._groups.add_descendants(launch.process.pid),
+            # A launcher tells others that its machine is there, and so is never stopped.
+            paused=groups - groups_of_launchers(launch.process.pid, ranks),
             channel=channel,
-            followers=[follower for follower, _ in followers],
+            followers=[(who.rank, follower) for follower, who in followers],
             introduction=introduction,
             output=launch.output,
             requested_at_s=launch.requested_at_s,
@@ -403,18 +423,24 @@ class Runner:
 
     def _introductions(self, launch: Launch) -> list[tuple[Channel, Introduction]]:
         """The channels of all ranks of a started command, by rank."""
-        found: list[tuple[Channel, Introduction]] = []
+        arrivals = Arrivals()
         deadline_s = self._deadline_s(launch.requested_at_s)
-        while not found or len(found) < found[0][1].world_size:
-            accepted = self._reception.accept(launch.start, deadline_s, launch.process)
-            if accepted is None:
-                raise TrialFailedError(self._describe_silence(launch, [who for _, who in found]))
-            channel, message = accepted
-            found.append((channel, introduce(message)))
-            fault = check_ranks([who for _, who in found])
+        while not arrivals.is_complete:
+            until_s = deadline_s
+            if arrivals.waits_for_others:
+                until_s = min(deadline_s, time.monotonic() + _MEETING_TICK_S)
+            accepted = self._reception.accept(launch.start, until_s, launch.process)
+            fault = None
+            if accepted is not None:
+                fault = arrivals.add(*accepted)
+            elif time.monotonic() >= deadline_s or launch.process.poll() is not None:
+                fault = self._describe_silence(launch, arrivals.introductions)
             if fault is not None:
                 raise TrialFailedError(fault)
-        return sorted(found, key=lambda pair: pair[1].rank)
+        fault = arrivals.find_fault()
+        if fault is not None:
+            raise TrialFailedError(fault)
+        return arrivals.by_rank()
 
     def _deadline_s(self, requested_at_s: float) -> float:
         """Monotonic time at which what was asked for then is given up."""
@@ -449,7 +475,7 @@ class Runner:
         return _describe_end(launch, exit_code)
 
     def _end_host(self, host: _Host, grace_s: float) -> int | None:
-        for channel in (host.channel, *host.followers):
+        for channel in (host.channel, *(channel for _, channel in host.followers)):
             channel.close()
         return self._end_launch(host, grace_s)
 

@@ -71,7 +71,9 @@ class TrialOrigin:
 
     Attributes:
         root_pid: Process whose tree is measured.
-        groups: Process groups of that tree.
+        groups: Process groups of that tree that are stopped while nothing is measured.
+        followers: Of a job of several ranks, those that follow the leading one, by rank, and their
+            connections.
         requested_at_s: Monotonic time at which the start was asked for.
         output: File that holds what the trial prints.
         notes: File in which it notes what its steps leave in the file system.
@@ -91,6 +93,7 @@ class TrialOrigin:
     find_fault: Callable[[], Failure | None]
     abort: Callable[[], None]
     end: Callable[[float], int | None]
+    followers: tuple[tuple[int, Channel], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -365,6 +368,7 @@ class Trial:
             fault = self._origin.find_fault()
             if fault is not None:
                 self._fail(fault.cause, fault.message)
+            self._look_at_followers()
             left = memory_left_bytes()
             if left < self._memory_reserve:
                 self._fail(
@@ -375,21 +379,35 @@ class Trial:
                 return False
         return True
 
+    def _look_at_followers(self) -> None:
+        """Raise what one of the ranks has said that follow the leading one; it may be stuck then.
+
+        Raises:
+            TrialFailedError: One has failed.
+        """
+        for rank, channel in self._origin.followers:
+            with contextlib.suppress(ChannelClosedError):
+                message = channel.receive(0.0) if channel.poll(0.0) else {}
+                if message.get("type") == "failed":
+                    self._raise_reported({**message, "rank": rank})
+
     def _raise_reported(self, message: Message) -> NoReturn:
-        """The trial said itself what went wrong."""
+        """The trial said itself what went wrong, or with which of its ranks."""
         cause, text = str(message.get("cause")), str(message.get("message", ""))
+        rank = message.get("rank")
+        whose = "" if rank is None else f"rank {rank}: "
         if cause in set(FailureCause):
-            self._fail(FailureCause(cause), text, setting=message.get("setting"))
+            self._fail(FailureCause(cause), whose + text, setting=message.get("setting"))
         # The traceback is printed after the report; the connection ends when it is.
         self._channel.poll(_TRACEBACK_DEADLINE_S)
         _, output = self._end(0.0)
         oom_killed = self._origin.oom.struck()
-        raise TrialFailedError(
-            describe_exception(str(message.get("error")), text, output, oom_killed=oom_killed)
-        )
+        failure = describe_exception(str(message.get("error")), text, output, oom_killed=oom_killed)
+        raise TrialFailedError(dataclasses.replace(failure, message=whose + failure.message))
 
     def _raise_ended(self) -> NoReturn:
         """The trial is gone without a word: its exit code tells what there is to tell."""
+        self._look_at_followers()
         exit_code, output = self._end(_TRACEBACK_DEADLINE_S)
         if exit_code == 0:
             where = "inside its loop" if self._ready else "without calling autotune.steps"

@@ -15,6 +15,7 @@ from autotune.optimizer.trial_cost import TrialCost
 from autotune.space import Space, default_axes
 from autotune.study.definition import MOST_CANDIDATES, MOST_ROUNDS, SamplerName, StudyDefinition
 from autotune.system.machine import this_machine
+from autotune.torchrun import with_ranks_per_node
 from autotune.tuning.trial_runs import settling_s
 
 _KEPT_BY_PATCH = "--patch leaves it alone (--patch-batch-size tunes it, too)"
@@ -80,8 +81,13 @@ def make_plan(
         # Named, so that a trial that was forked with one thread can set it.
         baseline = dataclasses.replace(baseline, num_threads=introduction.default_num_threads)
     effective = introduction.effective_batch_size
+    named_ranks = definition.axes.get("ranks_per_node", ())
+    if named_ranks:
+        # That the command can be given other numbers is better known now than at the first trial.
+        with_ranks_per_node(definition.command, baseline.ranks_per_node)
     axes = default_axes(
         usable_cores=this_machine().usable_cores,
+        fewest_ranks=min([baseline.ranks_per_node, *map(int, named_ranks)]),
         baseline=baseline,
         effective_batch_size=effective,
     )

@@ -27,6 +27,7 @@ from autotune.analysis.result import (
     stored_result,
     unconfirmed_gain,
 )
+from autotune.analysis.stragglers import find_straggler
 from autotune.analysis.trend import change_within_runs
 from autotune.axes import AxisValue
 from autotune.best_config import MachineRecord
@@ -406,6 +407,8 @@ class Tuner:
             fork_differences=fork_differences(choice, records, (plan.baseline, best.config)),
             baseline_bottleneck=diagnose(plan.baseline, runs[plan.baseline], searched),
             bottleneck=diagnose(best.config, runs[best.config], searched),
+            baseline_straggler=find_straggler(runs[plan.baseline]),
+            straggler=find_straggler(runs[best.config]),
             unsteady=statistics.mean(map(spread.is_unsteady, runs[best.config])) > 0.5,
             config_path=self._store.facts["config_path"],
             start_mode=self._runner.mode,

@@ -1,6 +1,7 @@
 """Small training scripts, run for real."""
 
 import contextlib
+import socket
 import subprocess
 import sys
 import textwrap
@@ -114,6 +115,11 @@ QUICK = {
     "allow_busy": True,
 }
 # A step that takes its time whatever the batch: the largest batch is by far the fastest.
+# Joins a job of two ranks, at a port that is asked for.
+JOIN = (
+    "import torch.distributed; torch.distributed.init_process_group('gloo', rank="
+    "int(os.environ['RANK']), world_size=2, init_method='tcp://127.0.0.1:{port}')"
+)
 FIXED_STEP = "time.sleep(0.01)"
 
 
@@ -165,6 +171,14 @@ def study(light_script):
         return ("--study", "quick.yaml")
 
     return write
+
+
+@pytest.fixture
+def join():
+    """What has two ranks join one job, as a line of a script."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return JOIN.format(port=free.getsockname()[1])
 
 
 @pytest.fixture

@@ -161,7 +161,7 @@ def test_without_a_file_the_default_is_used(tmp_path):
 
 def test_another_machine_gives_a_warning(path):
     change(path, "machine.fingerprint", "0123456789ab")
-    with pytest.warns(MachineMismatchWarning, match="tuned on another machine"):
+    with pytest.warns(MachineMismatchWarning, match="tuned elsewhere"):
         autotune.load_config(path, default=ThroughputConfig(batch_size=2))
 
 
@@ -220,7 +220,7 @@ def test_another_gpu_gives_a_warning_that_names_it(
         "named": "NVIDIA A100-SXM4-80GB",
     }
     told = differences.format(**named)
-    assert found == [f" was tuned on another machine ({told}): tune it again here"]
+    assert found == [f" was tuned elsewhere ({told}): tune it again here"]
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,19 @@ def test_the_effective_batch_is_kept_by_all():
         Space(axes={"batch_size": (1, 3)}, effective_batch_size=8)
 
 
+def test_ranks_on_a_machine_share_its_threads_and_the_effective_batch():
+    axes = {"ranks_per_node": (1, 2), "num_threads": (1, 2, 4), "batch_size": (2, 8)}
+    space = Space(axes=axes, effective_batch_size=8)
+    configs = space.configurations(ThroughputConfig(batch_size=2, num_threads=4))
+    assert {config.effective_batch_size for config in configs} == {8}
+    two = [config for config in configs if config.ranks_per_node == 2]
+    # Four threads of each are more than there are cores, and two batches of eight too many samples.
+    assert {(config.batch_size, config.num_threads) for config in two} == {(2, 1), (2, 2)}
+    assert {config.num_ranks for config in two} == {2}
+    halved = space.changed(configs[-1], batch_size=2, ranks_per_node=2)
+    assert (configs[-1].num_threads, halved.num_threads) == (4, 2)
+
+
 def test_an_axis_that_is_missing_stays_as_in_the_baseline():
     baseline = ThroughputConfig(batch_size=2, num_workers=3, prefetch_factor=5)
     (config,) = Space(axes={"batch_size": (7,)}).configurations(baseline)

@@ -1,6 +1,5 @@
 """Ranks that are started in different ways are found, told apart, and waited for."""
 
-import socket
 import sys
 import time
 
@@ -121,17 +120,8 @@ def test_a_command_that_ends_without_one_of_its_ranks_is_explained(
     assert not processes_of(command[1])
 
 
-def test_jobs_of_several_ranks_are_confirmed_one_after_another(study, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # Two jobs at once would want the same port.
-    before = (
-        "import socket; server = socket.socket(); "
-        "server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); "
-        f"os.environ['RANK'] == '0' and (server.bind(('127.0.0.1', {port})), server.listen())"
-    )
-    options = study(script={"before": before, "step": FIXED_STEP})
+def test_jobs_of_several_ranks_are_confirmed_one_after_another(study, tmp_path, join):
+    options = study(script={"before": join, "step": FIXED_STEP}, budget="40s")
     command = launched(tmp_path, (sys.executable, str(tmp_path / "train it.py")), *RANKS)
     text = (tmp_path / "quick.yaml").read_text()
     head, _, tail = text.partition("command:\n")

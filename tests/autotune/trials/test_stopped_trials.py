@@ -16,6 +16,7 @@ from autotune.system.counters import process_cpu_s
 from ..conftest import processes_of, wait_until
 
 CONFIG = ThroughputConfig(batch_size=4)
+TWO_RANKS = ThroughputConfig(batch_size=4, num_ranks=2, ranks_per_node=2)
 WITH_WORKERS = ThroughputConfig(batch_size=4, num_workers=2)
 # More batches than the workers have ready.
 BLOCK = BlockRequest(min_s=0.1, multiple_of=20)
@@ -122,17 +123,19 @@ def launcher_of(tmp_path, command):
 
 @pytest.mark.alone
 def test_ranks_in_groups_of_their_own_are_stopped_counted_and_ended(
-    light_script, start_runner, tmp_path
+    light_script, start_runner, tmp_path, join
 ):
-    # Both ranks burn CPU time, the second one while it steps without being asked.
     burn = "end = time.process_time() + 0.005\nwhile time.process_time() < end: pass"
-    command = light_script(step=burn, item="pass")
+    command = light_script(before=join, step=burn, item="pass")
     runner = start_runner(launcher_of(tmp_path, command))
-    with runner.start(CONFIG, StartMode.FRESH) as trial:
+    with runner.start(TWO_RANKS, StartMode.FRESH) as trial:
         tree = tree_of(trial)
         assert len(tree) == 3
         trial.measure(BlockRequest(min_s=0.1, settle_s=0.1), deadline_s=30)
-        assert wait_until(lambda: are_stopped(tree), 2.0)
+        # What launched them goes on: it tells other machines that this one is there.
+        launcher, ranks = tree[:1], tree[1:]
+        assert wait_until(lambda: are_stopped(ranks), 2.0)
+        assert not are_stopped(launcher)
         (block,) = trial.measure(BlockRequest(min_s=0.5), deadline_s=30).blocks
         # Two cores' worth, or what there is of it.
         assert block.cpu_s > 0.9 * min(2.0, block.capacity_cores) * block.duration_s
@@ -140,8 +143,8 @@ def test_ranks_in_groups_of_their_own_are_stopped_counted_and_ended(
     assert wait_until(lambda: not any(process.is_running() for process in tree), 2.0)
 
 
-def test_stopped_ranks_are_killed_when_the_coordinator_is(light_script, tmp_path):
-    command = launcher_of(tmp_path, light_script())
+def test_stopped_ranks_are_killed_when_the_coordinator_is(light_script, tmp_path, join):
+    command = launcher_of(tmp_path, light_script(before=join))
     coordinator = tmp_path / "coordinator.py"
     coordinator.write_text(
         "import os, signal\n"
@@ -154,7 +157,7 @@ def test_stopped_ranks_are_killed_when_the_coordinator_is(light_script, tmp_path
         "groups.remove_at_end(listener.directory)\n"
         f"runner = Runner({command!r}, groups=groups, listener=listener, start_mode=None,\n"
         "    start_deadline_s=60.0)\n"
-        "trial = runner.start(ThroughputConfig(batch_size=4), StartMode.FRESH)\n"
+        f"trial = runner.start({TWO_RANKS!r}, StartMode.FRESH)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     ended = subprocess.run([sys.executable, str(coordinator)], check=False, timeout=60)
