@@ -113,6 +113,8 @@ def test_the_file_has_the_documented_keys_and_comments(path):
         "num_threads",
         "num_interop_threads",
         "gc",
+        "num_ranks",
+        "ranks_per_node",
     ]
     assert set(data["baseline"]) == {*FIGURES, "config"}
     assert "# The settings." in path.read_text()

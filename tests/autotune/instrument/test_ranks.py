@@ -1,5 +1,6 @@
 """Ranks that are started in different ways are found, told apart, and waited for."""
 
+import os
 import sys
 import time
 
@@ -7,6 +8,7 @@ import pytest
 
 from autotune.blocks import BlockRequest
 from autotune.config import ThroughputConfig
+from autotune.instrument.ranks import Place, find_place
 from autotune.measurement import FailureCause, StartMode
 from autotune.trials.trial import TrialFailedError
 
@@ -169,3 +171,50 @@ def test_a_baseline_that_does_not_get_to_its_loop_within_the_budget_ends_the_run
         "error: the command failed: timed out: the command did not call autotune.load_config "
         "within 10 s, the time that was left of the budget; it hung at train it.py:"
     ) in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "place"),
+    [
+        ({}, Place(0, 1, False)),
+        ({"RANK": "3", "WORLD_SIZE": "4"}, Place(3, 4, True)),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, Place(3, 4, True, 2)),
+        (
+            {
+                "SLURM_PROCID": "2",
+                "SLURM_STEP_NUM_TASKS": "8",
+                "SLURM_STEP_TASKS_PER_NODE": "3(x2),2",
+            },
+            Place(2, 8, True, 2),
+        ),
+        # A batch script has tasks that were never started; a single one is no job.
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, Place(0, 1, False)),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, Place(0, 1, False)),
+        (
+            {
+                "OMPI_COMM_WORLD_RANK": "1",
+                "OMPI_COMM_WORLD_SIZE": "2",
+                "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+            },
+            Place(1, 2, True, 2),
+        ),
+        # torchrun below srun.
+        (
+            {
+                "RANK": "5",
+                "WORLD_SIZE": "8",
+                "SLURM_PROCID": "1",
+                "SLURM_STEP_NUM_TASKS": "2",
+            },
+            Place(5, 8, True),
+        ),
+    ],
+)
+def test_launchers_tell_a_process_its_rank(monkeypatch, variables, place):
+    for name in [*os.environ]:
+        if name.startswith(("SLURM_", "OMPI_", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")):
+            monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert find_place() == place
+    assert place.may_span_machines == (place.local_world_size == 2 and place.world_size > 2)

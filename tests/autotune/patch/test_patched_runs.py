@@ -98,6 +98,7 @@ def execute(*options):
     return autotune_run(*options, "--", "python", "train.py", command="exec")
 
 
+@pytest.mark.alone
 def test_a_script_is_tuned_as_it_is_and_trained_with_what_was_found():
     before = autotune_run(*study())
     assert before.returncode == 1

@@ -88,3 +88,28 @@ def test_a_missing_main_guard_is_named():
     ended = describe_exit(1, NO_GUARD, oom_killed=False)
     assert ended.message == exited
     assert ended.cause is FailureCause.CRASHED
+
+
+def test_a_rank_that_torchrun_names_is_named():
+    output = """
+Root Cause (first observed failure):
+[0]:
+  time      : 2026-11-27_15:02:44
+  host      : vm
+  rank      : 3 (local_rank: 1)
+  exitcode  : -9 (pid: 7324)
+  error_file: <N/A>
+"""
+    found = describe_exit(1, output, oom_killed=False)
+    assert found.cause is FailureCause.KILLED
+    assert found.message == "rank 3 ended by signal SIGKILL"
+    assert found.output == output
+
+
+def test_a_connection_that_another_rank_broke_is_not_the_settings_fault():
+    text = (
+        "[/x/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer."
+    )
+    found = describe_exception("RuntimeError", text, "", oom_killed=False)
+    assert found.cause is FailureCause.KILLED
+    assert found.message == "another rank of the job is gone (Connection reset by peer)"

@@ -117,10 +117,11 @@ def test_temporary_files_go_when_a_run_is_interrupted(study, temporary, number):
 
 
 def test_directories_of_torchrun_go_with_the_run(light_script, temporary):
-    command = light_script()
+    join = "import torch.distributed; torch.distributed.init_process_group('gloo')"
+    command = light_script(before=join)
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", command[1])
     with open_runner(torchrun, start_mode=None, start_deadline_s=60) as runner:
-        with runner.start(CONFIG, StartMode.FRESH) as trial:
+        with runner.start_default() as trial:
             assert trial.measure(BLOCK, deadline_s=10).blocks
         assert list(temporary.glob("autotune-*/tmp/torchelastic_*"))
     assert not list(temporary.iterdir())
