@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any, NoReturn
 
 from autotune.config import ThroughputConfig
+from autotune.errors import AutotuneError
 from autotune.instrument import accelerator
 from autotune.instrument.optimizer_watch import optimizer_exists
 from autotune.instrument.rank_link import RankLink, has_store, open_link
@@ -246,7 +247,7 @@ def become_trial(
         # Looked for before anything is forked, since it takes long.
         has_optimizer = optimizer_exists()
         link = open_link(place) if place.may_span_machines else None
-        channel = _connect(variable, must=link is None)
+        channel = _connect(variable, place, link)
         if channel is not None:
             assert variable is not None
             channel.send(
@@ -307,16 +308,26 @@ def become_trial(
     return _trial
 
 
-def _connect(variable: str | None, *, must: bool) -> Channel | None:
-    """The line to the coordinator that a variable names; None where it is on another machine."""
+def _connect(variable: str | None, place: Place, link: RankLink | None) -> Channel | None:
+    """The line to the coordinator that a variable names; None where it is on another machine.
+
+    Raises:
+        AutotuneError: It is, and there is no line to the other ranks.
+    """
     if variable is None:
         return None
     try:
         return Channel.connect(variable.partition(":")[2])
-    except ChannelClosedError:
-        if must:
-            raise
-        return None
+    except ChannelClosedError as error:
+        if link is not None:
+            return None
+        if place.may_span_machines:
+            raise AutotuneError(
+                f"rank {place.rank} runs on another machine than autotune, and torch.distributed "
+                "is not initialised: call torch.distributed.init_process_group before "
+                "autotune.load_config, or start the ranks with torchrun"
+            ) from error
+        raise
 
 
 def _meet(link: RankLink, variable: str | None, *, is_told: bool) -> tuple[str, ...]:

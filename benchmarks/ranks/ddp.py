@@ -38,3 +38,4 @@ def train():
 if __name__ == "__main__":
     torch.distributed.init_process_group("gloo")
     train()
+    torch.distributed.destroy_process_group()

@@ -13,6 +13,7 @@ def work(rank):
     )
     torch.set_num_threads(1)
     train()
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -57,6 +57,8 @@ if __name__ == "__main__":
             if number % config.gradient_accumulation_steps == 0:
                 optimizer.step()
                 optimizer.zero_grad()
+    # A process that ends without this may be aborted by gloo's threads.
+    dist.destroy_process_group()
 """
 SETTLED = BlockRequest(min_s=0.2, multiple_of=2, settle_s=0.3)
 
@@ -85,7 +87,10 @@ def on_one_machine(script):
 
 
 def on_two_machines(script, node, port):
-    """What is started on each of two machines; both are this one."""
+    """What is started on each of two machines; both are this one.
+
+    Who is asked for a free port may find it taken later: such tests run alone.
+    """
     where = ("--nnodes", "2", "--node-rank", str(node), "--nproc-per-node", "1")
     return (*TORCHRUN, *where, "--master-addr", "127.0.0.1", "--master-port", str(port), script)
 
@@ -111,7 +116,8 @@ def other_machine():
             for one in psutil.Process(process.pid).children(recursive=True):
                 one.kill()
         process.kill()
-        process.communicate()
+        # Shown where the test fails.
+        print(process.communicate()[0])
 
 
 def test_the_samples_of_all_ranks_count(ddp, start_runner):
@@ -177,6 +183,7 @@ def test_ranks_whose_loops_end_say_so_together(ddp, start_runner):
         assert len(block.ranks) == 2
 
 
+@pytest.mark.alone
 def test_a_rank_on_another_machine_follows_the_one_that_is_reached(
     ddp, start_runner, other_machine
 ):
@@ -203,6 +210,7 @@ def test_a_rank_on_another_machine_follows_the_one_that_is_reached(
     assert wait_until(lambda: not processes_of(script))
 
 
+@pytest.mark.alone
 def test_a_training_on_two_machines_begins_when_all_ranks_are_there(ddp, other_machine):
     script, port = ddp(epochs=1), free_port()
     both = [other_machine(on_two_machines(script, node, port)) for node in (0, 1)]
@@ -212,6 +220,7 @@ def test_a_training_on_two_machines_begins_when_all_ranks_are_there(ddp, other_m
         assert "effective 16" in output
 
 
+@pytest.mark.alone
 def test_two_coordinators_of_one_job_are_told_so(ddp, start_runner, tmp_path):
     script, port = ddp(), free_port()
     first = start_runner(on_two_machines(script, 0, port))
