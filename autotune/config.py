@@ -121,11 +121,13 @@ class ThroughputConfig:
         _check_integer("effective_batch_size", effective_batch_size, 1)
         steps, rest = divmod(effective_batch_size, self.batch_size * self.num_ranks)
         if rest or not steps:
-            ranks = f" on {self.num_ranks} ranks" if self.num_ranks > 1 else ""
             raise ConfigError(
-                f"batch_size{ranks} must divide effective_batch_size ({effective_batch_size}), and "
-                f"{self.batch_size} does not: choose one of the divisors of "
-                f"{effective_batch_size / self.num_ranks:g}"
+                f"batch_size must divide effective_batch_size ({effective_batch_size}), and "
+                f"{self.batch_size} does not: choose one of its divisors"
+                if self.num_ranks == 1
+                else f"batch_size x ranks must divide effective_batch_size "
+                f"({effective_batch_size}), and {self.batch_size} x {self.num_ranks} does not: "
+                "choose another of the two"
             )
         return dataclasses.replace(self, gradient_accumulation_steps=steps)
 

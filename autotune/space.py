@@ -26,6 +26,7 @@ class Space:
         axes: For some of `axes.AXES`, by name, the values. An axis that is missing stays as it is
             in the baseline (for `prefetch_factor`: at the DataLoader's default).
         effective_batch_size: Samples per optimizer step that every configuration must keep.
+        fewest_ranks: Processes that train together, in those configurations that have the fewest.
 
     Raises:
         BadInputError: An axis is unknown, empty, or holds a value that no configuration can have.
@@ -33,6 +34,7 @@ class Space:
 
     axes: Mapping[str, tuple[AxisValue, ...]]
     effective_batch_size: int | None = None
+    fewest_ranks: int = 1
 
     def __post_init__(self) -> None:
         for name, values in self.axes.items():
@@ -108,11 +110,18 @@ class Space:
         effective = self.effective_batch_size
         if effective is None:
             return
-        wrong = [size for size in self.axes.get("batch_size", ()) if effective % int(size)]
+        share = effective // self.fewest_ranks
+        wrong = [size for size in self.axes.get("batch_size", ()) if share % int(size)]
         if wrong:
+            whose = (
+                f"the effective batch size {effective} that the script asks for"
+                if self.fewest_ranks == 1
+                else f"{share}, which is each of {self.fewest_ranks} ranks' share of the effective "
+                f"batch size {effective}"
+            )
             raise BadInputError(
-                f"axis batch_size: must hold divisors of the effective batch size {effective} that "
-                f"the script asks for, and {', '.join(map(str, wrong))} is none: remove it"
+                f"axis batch_size: must hold divisors of {whose}, and "
+                f"{', '.join(map(str, wrong))} is none: remove it"
             )
 
 

@@ -24,7 +24,7 @@ def with_ranks_per_node(command: Sequence[str], number: int) -> tuple[str, ...]:
     place = _place_of_torchrun(words)
     if place is None:
         raise BadInputError(
-            "axis ranks_per_node: the command must start its ranks with torchrun, whose option "
+            "ranks_per_node: the command must start its ranks with torchrun, whose option "
             f"--nproc-per-node is changed, and {words[0]!r} is something else"
         )
     for index in range(place + 1, len(words)):

@@ -1,7 +1,7 @@
 """Loaders that Accelerate has prepared, where several ranks train together.
 
-Only the first rank is timed, and takes batches at times when the others take none. Such a loader
-may wait for them then.
+While nothing is counted, a rank may take batches when the others take none. Such a loader would
+wait for them then.
 """
 
 from __future__ import annotations

@@ -63,18 +63,18 @@ class LeadingLoop(TimedLoop):
         return super()._begin_run()
 
     def _num_unwatched(self, do: str, request: BlockRequest, tally: Tally, elapsed_s: float) -> int:
-        if not tally.num_steps and do == "load":
-            # How fast the loader is by itself, the steps do not tell.
-            number = 1
-        else:
-            step_s = elapsed_s / tally.num_steps if tally.num_steps else self._step_s
-            number = math.ceil(max(0.0, request.min_s - elapsed_s) / step_s) if step_s else 1
-            if request.cut_s is not None and step_s:
-                number = min(number, int((request.cut_s - elapsed_s) / step_s))
+        step_s = elapsed_s / tally.num_steps if tally.num_steps else self._step_s
+        # How fast the loader is by itself, the steps before do not tell.
+        is_unknown = not step_s or (do == "load" and not tally.num_steps)
+        number = 1
+        if not is_unknown:
+            number = math.ceil(max(0.0, request.min_s - elapsed_s) / step_s)
             # A few steps that were quick say little of many.
             number = max(1, min(number, tally.num_steps or 2 * self._num_before))
-        # A step of which nobody knows when it ended is not counted.
-        number += -(tally.num_steps + number) % request.multiple_of
+            # A step of which nobody knows when it ended is not counted.
+            number += -(tally.num_steps + number) % request.multiple_of
+            if request.cut_s is not None:
+                number = max(1, min(number, int((request.cut_s - elapsed_s) / step_s)))
         self._tell(do, number=number)
         return number
 
@@ -99,13 +99,15 @@ class LeadingLoop(TimedLoop):
         self._devices = tuple(
             DeviceMemory(**memory) for report in reports for memory in report["devices"]
         )
-        others = [Block(**report["block"]) for report in reports if report["block"]]
+        found = [report for report in reports if report["block"]]
+        others = [Block(**report["block"]) for report in found]
+        paused_s = [self._paused_s, *(report["paused_s"] for report in found)]
         own = rank_use(self._link, block)
         ranks = sorted(
             (own, *(RankUse(**report["use"]) for report in reports if report["use"])),
             key=lambda use: -use.wait_s / use.duration_s,
         )
-        return combined(block, others, ranks=tuple(ranks[:_MOST_RANKS]))
+        return combined(block, others, paused_s=paused_s, ranks=tuple(ranks[:_MOST_RANKS]))
 
     def _send(self, answer: dict[str, Any], **more: Any) -> None:  # noqa: ANN401
         if self._link.remote:
@@ -205,7 +207,11 @@ class FollowingLoop(TimedLoop):
                 used = self._meter.used_between(self._before, self._meter.read())
                 block = dataclasses.replace(block, **{name: used[name] for name in _OF_MACHINES})
             use = rank_use(self._link, block)
-            found = {"block": dataclasses.asdict(block), "use": dataclasses.asdict(use)}
+            found = {
+                "block": dataclasses.asdict(block),
+                "use": dataclasses.asdict(use),
+                "paused_s": self._paused_s,
+            }
         devices = [dataclasses.asdict(memory) for memory in self._memory()]
         self._link.report(**found, devices=devices)
 
@@ -238,15 +244,25 @@ def rank_use(link: RankLink, block: Block) -> RankUse:
     )
 
 
-def combined(own: Block, others: list[Block], *, ranks: tuple[RankUse, ...]) -> Block:
+def combined(
+    own: Block,
+    others: Sequence[Block],
+    *,
+    paused_s: Sequence[float],
+    ranks: tuple[RankUse, ...],
+) -> Block:
     """A block of all ranks: what they did together in the time of the slowest.
 
     Args:
         own: Of the rank that leads; its CPU seconds are those of its whole machine.
         others: Of the other ranks.
+        paused_s: What each, in this order, spent outside of its steps, an evaluation say. It is no
+            part of its own duration; the others may have waited for it in theirs.
         ranks: What each did.
     """
     every = (own, *others)
+    whole_s = max(block.duration_s + more for block, more in zip(every, paused_s, strict=True))
+    quickest_s = min(block.duration_s for block in every)
     worst: dict[str, Any] = {
         name: max(getattr(block, name) for block in every) for name in _OF_MACHINES
     }
@@ -255,7 +271,7 @@ def combined(own: Block, others: list[Block], *, ranks: tuple[RankUse, ...]) -> 
         own,
         num_samples=sum(block.num_samples for block in every),
         num_units=sum(block.num_units for block in every),
-        duration_s=max(block.duration_s for block in every),
+        duration_s=max(quickest_s, whole_s - max(paused_s)),
         wait_s=max(block.wait_s for block in every),
         wait_cpu_s=max(block.wait_cpu_s for block in every),
         stall_s=max(stalls) if stalls else None,

@@ -364,7 +364,8 @@ class TimedLoop:
                 used = self._counters.used_between(before, after)
                 whole = [self._together(dataclasses.replace(one, **used)) for one in found]
                 answer["blocks"] += map(dataclasses.asdict, whole)
-                before = after
+                # What the ranks told each other meanwhile is no part of the next block.
+                before = self._counters.read() if self._trial.link else after
         if whole:
             self._least_lead_in = self._num_restarting(whole[-1])
 

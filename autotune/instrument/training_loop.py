@@ -75,9 +75,10 @@ class TrainingLoop:
         self._num_fed = 0
         self._fed_at_s = 0.0
         self._left_at_s: float | None = None
-        # The evaluation between two steps: when it began and ended, and the steps taken before.
+        # The evaluation between two batches: when it began and ended, and the optimizer steps that
+        # were taken before and by its end.
         self._nested_s: tuple[float, float] | None = None
-        self._nested_steps = 0
+        self._nested_steps = (0, 0)
         trial.find_others()
         kind = _kind_of_loop(trial)
         self._loop = kind(trial, watch, count=self._count, facts=self._describe)
@@ -105,6 +106,7 @@ class TrainingLoop:
         """Note that a pass was given up; says whether that leaves the training without one."""
         if self._nested_s is not None and gone.asked_at == self._num_fed:
             self._nested_s = (self._nested_s[0], time.monotonic())
+            self._nested_steps = (self._nested_steps[0], self._watch.total)
         if id(gone) != self._leader_id:
             return False
         self._leader_id = None
@@ -170,8 +172,8 @@ class TrainingLoop:
         batch = asking.source.take() if follows else asking.source.take_once()
         now_s = time.monotonic()
         if is_nested:
-            if self._nested_s is None:
-                self._nested_steps = self._watch.total
+            before = self._watch.total if self._nested_s is None else self._nested_steps[0]
+            self._nested_steps = (before, self._watch.total)
             self._nested_s = (asking.asked_first_s, now_s)
         else:
             self._loop.wait_for_follower(now_s - start_s)
@@ -179,7 +181,7 @@ class TrainingLoop:
 
     def _end_nested(self) -> None:
         """Leave out an evaluation; a loop in which an optimizer took steps was none."""
-        if self._nested_s is not None and self._nested_steps == self._watch.total:
+        if self._nested_s is not None and self._nested_steps[0] == self._nested_steps[1]:
             began_s, ended_s = self._nested_s
             self._loop.pause_s(ended_s - began_s)
         self._nested_s = None

@@ -22,8 +22,6 @@ from autotune.patch_target import PatchTarget
 
 _IS_TARGET = "_autotune_is_target"
 _IS_CONFIGURED = "_autotune_is_configured"
-# To look for an optimizer takes 50 ms.
-_MOST_LOOKS = 10
 
 
 class PatchedLoaders:
@@ -43,7 +41,6 @@ class PatchedLoaders:
         self._config_path = config_path
         self._config: ThroughputConfig | None = None
         self._num_made = self._num_passes = 0
-        self._num_others = 0
         self._may_train = self._is_met = False
 
     def install(self, module: Any) -> None:  # noqa: ANN401
@@ -112,9 +109,7 @@ class PatchedLoaders:
         """
         if self._config_path is None or self._is_met or self._may_train:
             return
-        self._num_others += 1
-        if self._num_others <= _MOST_LOOKS:
-            self._may_train = not self._target.has_optimizer or optimizer_exists()
+        self._may_train = not self._target.has_optimizer or optimizer_exists()
 
     def _check_met(self) -> None:
         """Tell at the end of a training that the settings went nowhere."""

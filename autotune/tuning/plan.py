@@ -85,9 +85,10 @@ def make_plan(
     if named_ranks:
         # That the command can be given other numbers is better known now than at the first trial.
         with_ranks_per_node(definition.command, baseline.ranks_per_node)
+    fewest_here = min([baseline.ranks_per_node, *map(int, named_ranks)])
     axes = default_axes(
         usable_cores=this_machine().usable_cores,
-        fewest_ranks=min([baseline.ranks_per_node, *map(int, named_ranks)]),
+        fewest_ranks=fewest_here,
         baseline=baseline,
         effective_batch_size=effective,
     )
@@ -95,7 +96,8 @@ def make_plan(
     if definition.patch and not definition.patch_batch_size:
         facts = dataclasses.replace(facts, fixed={**facts.fixed, "batch_size": _KEPT_BY_PATCH})
     axes, notes = _within(facts, {**axes, **definition.axes}, baseline, named=definition.axes)
-    space = Space(axes=axes, effective_batch_size=effective)
+    fewest_ranks = baseline.num_ranks * fewest_here // baseline.ranks_per_node
+    space = Space(axes=axes, effective_batch_size=effective, fewest_ranks=fewest_ranks)
     return Plan(
         baseline=baseline,
         space=space,

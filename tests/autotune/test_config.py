@@ -38,6 +38,14 @@ def test_a_broken_rule_names_setting_rule_and_value(settings, message):
         ThroughputConfig(**{"batch_size": 1, **settings})
 
 
+def test_all_ranks_together_make_up_the_effective_batch():
+    two = ThroughputConfig(batch_size=4, num_ranks=2).with_effective_batch_size(32)
+    assert two.gradient_accumulation_steps == 4
+    assert two.effective_batch_size == 32
+    with pytest.raises(ConfigError, match=r"batch_size x ranks must .* \(33\), and 4 x 2 does not"):
+        two.with_effective_batch_size(33)
+
+
 def test_accumulation_makes_up_the_effective_batch():
     config = ThroughputConfig(batch_size=4).with_effective_batch_size(32)
     assert config.gradient_accumulation_steps == 8

@@ -23,7 +23,6 @@ FOLDERS = (
     "analysis",
     "tuning",
     "report",
-    "integrations",
 )
 # These may import from any folder: the public calls, the settings file, the command line, and what
 # looks at a study.

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import psutil
 import pytest
@@ -148,6 +149,42 @@ def test_the_samples_of_all_ranks_count(ddp, start_runner):
         assert trial.measure(BlockRequest(min_s=0.1), deadline_s=60).blocks
 
 
+def test_an_evaluation_of_one_rank_is_not_counted(ddp, start_runner):
+    # The other one waits for it, in its step.
+    evaluate = "\n            if RANK == 0 and number % 5 == 0: list(autotune.steps(held_out))"
+    script = ddp(step=evaluate)
+    path = Path(script)
+    held_out = "held_out = Slow()\n    number = 0"
+    slow = (
+        "class Slow:\n    def __iter__(self):\n        time.sleep(0.2)\n        yield 0\n\n"
+        'if __name__ == "__main__":'
+    )
+    text = path.read_text().replace("number = 0", held_out)
+    path.write_text(text.replace('if __name__ == "__main__":', slow))
+    with start_runner(on_one_machine(script)).start_default() as trial:
+        trial.measure(SETTLED, deadline_s=60)
+        (block,) = trial.measure(BlockRequest(min_s=0.2, multiple_of=10), deadline_s=60).blocks
+        # Two evaluations or more, of 0.2 s each, and steps of a few milliseconds.
+        assert block.duration_s < 0.02 * block.num_steps
+
+
+def test_updates_of_many_slow_steps_are_cut_short(ddp, start_runner):
+    script = ddp(step="time.sleep(0.2)")
+    with start_runner(on_one_machine(script)).start_default() as trial:
+        request = BlockRequest(min_s=0.3, multiple_of=100, cut_s=1.0, settle_s=0.5)
+        (block,) = trial.measure(request, deadline_s=15).blocks
+        assert 2 <= block.num_steps < 20
+
+
+def test_batches_that_are_too_large_for_all_ranks_together_are_refused(ddp):
+    done = autotune_run("--axis", "batch_size=4,16", "--", *on_one_machine(ddp()))
+    assert done.returncode == 2
+    assert (
+        "axis batch_size: must hold divisors of 8, which is each of 2 ranks' share of the "
+        "effective batch size 16, and 16 is none"
+    ) in done.stderr
+
+
 def test_a_rank_that_fails_is_named(ddp, start_runner):
     step = "assert number < 20 or RANK == 0, 'no such picture'"
     runner = start_runner(on_one_machine(ddp(step=step)))
@@ -273,4 +310,4 @@ def autotune_space(baseline):
 def test_an_axis_of_ranks_needs_torchrun(study):
     done = autotune_run(*study(), "--axis", "ranks_per_node=1,2")
     assert done.returncode == 2
-    assert "axis ranks_per_node: the command must start its ranks with torchrun" in done.stderr
+    assert "ranks_per_node: the command must start its ranks with torchrun" in done.stderr
