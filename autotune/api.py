@@ -20,6 +20,7 @@ from autotune.instrument.fork_server import (
     settings_of_parent,
 )
 from autotune.instrument.ranks import find_place
+from autotune.settings_files import settings_exist
 
 Batch = TypeVar("Batch")
 UnitCounter = Callable[[Any], float]
@@ -33,8 +34,9 @@ def load_config(
 ) -> ThroughputConfig:
     """The settings to train with; when this returns, the process is set up for them.
 
-    In ordinary training: what the file at `path` holds, or `default` where there is none (or
-    where `path` is None). Under `autotune run`: the configuration to be measured.
+    In ordinary training: what the file at `path` holds, or the one for this kind of machine in the
+    folder beside it (`best_config.d`), or `default` where there is none (or where `path` is None).
+    Under `autotune run`: the configuration to be measured.
 
     Call it after dataset, model and optimizer are built and before the loader is: a measured
     trial starts at this call, so that all before it is paid for once. Nothing before it may start
@@ -69,7 +71,7 @@ def load_config(
         config = trial.config
     elif (settings := settings_of_parent()) is not None:
         config = settings
-    elif path is not None and Path(path).exists():
+    elif path is not None and settings_exist(Path(path)):
         config = _for_these_ranks(_read(Path(path)), effective_batch_size)
     else:
         config = default
@@ -134,10 +136,10 @@ def _for_these_ranks(
 
 def _read(path: Path) -> ThroughputConfig:
     # Imported here: validation costs 0.2 s that training without a file need not pay.
-    from autotune.best_config import read_best_config
+    from autotune.best_config import read_settings
     from autotune.system.machine import this_machine
 
-    best = read_best_config(path)
+    path, best = read_settings(path, this_machine())
     differences = best.machine.differences(this_machine())
     tuned, here = best.config.ranks_per_node, find_place().num_here
     if tuned != here:

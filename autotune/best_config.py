@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -13,6 +14,7 @@ from autotune.config import ThroughputConfig
 from autotune.errors import BadInputError
 from autotune.files import read_yaml, write_atomically
 from autotune.patch_target import PatchTarget
+from autotune.settings_files import file_of_kind, files_of_kinds
 from autotune.system.gpus import Gpu, summary
 from autotune.system.machine import Machine
 from autotune.validation import validate
@@ -218,6 +220,42 @@ def read_best_config(path: Path) -> BestConfig:
             "run `autotune run` again to write the file anew"
         )
     return validate(BestConfig, data, source=str(path))
+
+
+def read_settings(path: Path, here: Machine) -> tuple[Path, BestConfig]:
+    """The settings for a machine, and where they lie: tuned on its kind, or on the nearest one.
+
+    Near is, in this order: the same GPUs, as many cores, the same processor, as much memory.
+
+    Args:
+        path: A settings file, beside which there may be a folder of others, or that folder (see
+            `settings_files`). Where there are none, reading it says so.
+        here: The machine.
+
+    Raises:
+        BadInputError: See `read_best_config`.
+    """
+    own = file_of_kind(path, here.kind)
+    if own.is_file():
+        return own, read_best_config(own)
+    files = files_of_kinds(path)
+    if path.is_file() or not files:
+        files.insert(0, path)
+    found = [(file, read_best_config(file)) for file in files]
+    return min(found, key=lambda one: _distance(one[1].machine, here))
+
+
+def _distance(tuned: MachineRecord, here: Machine) -> tuple[float, ...]:
+    """How unlike two machines are; less is nearer, and the first number counts most."""
+    gpus, gpus_here = ([gpu.name for gpu in some] for some in (tuned.gpus, here.gpus))
+    return (
+        bool(tuned.differences(here)),
+        set(gpus) != set(gpus_here),
+        abs(len(gpus) - len(gpus_here)),
+        abs(math.log2(tuned.usable_cores / here.usable_cores)),
+        tuned.cpu != here.cpu,
+        abs(math.log2(max(1, tuned.memory_bytes) / max(1, here.memory_bytes))),
+    )
 
 
 def _gib(num_bytes: int) -> str:

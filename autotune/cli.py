@@ -26,14 +26,22 @@ from threadpoolctl import threadpool_limits
 
 from autotune.analysis.result import best_so_far
 from autotune.axes import AXES, AxisValue, Kind
-from autotune.best_config import read_best_config, write_best_config
+from autotune.best_config import read_settings, write_best_config
+from autotune.cli_studies import export, report, show
 from autotune.errors import AutotuneError, BadInputError, CommandError, InterruptedRunError
-from autotune.files import check_writable, write_atomically
+from autotune.files import check_writable, make_folder
+from autotune.fleet.engines import EngineName
+from autotune.fleet.fleet import Fleet, run_fleet
 from autotune.patch.environment import training_environment
-from autotune.report.console import answer_as_dict, print_answer, print_study, print_written
+from autotune.report.console import (
+    answer_as_dict,
+    print_answer,
+    print_written,
+)
 from autotune.report.findings import findings_as_dict, print_findings
 from autotune.report.progress import ConsoleObserver, SilentObserver, say
-from autotune.report.study_view import StudyView, open_view
+from autotune.report.study_view import StudyView
+from autotune.settings_files import file_of_kind, settings_exist
 from autotune.study.definition import (
     SamplerName,
     StudyDefinition,
@@ -46,6 +54,7 @@ from autotune.study.definition import (
 from autotune.study.storage import (
     DEFAULT_STORAGE,
     failing_in_one_line,
+    is_on_server,
     locked_storage,
     shown_url,
     storage_url,
@@ -208,8 +217,12 @@ def run(
     if not quiet:
         say(console, f"machine: {this_machine()}")
         say(console, f"command: {definition.command_line}")
-    check_writable(out)
     url = storage_url(storage or DEFAULT_STORAGE)
+    if is_on_server(url):
+        # Machines of other kinds may use the same server, and the same folder.
+        out = file_of_kind(out, this_machine().kind)
+        make_folder(out.parent)
+    check_writable(out)
     with locked_storage(url), failing_in_one_line(url):
         view = _run(console, definition, program, url=url, fresh=fresh, quiet=quiet)
     assert view.result is not None
@@ -218,6 +231,105 @@ def run(
         click.echo(json.dumps(answer_as_dict(view), indent=2))
     print_answer(console, view)
     print_written(console, view.result, out)
+
+
+@cli.command(context_settings={"allow_interspersed_args": False})
+@_defining_options
+@click.option(
+    "--engine",
+    type=click.Choice([name.value for name in EngineName]),
+    required=True,
+    help="What starts the runs.",
+)
+@click.option(
+    "--machines",
+    type=click.IntRange(min=1),
+    help="On how many.  [default: all of a Ray cluster, 1 elsewhere]",
+)
+@click.option("--storage", required=True, help="URL of the database that the machines share.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("best_config.yaml"),
+    show_default=True,
+    help="Each kind of machine gets its settings in the folder beside this file.",
+)
+@click.option(
+    "--option",
+    "scheduler_options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="One of the scheduler's own: --option partition=gpu. Repeatable.",
+)
+@click.option(
+    "--logs",
+    type=click.Path(path_type=Path),
+    default=Path("studies/fleet"),
+    show_default=True,
+    help="Where the scheduler keeps what the runs print.",
+)
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
+def fleet(
+    context: click.Context,
+    /,
+    *,
+    engine: str,
+    machines: int | None,
+    storage: str,
+    out: Path,
+    scheduler_options: tuple[str, ...],
+    logs: Path,
+    study_file: Path | None,
+    command: tuple[str, ...],
+    **options: Any,  # noqa: ANN401
+) -> None:
+    """Run `autotune run` with COMMAND on each of many machines, by Slurm, Ray or as a process here.
+
+    Machines of one kind search together; each kind gets settings of its own in best_config.d.
+    """
+    definition = _define(study_file, command, _overrides(options))
+    run_fleet(
+        Console(highlight=False),
+        Fleet(
+            engine=EngineName(engine),
+            num_machines=machines,
+            storage=storage,
+            out=out,
+            options=_scheduler_options(scheduler_options),
+            folder=logs,
+        ),
+        definition,
+        [*_as_arguments(context), "--", *command],
+    )
+
+
+def _scheduler_options(texts: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise BadInputError(f"--option {text}: must look like NAME=VALUE")
+        found[name] = value
+    return found
+
+
+def _as_arguments(context: click.Context) -> list[str]:
+    """What defines the study, as it was given to this command, for another one."""
+    arguments = []
+    given = {option.name: option for option in context.command.params}
+    for name in (parameter.name for parameter in run.params if isinstance(parameter, click.Option)):
+        option, value = given.get(name), context.params.get(name or "")
+        if option is None or name in ("storage", "out") or value in (None, False, {}):
+            continue
+        [flag, *_] = option.opts
+        if name == "axes":
+            for axis, values in value.items():
+                texts = (json.dumps(v) if isinstance(v, bool) else str(v) for v in values)
+                arguments += [flag, f"{axis}={','.join(texts)}"]
+        else:
+            arguments += [flag] if value is True else [flag, str(value)]
+    return arguments
 
 
 @cli.command(context_settings={"allow_interspersed_args": False})
@@ -269,11 +381,11 @@ def execute(*, config: Path, as_lines: bool, command: tuple[str, ...]) -> None:
     It gets the environment that they need before it starts. A script that was tuned with --patch
     gets all of them in this way, and is not changed.
     """
-    if not config.is_file():
+    if not settings_exist(config):
         raise BadInputError(
             f"{config}: no such file: `autotune run` writes it, or name another with --config"
         )
-    best = read_best_config(config)
+    _, best = read_settings(config, this_machine())
     variables = training_environment(best, config, os.environ)
     if as_lines:
         for name, value in variables.items():
@@ -290,102 +402,8 @@ def execute(*, config: Path, as_lines: bool, command: tuple[str, ...]) -> None:
         raise BadInputError(f"command: {command[0]} cannot be started: {error.strerror}") from error
 
 
-@cli.command()
-@click.argument("study", required=False)
-@click.option("--storage", default=str(DEFAULT_STORAGE), show_default=True)
-@click.option("--csv", "form", flag_value="csv", help="Print comma-separated values.")
-@click.option("--json", "form", flag_value="json", help="Print a JSON list of trials.")
-def show(study: str | None, storage: str, form: str | None) -> None:
-    """Print a study: its trials, and its answer.
-
-    STUDY is its name, or the file or URL of a storage whose latest study is meant.
-    """
-    from autotune.report.dataframe import load_study
-    from autotune.report.export import to_csv, to_json
-
-    storage, study = _find(study, storage)
-    with failing_in_one_line(storage_url(storage)):
-        frame, view = load_study(storage, study), open_view(storage, study)
-    if form == "csv":
-        click.echo(to_csv(frame), nl=False)
-    elif form == "json":
-        click.echo(to_json(frame))
-    else:
-        console = Console(highlight=False)
-        print_study(console, frame)
-        print_answer(console, view)
-
-
-@cli.command()
-@click.argument("study", required=False)
-@click.option("--storage", default=str(DEFAULT_STORAGE), show_default=True)
-@click.option(
-    "-o",
-    "--out",
-    type=click.Path(path_type=Path),
-    default=Path("report.html"),
-    show_default=True,
-    help="Where the page is written.",
-)
-def report(study: str | None, storage: str, out: Path) -> None:
-    """Write a page about a study that any browser opens offline.
-
-    STUDY is its name, or the file or URL of a storage whose latest study is meant.
-    """
-    from autotune.report.dataframe import load_study
-    from autotune.report.html import make_page
-
-    storage, study = _find(study, storage)
-    check_writable(out)
-    with failing_in_one_line(storage_url(storage)):
-        page = make_page(open_view(storage, study), load_study(storage, study))
-    write_atomically(out, page)
-    say(Console(highlight=False), f"written to {out}")
-
-
-@cli.command()
-@click.argument("study", required=False)
-@click.option("--storage", default=str(DEFAULT_STORAGE), show_default=True)
-@click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="A file: .csv, .json or .parquet."
-)
-@click.option("--mlflow", metavar="URI", help="An MLflow tracking URI; a run for each trial.")
-@click.option("--tensorboard", type=click.Path(path_type=Path), help="A directory of runs.")
-def export(
-    study: str | None,
-    storage: str,
-    out: Path | None,
-    mlflow: str | None,
-    tensorboard: Path | None,
-) -> None:
-    """Hand the trials of a study to other tools.
-
-    STUDY is its name, or the file or URL of a storage whose latest study is meant.
-    """
-    from autotune.report.dataframe import load_study
-    from autotune.report.export import log_to_mlflow, log_to_tensorboard, write_table
-
-    storage, study = _find(study, storage)
-    if out is None and mlflow is None and tensorboard is None:
-        raise BadInputError("nothing to do: give a file with -o, or --mlflow, or --tensorboard")
-    with failing_in_one_line(storage_url(storage)):
-        frame = load_study(storage, study)
-    console = Console(highlight=False)
-    if out is not None:
-        check_writable(out)
-        write_table(frame, out)
-        say(console, f"{len(frame)} trials written to {out}")
-    if mlflow is not None:
-        say(console, f"{log_to_mlflow(frame, mlflow)} trials added to MLflow at {mlflow}")
-    if tensorboard is not None:
-        say(console, f"{log_to_tensorboard(frame, tensorboard)} trials added to {tensorboard}")
-
-
-def _find(study: str | None, storage: str) -> tuple[str, str | None]:
-    """The storage and the name of a study that is given by name, or by its storage."""
-    if study is not None and ("/" in study or study.endswith(".db") or Path(study).is_file()):
-        return study, None
-    return storage, study
+for _command in (show, report, export):
+    cli.add_command(_command)
 
 
 def _define(
@@ -458,6 +476,8 @@ def _run(
         raise InterruptedRunError(
             f"interrupted{kept}. Everything measured is kept: the same command goes on"
         ) from None
+    finally:
+        store.close()
 
 
 def _patch(console: Console, definition: StudyDefinition, runner: Runner) -> None:

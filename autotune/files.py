@@ -78,6 +78,18 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         raise BadInputError(f"{path}: cannot be written: {_reason(error)}") from error
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder where there is none.
+
+    Raises:
+        BadInputError: It cannot be made.
+    """
+    try:
+        path.mkdir(exist_ok=True)
+    except OSError as error:
+        raise BadInputError(f"{path}: cannot be made: {_reason(error)}") from error
+
+
 def check_writable(path: Path) -> None:
     """Make sure that `path` can be written later, without touching what is there.
 

@@ -19,6 +19,7 @@ from autotune.config import ThroughputConfig
 from autotune.errors import ConfigError
 from autotune.instrument.ranks import find_place
 from autotune.integrations.loaders import rebuilt, settings_of
+from autotune.settings_files import settings_exist
 
 # Lightning's own callbacks that write, report, search or end the training; all others run in
 # trials, too. Some only newer versions know.
@@ -75,7 +76,7 @@ def tune(
         ConfigError: The training data do not come from one DataLoader, or, in a trial, Lightning
             would start the processes of other devices by itself.
     """
-    if not autotune.is_trial() and (path is None or not Path(path).exists()):
+    if not autotune.is_trial() and (path is None or not settings_exist(Path(path))):
         return train_dataloaders
     if autotune.is_trial():
         _check_processes(trainer)

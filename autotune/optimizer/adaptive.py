@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Sequence, Set
 
 import numpy as np
 from numpy.typing import NDArray
@@ -232,7 +232,13 @@ class AdaptiveOptimizer:
         else:
             self._readings.append((index, trial.outcome))
 
-    def ask(self, *, now_s: float, left_s: float = math.inf) -> Request | Stop:
+    def ask(
+        self,
+        *,
+        now_s: float,
+        left_s: float = math.inf,
+        pending: Collection[ThroughputConfig] = (),
+    ) -> Request | Stop:
         """The trial that is worth most; a stop where the choice is sure, or none is worth its time.
 
         The first is of the baseline, once.
@@ -240,21 +246,30 @@ class AdaptiveOptimizer:
         Args:
             now_s: The time, on the clock of the readings.
             left_s: Seconds within which the trial must have ended.
+            pending: Configurations of which others run a trial now. They are not asked for, and
+                are taken to show what is expected of them, so that what they will tell is not
+                measured twice ("kriging believer": Ginsbourger, Le Riche & Carraro 2010).
         """
         if 0 not in self._measured and 0 not in self._failed:
             return Request(config=self.configs[0], num_blocks=1)
         if not self._readings:
             return Stop(complete=False)
         posterior = self._posterior()
-        proposal = self._propose(posterior, now_s, left_s)
+        places = [self._places[config] for config in pending if config in self._places]
+        believed = posterior
+        if places:
+            believed = posterior.believing(places, at_s=now_s, duration_s=self._block_s)
+        proposal = self._propose(believed, now_s, left_s, places)
         if proposal is None:
             return Stop(complete=False)
         best = self._rank(posterior)[0]
         if best.probability < _SURE and proposal.gain_per_s * self._horizon_s >= 1.0:
             config = self.configs[proposal.index]
             return Request(config=config, num_blocks=proposal.num_blocks)
+        if best.was_measured or best.config in pending:
+            return Stop(complete=True)
         # What was never measured is no answer, however good it is expected to be.
-        return Stop(complete=True) if best.was_measured else self._check(best, posterior, left_s)
+        return self._check(best, posterior, left_s)
 
     def ask_for_check(self, *, left_s: float) -> Request | Stop:
         """A trial of the best configuration where none was made, if that fits.
@@ -359,9 +374,16 @@ class AdaptiveOptimizer:
         step_s = np.exp(-posterior.mean) * self._units_per_step()
         return self._start_s(step_s), np.maximum(self._block_s, step_s)
 
-    def _propose(self, posterior: Posterior, now_s: float, left_s: float) -> Proposal | None:
+    def _propose(
+        self,
+        posterior: Posterior,
+        now_s: float,
+        left_s: float,
+        pending: Sequence[int] = (),
+    ) -> Proposal | None:
         start_s, block_s = self._costs_s(posterior)
         may_run = self._may_run()
+        may_run[list(pending)] = False
         return propose(
             posterior,
             may_run,

@@ -34,6 +34,9 @@ _LEAST_WORKERS = 0.03
 _CHANGE = 3.0
 # Seconds within which the machine's speed is about the same.
 _DRIFT_S = 20.0
+# What was measured on other machines is said to have been so much earlier, and more (see
+# `study.relative`). Of the logarithm of rates, by how much their levels may still differ.
+SAME_MACHINE_S, _MACHINES_SD = 1e6, 0.05
 # How far off the hyperparameters' first guesses may be, in natural logarithms. A loop that sleeps
 # hardly varies at all: what processes and noise do differs from machine to machine. Sudden changes
 # are small in most loops, and a factor of ten in one that begins to swap.
@@ -193,6 +196,7 @@ class Posterior:
         observations: Sequence[Observation],
     ) -> None:
         self._kernel = kernel
+        self._prior_mean, self._observations = prior_mean, tuple(observations)
         self._prior = kernel.covariance(hyperparameters)
         self._hyperparameters = hyperparameters
         self._seen = _Columns.of(observations)
@@ -213,6 +217,23 @@ class Posterior:
         self.mean = prior_mean + self._explained.T @ residuals
         self.covariance = self._prior - self._explained.T @ self._explained
 
+    def believing(self, places: Sequence[int], *, at_s: float, duration_s: float) -> Posterior:
+        """What will be expected once runs have shown exactly what is expected of them now.
+
+        Args:
+            places: Of the configurations that run.
+            at_s: When they do.
+            duration_s: For how long.
+        """
+        believed = [
+            Observation(
+                index=place, at_s=at_s, log_rate=float(self.mean[place]), duration_s=duration_s
+            )
+            for place in places
+        ]
+        observations = (*self._observations, *believed)
+        return Posterior(self._kernel, self._hyperparameters, self._prior_mean, observations)
+
     @property
     def variance(self) -> Array:
         """Of each configuration's log rate, [N]."""
@@ -229,12 +250,13 @@ class Posterior:
             The covariance of every configuration's log rate with what each would show, [N, M], and
             the variance of that, its noise left out, [M].
         """
-        drift = _drift(self._hyperparameters, self._seen.at_s, np.full(len(index), at_s))
+        drift = _drift(self._hyperparameters, self._seen, np.full(len(index), at_s))
         told = solve_triangular(
             self._factor, self._prior[np.ix_(self._seen.index, index)] + drift, lower=True
         )
         covariance = self._prior[:, index] - self._explained.T @ told
         own = self._prior[index, index] + self._hyperparameters.drift**2
+        own = own + _level_sd(self._seen) ** 2
         return covariance, np.maximum(own - (told**2).sum(axis=0), 0.0)
 
     def noise(self, index: Integers, duration_s: Array) -> Array:
@@ -315,15 +337,21 @@ class _Columns:
         )
 
 
-def _drift(hyperparameters: Hyperparameters, some_s: Array, others_s: Array) -> Array:
-    """The covariance that measurements have by their times."""
-    apart_s = np.abs(some_s[:, None] - others_s)
-    return np.asarray(hyperparameters.drift**2 * np.exp(-apart_s / _DRIFT_S))
+def _drift(hyperparameters: Hyperparameters, seen: _Columns, others_s: Array) -> Array:
+    """The covariance that measurements have by their times, and by their machines."""
+    apart_s = np.abs(seen.at_s[:, None] - others_s)
+    drift = hyperparameters.drift**2 * np.exp(-apart_s / _DRIFT_S)
+    return np.asarray(drift + np.where(apart_s < SAME_MACHINE_S, _level_sd(seen) ** 2, 0.0))
+
+
+def _level_sd(seen: _Columns) -> float:
+    """By how much machines may differ; nothing where there is only one."""
+    return _MACHINES_SD if np.ptp(seen.at_s) > SAME_MACHINE_S else 0.0
 
 
 def _factor(kernel: Kernel, hyperparameters: Hyperparameters, seen: _Columns) -> Array:
     """The Cholesky factor of the covariance of what was seen; `kernel` is of that alone."""
-    covariance = kernel.covariance(hyperparameters) + _drift(hyperparameters, seen.at_s, seen.at_s)
+    covariance = kernel.covariance(hyperparameters) + _drift(hyperparameters, seen, seen.at_s)
     noise = _noise(hyperparameters, kernel.has_workers, seen.duration_s) + seen.error**2
     return np.asarray(cholesky(covariance + np.diag(noise), lower=True))
 

@@ -58,7 +58,7 @@ def print_answer(console: Console, view: StudyView) -> None:
     say(console, headline(view))
     say(console, f"baseline: {best.baseline.config.summary}")
     say(console, f"chosen:   {best.config.summary}")
-    _print_table(console, table)
+    print_table(console, table)
     for line in (verdict(result), *certainty(result)):
         say(console, line)
     for line in runners_up(result):
@@ -73,10 +73,13 @@ def print_written(console: Console, result: Result, out: Path) -> None:
     """Where the settings were written, and whether training will find them there."""
     say(console, f"written to {out}")
     if result.best.patch is not None:
-        file = [] if out == Path("best_config.yaml") else ["--config", str(out)]
+        usual = (Path("best_config.yaml"), Path("best_config.d") / out.name)
+        file = [] if out in usual else ["--config", str(out)]
         command = shlex.join(["autotune", "exec", *file, "--"])
         say(console, f"train with it: {command} {result.best.study.command}")
-    if result.config_path is not None and Path(result.config_path) != out.absolute():
+    # A file in the folder beside the one that is loaded is found as well.
+    found = {out.absolute(), out.absolute().parent.with_suffix(".yaml")}
+    if result.config_path is not None and Path(result.config_path) not in found:
         say(console, f"note: the loop loads {result.config_path} in training, not this file")
 
 
@@ -113,7 +116,7 @@ def _print_findings(console: Console, view: StudyView) -> None:
     for found in findings(view):
         row = (found.severity.value, found.setting, found.before, found.after, found.alone)
         table.add_row(*row, found.with_others, found.remark)
-    _print_table(console, table)
+    print_table(console, table)
 
 
 def print_study(console: Console, frame: pd.DataFrame) -> None:
@@ -128,10 +131,11 @@ def print_study(console: Console, frame: pd.DataFrame) -> None:
         table.add_column(heading, justify="left" if left else "right")
     for row in rows:
         table.add_row(*(cell.text for cell in row.values()))
-    _print_table(console, table)
+    print_table(console, table)
 
 
-def _print_table(console: Console, table: Table) -> None:
+def print_table(console: Console, table: Table) -> None:
+    """Print a table; into a file as wide as it needs to be."""
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     console.print(table)

@@ -13,6 +13,7 @@ from autotune.axes import AxisValue
 from autotune.config import ThroughputConfig
 from autotune.space import Space
 from autotune.study.records import TrialRecord, read_records, without_forked
+from autotune.study.relative import as_here
 from autotune.study.storage import shown_url, storage_url
 from autotune.study.store import earlier_records, find_study
 from autotune.study.training_length import TrainingLength
@@ -170,11 +171,16 @@ def open_view(storage: str, name: str | None = None) -> StudyView:
     """
     url = storage_url(storage)
     study = find_study(url, name)
+    records = read_records(study)
+    machine = study.user_attrs.get("machine")
+    if isinstance(machine, dict):
+        # Where several machines search together, all figures are as on the one that was last.
+        records = as_here(records, str(machine.get("hostname")))
     return StudyView.of(
         study.study_name,
         shown_url(url),
         study.user_attrs,
-        read_records(study),
+        records,
         earlier_records(study),
     )
 

@@ -53,6 +53,7 @@ class TrialRecord:
         started_at: When it was stored that the trial begins.
         round_number: Round of the confirmation.
         unit: Name of the script's own unit, None where samples count.
+        host: Name of the machine that ran it; None where the run was killed before it said so.
     """
 
     number: int
@@ -67,6 +68,12 @@ class TrialRecord:
     started_at: datetime | None = None
     round_number: int | None = None
     unit: str | None = None
+    host: str | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether there is something to learn from it."""
+        return self.measurement is not None or self.failure is not None
 
     @property
     def units_per_s(self) -> float:
@@ -149,11 +156,8 @@ def _read_trial(trial: FrozenTrial) -> TrialRecord:
     attributes = trial.user_attrs
     measurement = failure = None
     if trial.state == TrialState.COMPLETE:
-        names = Measurement.__dataclass_fields__
         measurement = validate(
-            Measurement,
-            {name: attributes.get(name) for name in names},
-            source=f"trial {trial.number}",
+            Measurement, attributes.get("measurement", {}), source=f"trial {trial.number}"
         )
     elif trial.state == TrialState.FAIL:
         failure = Failure(
@@ -182,6 +186,7 @@ def _read_trial(trial: FrozenTrial) -> TrialRecord:
         started_at=trial.datetime_start,
         round_number=attributes.get("round_number"),
         unit=attributes.get("unit"),
+        host=attributes.get("coordinator", {}).get("host"),
     )
 
 

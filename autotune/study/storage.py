@@ -12,14 +12,21 @@ import sqlalchemy
 from filelock import FileLock, Timeout
 
 from autotune.errors import BadInputError, StorageError
+from autotune.study.server import ServerStorage, one_at_a_time
 
 DEFAULT_STORAGE = Path("studies/autotune.db")
 
 
 def storage_url(storage: str | Path) -> str:
-    """Optuna's URL of a storage: a URL stays one, a path is an SQLite file."""
+    """Optuna's URL of a storage: a URL stays one, a path is an SQLite file.
+
+    `postgresql://` without the name of a driver means psycopg 3.
+    """
     text = str(storage)
-    return text if "://" in text else f"sqlite:///{Path(text).resolve()}"
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        return f"sqlite:///{Path(text).resolve()}"
+    return f"postgresql+psycopg://{rest}" if scheme in ("postgresql", "postgres") else text
 
 
 def shown_url(url: str) -> str:
@@ -34,11 +41,16 @@ def open_storage(url: str, *, writable: bool) -> optuna.storages.RDBStorage:
         BadInputError: It cannot be reached or read, or a newer Optuna wrote it.
     """
     path = sqlite_path(url)
+    storage: optuna.storages.RDBStorage
     try:
         if path is not None and writable:
             path.parent.mkdir(exist_ok=True)
             _use_write_ahead_log(path)
-        storage = optuna.storages.RDBStorage(url)
+        if writable and is_on_server(url):
+            with one_at_a_time(url):
+                storage = ServerStorage(url)
+        else:
+            storage = optuna.storages.RDBStorage(url)
     except Exception as error:
         # Drivers, SQLAlchemy and Optuna each have errors of their own for the same few troubles.
         expected = (
@@ -53,6 +65,8 @@ def open_storage(url: str, *, writable: bool) -> optuna.storages.RDBStorage:
         if not isinstance(error, expected):
             raise
         reason = str(error).strip().split("\n")[0]
+        if isinstance(error, ImportError) and url.startswith("postgresql"):
+            reason += ": pip install 'autotune[postgres]'"
         raise BadInputError(f"storage {shown_url(url)}: cannot be opened: {reason}") from error
     if path is not None and writable:
         sqlalchemy.event.listen(storage.engine, "connect", _sync_at_checkpoints)
@@ -145,6 +159,11 @@ def sqlite_path(url: str) -> Path | None:
     if not parsed.drivername.startswith("sqlite"):
         return None
     return Path(parsed.database) if parsed.database else None
+
+
+def is_on_server(url: str) -> bool:
+    """Whether a storage is one that several machines can use at the same time."""
+    return sqlalchemy.engine.make_url(url).get_backend_name() != "sqlite"
 
 
 def _use_write_ahead_log(path: Path) -> None:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
-import platform
+import time
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import optuna
-import psutil
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
@@ -19,6 +17,7 @@ from autotune.axes import AXES, AxisValue, Kind
 from autotune.config import ThroughputConfig
 from autotune.errors import BadInputError
 from autotune.measurement import Failure, FailureCause, StartMode
+from autotune.study.claims import Owner
 from autotune.study.records import (
     Outcome,
     Phase,
@@ -27,30 +26,45 @@ from autotune.study.records import (
     stored_trials,
     without_forked,
 )
-from autotune.study.storage import open_storage, reading, shown_url, sqlite_path
+from autotune.study.relative import as_here
+from autotune.study.server import HEARTBEAT_S, Heartbeat, ServerStorage
+from autotune.study.storage import (
+    open_storage,
+    reading,
+    shown_url,
+    sqlite_path,
+)
+from autotune.system.machine import this_machine
 
 # Of what is stored in a study; another number means that it cannot be read.
 # Forked trials of version 3 ran with a frozen heap, and cannot be compared with those of now.
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
+
+
+class TakenError(Exception):
+    """Another machine began a trial of the same configuration since this one looked."""
 
 
 class StudyStore:
-    """One study, open for writing. Optuna's ask and tell, with the configuration given.
+    """One study, open for writing.
 
     Which configuration comes next is decided elsewhere (see `adaptive` and `proposals`): the stored
     study holds runs that took place, with the real values of the settings, and nothing else.
 
     Args:
         study: The study.
-        alone: Whether a lock keeps every other run away, so that no other trial can be running.
+        server: Where it is kept; None where a lock keeps every other run away, so that no other
+            trial can be running.
 
     Raises:
         BadInputError: Another version of autotune, or something else, made the study.
     """
 
-    def __init__(self, study: optuna.Study, *, alone: bool) -> None:
+    def __init__(self, study: optuna.Study, *, server: ServerStorage | None = None) -> None:
         self._study = study
-        self._alone = alone
+        self._server = server
+        self._heartbeat = None if server is None else Heartbeat(server)
+        self._owner = Owner.this()
         with reading(f"study {study.study_name}"):
             self._metric_named = bool(study.metric_names)
             schema_version = study.user_attrs.get("schema_version")
@@ -61,8 +75,6 @@ class StudyStore:
                 "another with --fresh"
             )
         study.set_user_attr("schema_version", SCHEMA_VERSION)
-        self._sampler = _GivenSampler()
-        study.sampler = self._sampler
         self.repair()
 
     @property
@@ -81,38 +93,67 @@ class StudyStore:
             self._study.set_user_attr(name, value)
 
     def begin(self, config: ThroughputConfig, phase: Phase, **attributes: int) -> int:
-        """Store that a trial of `config` begins; gives its number."""
-        self._sampler.values = {
+        """Store that a trial of `config` begins; gives its number.
+
+        Raises:
+            TakenError: It is one of a search, and another machine runs one of the same now.
+        """
+        if self._server is None or phase is not Phase.SEARCH:
+            return self._begin(config, phase, **attributes)
+        with self._server.one_at_a_time(self._study._study_id):
+            if config in self.running_elsewhere():
+                raise TakenError(config.summary)
+            return self._begin(config, phase, **attributes)
+
+    def _begin(self, config: ThroughputConfig, phase: Phase, **attributes: int) -> int:
+        """In one transaction: whoever sees the trial sees whose it is, and of what."""
+        values = {
             name: value
             for name, value in config.to_dict().items()
             if name in AXES and value is not None
         }
-        # The sampler answers with these values.
-        trial = self._study.ask(
-            {name: _distribution(name, value) for name, value in self._sampler.values.items()}
+        storage = self._study._storage
+        trial_id = storage.create_new_trial(
+            self._study._study_id,
+            optuna.trial.create_trial(
+                state=TrialState.RUNNING,
+                params=values,
+                distributions={name: _distribution(name, v) for name, v in values.items()},
+                user_attrs={
+                    "phase": phase.value,
+                    "config": config.to_dict(),
+                    "coordinator": dataclasses.asdict(self._owner),
+                    **attributes,
+                },
+            ),
         )
-        stored = {
-            "phase": phase.value,
-            "config": config.to_dict(),
-            "coordinator": [platform.node(), os.getpid()],
-            **attributes,
-        }
-        for name, value in stored.items():
-            trial.set_user_attr(name, value)
-        return trial.number
+        if self._heartbeat is not None:
+            self._heartbeat.begin(trial_id)
+        number = storage.get_trial(trial_id).number
+        self.rest()
+        return number
+
+    def rest(self) -> None:
+        """Close connections to a server that are not used now."""
+        if self._server is not None:
+            self._server.rest()
+
+    def close(self) -> None:
+        """Close all connections to a server, and leave the place that was taken."""
+        if self._server is not None:
+            self._server.close()
 
     def complete(self, number: int, outcome: Outcome) -> None:
         """Store a trial's figures, and every block that they come from."""
         attributes: dict[str, Any] = {
-            **dataclasses.asdict(outcome.measurement),
+            "measurement": dataclasses.asdict(outcome.measurement),
             "start_mode": outcome.start_mode.value,
             "start_up_s": outcome.start_up_s,
             "duration_s": outcome.duration_s,
             "unit": outcome.unit,
             "raw_samples": [dataclasses.asdict(sample) for sample in outcome.samples],
         }
-        self._set_attributes(number, attributes)
-        self._study.tell(number, outcome.measurement.units_per_s)
+        self._end(number, attributes, value=outcome.measurement.units_per_s)
         self._name_metric(f"{outcome.unit or 'samples'} per second")
 
     def fail(
@@ -129,11 +170,10 @@ class StudyStore:
             "start_mode": start_mode.value if start_mode else None,
             "duration_s": duration_s,
         }
-        self._set_attributes(number, attributes)
-        self._study.tell(number, state=TrialState.FAIL)
+        self._end(number, attributes, state=TrialState.FAIL)
 
     def records(self) -> tuple[TrialRecord, ...]:
-        """All trials, by number."""
+        """All trials, by number, those of other machines as they would have been on this one."""
         found = []
         for trial in stored_trials(self._study):
             record = self._finished.get(trial.number) or read_trial(trial)
@@ -141,7 +181,35 @@ class StudyStore:
                 # It does not change any more, and validating it again takes time.
                 self._finished[trial.number] = record
             found.append(record)
-        return tuple(found)
+        return as_here(found, self._owner.host)
+
+    @property
+    def host(self) -> str:
+        """Name of this machine, as its trials have it."""
+        return self._owner.host
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether runs on other machines may use the study at the same time."""
+        return self._heartbeat is not None
+
+    def running_elsewhere(self) -> frozenset[ThroughputConfig]:
+        """The configurations of which a trial of another run's search is under way."""
+        if not self.is_shared:
+            return frozenset()
+        if time.monotonic() - self._repaired_s > HEARTBEAT_S:
+            self.repair()
+        return frozenset(
+            read_trial(trial).config
+            for trial in stored_trials(self._study)
+            if trial.state == TrialState.RUNNING
+            and trial.user_attrs.get("phase") == Phase.SEARCH
+            and self._owner_of(trial) not in (None, self._owner)
+        )
+
+    def take_seat(self, number: int) -> bool:
+        """Become one of so many machines that search this study; says whether there was a place."""
+        return self._server is None or self._server.take_seat(self._study._study_id, number)
 
     def trusted_records(self) -> tuple[TrialRecord, ...]:
         """The trials to learn from: all, less the forked ones where these were found wrong."""
@@ -151,14 +219,28 @@ class StudyStore:
         """See `earlier_records`."""
         return earlier_records(self._study)
 
-    def _set_attributes(self, number: int, attributes: Mapping[str, Any]) -> None:
-        """Store what there is: each value is a transaction, and what is missing is read as None."""
-        trial_id = self._study._storage.get_trial_id_from_study_id_trial_number(
-            self._study._study_id, number
-        )
-        for name, value in attributes.items():
-            if value is not None:
-                self._study._storage.set_trial_user_attr(trial_id, name, value)
+    def _end(
+        self,
+        number: int,
+        attributes: Mapping[str, Any],
+        *,
+        value: float | None = None,
+        state: TrialState | None = None,
+    ) -> None:
+        """Store how a trial ended: each value is a transaction; what is missing is read as None.
+
+        Where another run has taken it for dead meanwhile, since this one stood still for minutes,
+        it stays so.
+        """
+        storage = self._study._storage
+        trial_id = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number)
+        if self._heartbeat is not None:
+            self._heartbeat.end(trial_id)
+        with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+            for name, stored in attributes.items():
+                if stored is not None:
+                    storage.set_trial_user_attr(trial_id, name, stored)
+            self._study.tell(number, value, state=state)
 
     def _name_metric(self, name: str) -> None:
         """For other tools that show the study."""
@@ -172,17 +254,26 @@ class StudyStore:
         """Mark trials that seem to run and cannot as interrupted.
 
         On a database server other machines may be running trials of this study: only those of
-        processes of this machine that are gone are marked.
+        processes of this machine that are gone are marked, and those of which nothing was heard for
+        long.
         """
+        self._repaired_s = time.monotonic()
         for trial in stored_trials(self._study):
             if trial.state != TrialState.RUNNING:
                 continue
-            host, pid = trial.user_attrs.get("coordinator", (platform.node(), 0))
-            lives = host != platform.node() or (pid != os.getpid() and psutil.pid_exists(pid))
-            if lives and not self._alone:
-                continue
-            failure = Failure(cause=FailureCause.INTERRUPTED, message="the run was ended")
-            self.fail(trial.number, failure)
+            owner = self._owner_of(trial)
+            if not self.is_shared or (owner is not None and owner.is_gone):
+                failure = Failure(cause=FailureCause.INTERRUPTED, message="the run was ended")
+                self.fail(trial.number, failure)
+        if self.is_shared:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                optuna.storages.fail_stale_trials(self._study)
+
+    def _owner_of(self, trial: FrozenTrial) -> Owner | None:
+        found = trial.user_attrs.get("coordinator")
+        with reading(f"trial {trial.number}"):
+            return None if found is None else Owner(**found)
 
 
 def trusted(records: Iterable[TrialRecord], facts: Mapping[str, Any]) -> tuple[TrialRecord, ...]:
@@ -208,32 +299,6 @@ def _workload(facts: Mapping[str, Any]) -> tuple[object, ...]:
     )
 
 
-class _GivenSampler(optuna.samplers.BaseSampler):
-    """Suggests the values that it was given."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, Any] = {}
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        return {}
-
-    def sample_independent(
-        self,
-        study: optuna.Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:  # noqa: ANN401
-        return self.values[param_name]
-
-
 def _distribution(name: str, value: AxisValue) -> BaseDistribution:
     """Wide and the same in every trial and study: the values tried are a grid within these."""
     axis = AXES[name]
@@ -249,24 +314,29 @@ def open_study(url: str, name: str, *, fresh: bool) -> StudyStore:
     """The study `name`, made where there is none; with `fresh`, a new one beside the old.
 
     A fresh study gets the next free name (`name.2`, `name.3`, …), so that nothing is deleted;
-    without `fresh`, the latest of these is meant.
+    without `fresh`, the latest of these is meant. On a server, which several machines share, the
+    kind of machine is part of the name (`name@kind`): those of one kind search together.
     """
     storage = open_storage(url, writable=True)
-    with reading(f"storage {shown_url(url)}"):
-        names = {summary.study_name for summary in storage.get_all_studies()}
-    number = 1
-    while _numbered(name, number + 1) in names:
-        number += 1
-    if fresh and name in names:
-        number += 1
-    with reading(f"storage {shown_url(url)}"):
-        study = optuna.create_study(
-            storage=storage,
-            study_name=_numbered(name, number),
-            direction="maximize",
-            load_if_exists=True,
-        )
-    return StudyStore(study, alone=sqlite_path(url) is not None)
+    server = storage if isinstance(storage, ServerStorage) else None
+    if server is not None:
+        name = f"{name}@{this_machine().kind}"
+    with server.one_at_a_time(0) if server is not None else contextlib.nullcontext():
+        with reading(f"storage {shown_url(url)}"):
+            names = {summary.study_name for summary in storage.get_all_studies()}
+        number = 1
+        while _numbered(name, number + 1) in names:
+            number += 1
+        if fresh and name in names:
+            number += 1
+        with reading(f"storage {shown_url(url)}"):
+            study = optuna.create_study(
+                storage=storage,
+                study_name=_numbered(name, number),
+                direction="maximize",
+                load_if_exists=True,
+            )
+        return StudyStore(study, server=server)
 
 
 def find_study(url: str, name: str | None) -> optuna.Study:
@@ -275,6 +345,27 @@ def find_study(url: str, name: str | None) -> optuna.Study:
     Raises:
         BadInputError: There is no such storage or study.
     """
+    storage, names = _open_stored(url)
+    if name is not None and name not in names and (own := f"{name}@{this_machine().kind}") in names:
+        # On a server the kind of machine is part of the name.
+        name = own
+    if name is not None and name not in names:
+        raise BadInputError(f"study {name}: not in {shown_url(url)}; there are {', '.join(names)}")
+    return _load(storage, name or names[-1])
+
+
+def find_studies(url: str) -> list[optuna.Study]:
+    """All studies of a storage, in the order in which they were made; at least one.
+
+    Raises:
+        BadInputError: There is no such storage, or none in it.
+    """
+    storage, names = _open_stored(url)
+    return [_load(storage, name) for name in names]
+
+
+def _open_stored(url: str) -> tuple[optuna.storages.RDBStorage, list[str]]:
+    """A storage that holds something, to be read, and the names of its studies."""
     path = sqlite_path(url)
     if path is not None and not path.is_file():
         raise BadInputError(f"storage {path}: there is no such file: run `autotune run` first")
@@ -283,10 +374,12 @@ def find_study(url: str, name: str | None) -> optuna.Study:
         names = [study.study_name for study in storage.get_all_studies()]
     if not names:
         raise BadInputError(f"storage {shown_url(url)}: holds no study: run `autotune run` first")
-    if name is not None and name not in names:
-        raise BadInputError(f"study {name}: not in {shown_url(url)}; there are {', '.join(names)}")
-    with reading(f"study {name or names[-1]}"):
-        return optuna.load_study(study_name=name or names[-1], storage=storage)
+    return storage, names
+
+
+def _load(storage: optuna.storages.RDBStorage, name: str) -> optuna.Study:
+    with reading(f"study {name}"):
+        return optuna.load_study(study_name=name, storage=storage)
 
 
 def earlier_records(study: optuna.Study) -> tuple[TrialRecord, ...]:

@@ -8,6 +8,7 @@ import hashlib
 import math
 import os
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -15,6 +16,11 @@ import psutil
 
 from autotune.system import cgroup
 from autotune.system.gpus import Gpu, find_gpus, summary
+
+# Of the names of processors and GPUs, what tells nothing apart.
+_COMMON_WORDS = frozenset(
+    {"amd", "intel", "nvidia", "r", "tm", "cpu", "core", "processor", "geforce"}
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +55,17 @@ class Machine:
         for gpu in self.gpus:
             facts += f"|{gpu.name}|{gpu.memory_gib}|{gpu.mig_profile}"
         return hashlib.sha256(facts.encode()).hexdigest()[:12]
+
+    @property
+    def kind(self) -> str:
+        """What machines that are alike have in common, as part of a name: epyc-2c-24g-3f2a1b."""
+        words = re.findall(
+            r"[a-z0-9]+", self.gpus[0].name.lower() if self.gpus else self.cpu.lower()
+        )
+        known = [word for word in words if word not in _COMMON_WORDS][:2]
+        gib = round(self.memory_bytes / 2**30)
+        parts = ("-".join(known) or "cpu", f"{self.usable_cores}c", f"{gib}g")
+        return "-".join((*parts, self.fingerprint[:6]))
 
     def __str__(self) -> str:
         cores = f"{self.usable_cores} usable core{'s' if self.usable_cores > 1 else ''}"

@@ -12,7 +12,7 @@ from autotune.config import ThroughputConfig
 from autotune.intervals import INDIFFERENCE
 from autotune.measurement import FailureCause
 from autotune.study.definition import MOST_ROUNDS, StudyDefinition
-from autotune.study.records import TrialRecord, telling_failures
+from autotune.study.records import Phase, TrialRecord, telling_failures
 from autotune.system.memory import memory_left_bytes, shared_memory_left_bytes
 from autotune.tuning.executor import Executor
 
@@ -183,10 +183,11 @@ def complete_rounds(
     """
     telling = telling_failures(confirmed)
     failed = {record.config for record in confirmed if record.number in telling} - {baseline}
-    runs: dict[ThroughputConfig, dict[int | None, TrialRecord]] = {}
+    # Those of two machines are never compared with each other.
+    runs: dict[ThroughputConfig, dict[tuple[str | None, int | None], TrialRecord]] = {}
     for record in confirmed:
         if record.failure is None and record.config not in failed:
-            runs.setdefault(record.config, {})[record.round_number] = record
+            runs.setdefault(record.config, {})[record.host, record.round_number] = record
     if baseline not in runs:
         return {}
     counted = [
@@ -195,6 +196,29 @@ def complete_rounds(
     return {
         config: [found[number] for number in counted] for config, found in runs.items() if counted
     }
+
+
+def rounds_elsewhere(
+    records: Sequence[TrialRecord], configs: Set[ThroughputConfig], host: str
+) -> list[TrialRecord]:
+    """The confirming runs of other machines, of those rounds in which all of some configs ran.
+
+    Args:
+        records: Of a study, from any machine.
+        configs: The baseline and what was confirmed beside it.
+        host: Name of this machine.
+    """
+    rounds: dict[tuple[str | None, int | None], list[TrialRecord]] = {}
+    for record in records:
+        if record.phase is Phase.CONFIRM and record.host != host and record.measurement:
+            rounds.setdefault((record.host, record.round_number), []).append(record)
+    return [
+        record
+        for found in rounds.values()
+        if configs <= {record.config for record in found}
+        for record in found
+        if record.config in configs
+    ]
 
 
 def _has_candidate(confirmed: Sequence[TrialRecord], baseline: ThroughputConfig) -> bool:

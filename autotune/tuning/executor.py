@@ -163,6 +163,9 @@ class Executor:
             phase: Why.
             num_blocks: See `trial_runs.run_short`; None for as many as there may be.
             incumbent: See there.
+
+        Raises:
+            TakenError: See `StudyStore.begin`.
         """
         record = self._visit(config, phase, num_blocks=num_blocks, incumbent=incumbent)
         failure = record.failure

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from autotune.analysis.knowledge import Knowledge
 from autotune.analysis.noise import BlockSpread
 from autotune.optimizer.baselines import make_proposer
 from autotune.study.records import Phase, TrialRecord
+from autotune.study.store import TakenError
 from autotune.tuning.confirmation import confirmation_s
 from autotune.tuning.executor import Executor
 from autotune.tuning.plan import Plan
@@ -32,6 +35,8 @@ def search_in_order(executor: Executor, plan: Plan, baseline: TrialRecord) -> bo
             for config in plan.configurations
             if config not in knowledge.measured and not knowledge.rules_out(config)
         ]
+        pending = executor.store.running_elsewhere()
+        waiting = [config for config in waiting if config not in pending]
         if not waiting and not definition.allow_busy:
             # A second look at what something disturbed from beginning to end.
             waiting = list(knowledge.in_doubt)
@@ -46,8 +51,9 @@ def search_in_order(executor: Executor, plan: Plan, baseline: TrialRecord) -> bo
         if num_visits == definition.max_trials or executor.left_s < kept_s:
             return False
         config = proposer.propose(waiting, knowledge.measured, knowledge.bound)
-        executor.run_short(config, Phase.SEARCH, incumbent=knowledge.incumbent)
-        num_visits += 1
+        with contextlib.suppress(TakenError):
+            executor.run_short(config, Phase.SEARCH, incumbent=knowledge.incumbent)
+            num_visits += 1
 
 
 def show_progress(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
 from autotune.config import ThroughputConfig
 from autotune.measurement import Failure
 from autotune.optimizer.adaptive import AdaptiveOptimizer, Reading, Request, ShortTrial, Stop
+from autotune.study.store import TakenError
+
+# Where only what runs elsewhere could change anything, it is looked at so often, for so long.
+LOOK_EVERY_S, _LONGEST_WAIT_S = 1.0, 15.0
 
 
 class Bench(Protocol):
@@ -18,7 +23,24 @@ class Bench(Protocol):
         """Seconds since some start, on the clock of the readings."""
 
     def run(self, config: ThroughputConfig, num_blocks: int) -> Reading | Failure:
-        """Start a trial of a configuration, warm it up, time so many blocks of it, and end it."""
+        """Start a trial of a configuration, warm it up, time so many blocks of it, and end it.
+
+        Raises:
+            TakenError: Another machine runs one of it now.
+        """
+
+
+class Others(Protocol):
+    """Other machines that search the same space."""
+
+    def news(self) -> Iterable[ShortTrial]:
+        """Trials that they have run since this was asked last."""
+
+    def pending(self) -> Collection[ThroughputConfig]:
+        """Configurations of which they run a trial now."""
+
+    def wait(self) -> None:
+        """Let `LOOK_EVERY_S` pass."""
 
 
 def search(
@@ -26,6 +48,7 @@ def search(
     bench: Bench,
     end_s: float,
     *,
+    others: Others | None = None,
     max_trials: int | None = None,
     after_each: Callable[[], None] = lambda: None,
 ) -> bool:
@@ -35,21 +58,36 @@ def search(
         optimizer: Asks.
         bench: Runs the trials.
         end_s: When no trial may run any more, on the bench's clock.
+        others: Who searches as well; None for nobody.
         max_trials: Most trials beside the baseline's first; None for no limit.
         after_each: Called after each of these.
     """
     num_trials = 0
+    waits_until_s: float | None = None
     while True:
-        asked = optimizer.ask(now_s=bench.now_s, left_s=end_s - bench.now_s)
+        pending: Collection[ThroughputConfig] = ()
+        if others is not None:
+            optimizer.learn(others.news())
+            pending = others.pending()
+        now_s = bench.now_s
+        asked = optimizer.ask(now_s=now_s, left_s=end_s - now_s, pending=pending)
         if isinstance(asked, Stop):
-            return asked.complete
+            if waits_until_s is None:
+                waits_until_s = min(end_s, now_s + _LONGEST_WAIT_S)
+            if others is None or not pending or now_s >= waits_until_s:
+                return asked.complete
+            # What the others find may make more of it worth measuring.
+            others.wait()
+            continue
+        waits_until_s = None
         is_first = not optimizer.num_tried
         if not is_first and num_trials == max_trials:
             return False
-        _run(optimizer, bench, asked)
-        if not is_first:
-            num_trials += 1
-            after_each()
+        with contextlib.suppress(TakenError):
+            _run(optimizer, bench, asked)
+            if not is_first:
+                num_trials += 1
+                after_each()
 
 
 def check_best(optimizer: AdaptiveOptimizer, bench: Bench, end_s: float) -> bool:
@@ -63,7 +101,10 @@ def check_best(optimizer: AdaptiveOptimizer, bench: Bench, end_s: float) -> bool
     asked = optimizer.ask_for_check(left_s=end_s - bench.now_s)
     if isinstance(asked, Stop):
         return False
-    _run(optimizer, bench, asked)
+    try:
+        _run(optimizer, bench, asked)
+    except TakenError:
+        return False
     return True
 
 

@@ -82,6 +82,7 @@ class SearchPhase:
                 optimizer,
                 self._bench,
                 self._bench.now_s + executor.left_s - reserved_s,
+                others=self._bench,
                 max_trials=left,
                 after_each=functools.partial(self._show, plan, optimizer),
             )
@@ -166,10 +167,12 @@ class SearchPhase:
         """The optimizer, told all that was measured so far; ratios are to `first`."""
         measurement = self._baseline.measurement
         assert measurement is not None
+        records = self._executor.store.trusted_records()
+        self._bench.knows(records)
         return make_optimizer(
             (plan.baseline, *plan.configurations),
             first,
-            self._executor.store.trusted_records(),
+            records,
             earlier=self._earlier,
             usable_cores=this_machine().usable_cores,
             block_s=self._executor.definition.block_s,

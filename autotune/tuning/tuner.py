@@ -21,6 +21,7 @@ from autotune.analysis.interference import (
 from autotune.analysis.noise import BlockSpread
 from autotune.analysis.result import (
     Result,
+    chosen_before,
     fork_differences,
     longer_epoch,
     make_best_config,
@@ -45,7 +46,12 @@ from autotune.trials.runner import Runner
 from autotune.trials.trial import TrialFailedError
 from autotune.tuning.ablation_runs import explain
 from autotune.tuning.baseline import measure_baseline, remember_later_epochs
-from autotune.tuning.confirmation import Confirmation, complete_rounds, confirmation_s
+from autotune.tuning.confirmation import (
+    Confirmation,
+    complete_rounds,
+    confirmation_s,
+    rounds_elsewhere,
+)
 from autotune.tuning.executor import Executor
 from autotune.tuning.fork_check import finds_forks_wrong
 from autotune.tuning.in_order import num_measured, num_pruned, search_in_order, show_progress
@@ -53,6 +59,10 @@ from autotune.tuning.plan import Plan, estimate, make_plan, with_fitting_axes
 from autotune.tuning.progress import Observer
 from autotune.tuning.search_phase import SearchPhase
 
+# So many machines search a study at once, and look so often for what these found.
+_MOST_MACHINES, _LOOK_EVERY_S = 8, 5.0
+# An answer that holds on so many machines is taken to hold on all of their kind.
+_ENOUGH_HOSTS = 2
 # Of the files that trials created, so many are named.
 _MOST_NAMED = 5
 
@@ -106,6 +116,7 @@ class Tuner:
             BadInputError: The study is of another command or machine, or an axis does not fit.
             BusyMachineError: Other processes leave too little of the machine.
         """
+        self._wait_for_place()
         remember_later_epochs(self._executor)
         try:
             trial = self._runner.start_default()
@@ -114,7 +125,7 @@ class Tuner:
         with trial:
             plan = self._plan(trial.facts)
             earlier = stored_result(self._store)
-            if earlier is not None:
+            if earlier is not None and self._is_confirmed_enough():
                 self._observer.note("this study is complete: nothing is measured again")
                 return earlier
             # The trial stands still: what is seen now are others.
@@ -150,6 +161,28 @@ class Tuner:
         result = self._answer(confirmed, search)
         self._store.set_facts(result=dataclasses.asdict(result))
         return result
+
+    def _wait_for_place(self) -> None:
+        """Where enough machines of this kind search already, wait for what they find.
+
+        More of them would not find it sooner (docs/many_machines.md).
+        """
+        store, told = self._store, False
+        while not store.take_seat(_MOST_MACHINES):
+            if not told:
+                self._observer.note(
+                    f"{_MOST_MACHINES} machines of this kind search already: waiting for them"
+                )
+                told = True
+            if stored_result(store) is not None and self._is_confirmed_enough():
+                return
+            if self._executor.left_s < 0:
+                raise NothingWorkedError(
+                    "the machines that search have not come to an answer in the time given: give "
+                    "more with --budget"
+                )
+            store.rest()
+            time.sleep(_LOOK_EVERY_S)
 
     def _tell_removed_files(self) -> None:
         names = sorted({Path(path).name for path in self._runner.removed_files})
@@ -296,8 +329,14 @@ class Tuner:
         """What is to be confirmed beside the baseline; nothing of what is to be left out."""
         excluded = {plan.baseline, *without}
         if self._definition.sampler is SamplerName.AUTO:
-            return search.candidates(plan, excluded)
-        return self._confirmation.choose(self._executor.knowledge(plan), excluded, baseline)
+            found = search.candidates(plan, excluded)
+        else:
+            found = self._confirmation.choose(self._executor.knowledge(plan), excluded, baseline)
+        chosen = chosen_before(self._store) if self._store.is_shared else None
+        if chosen is None or chosen in excluded or chosen not in plan.configurations:
+            return found
+        # What was the answer on another machine is to hold here as well.
+        return tuple(dict.fromkeys((chosen, *found)))[: max(1, len(found))]
 
     def _confirm(
         self,
@@ -348,16 +387,32 @@ class Tuner:
             ),
         )
         runs = complete_rounds(confirmed, plan.baseline)
+        if self._store.is_shared and runs:
+            # What is true on one machine only is no answer for all of its kind.
+            elsewhere = rounds_elsewhere(self._store.records(), runs.keys(), self._store.host)
+            runs = complete_rounds([*confirmed, *elsewhere], plan.baseline)
+            hosts = {record.host for record in elsewhere}
+            if hosts:
+                self._observer.note(f"confirmed on {', '.join(sorted(map(str, hosts)))} as well")
         if not runs:
             raise NothingWorkedError(
                 "the baseline failed in every round of the confirmation: see the causes with "
                 "`autotune show`"
             )
         if not self._definition.allow_busy:
-            check_confirmed(
-                [run for found in runs.values() for run in found], self._executor.keeper
-            )
+            own = [r for found in runs.values() for r in found if r.host == self._store.host]
+            check_confirmed(own, self._executor.keeper)
         return runs
+
+    def _is_confirmed_enough(self) -> bool:
+        """Whether this machine confirmed the answer, or two others of its kind did."""
+        hosts = {
+            record.host
+            for record in self._store.records()
+            if record.phase is Phase.CONFIRM and record.measurement is not None
+        }
+        store = self._store
+        return not store.is_shared or store.host in hosts or len(hosts) >= _ENOUGH_HOSTS
 
     def _must_search_again(self, runs: Sequence[TrialRecord], baseline: TrialRecord) -> bool:
         self._searches_again = finds_forks_wrong(self._executor, runs, baseline)

@@ -23,12 +23,13 @@ FOLDERS = (
     "analysis",
     "tuning",
     "report",
+    "fleet",
 )
 # These may import from any folder: the public calls, the settings file, the command line, and what
 # looks at a study.
 DOORS = (
     *("autotune", "autotune.__main__", "autotune.api", "autotune.best_config", "autotune.cli"),
-    "autotune.inspection",
+    *("autotune.cli_studies", "autotune.inspection"),
 )
 
 

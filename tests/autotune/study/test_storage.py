@@ -141,6 +141,13 @@ def test_what_is_no_study_is_refused(tmp_path, content):
         autotune.load_study(path)
 
 
+def damaged(figure, text):
+    """SQL that puts some text before a stored figure, with a comma in place of it."""
+    after = text if not text.endswith(", ") else f'{text}"was": '
+    found = f"replace(value_json, '\"{figure}\": ', '\"{figure}\": {after}')"
+    return f"UPDATE trial_user_attributes SET value_json = {found} WHERE key = 'measurement'"
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -149,10 +156,9 @@ def test_what_is_no_study_is_refused(tmp_path, content):
         "UPDATE trial_user_attributes SET value_json = '[3]' WHERE key = 'config'",
         "UPDATE study_user_attributes SET value_json = NULL",
         "UPDATE trials SET state = 'LOST'",
-        "UPDATE trial_user_attributes SET value_json = '0.0' WHERE key = 'units_per_s'",
-        "UPDATE trial_user_attributes SET value_json = 'Infinity' WHERE key = 'measured_s'",
-        "UPDATE trial_user_attributes SET value_json = '1' || value_json || '000000000000000000000'"
-        " WHERE key = 'num_steps'",
+        damaged("units_per_s", "0.0, "),
+        damaged("measured_s", "Infinity, "),
+        damaged("num_steps", "1000000000000000000000"),
     ],
 )
 def test_a_damaged_study_is_neither_read_nor_gone_on_with(store, url, damage):

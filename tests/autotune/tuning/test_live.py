@@ -36,7 +36,7 @@ def open_bench(light_script, start_runner):
         command = light_script(**parts)
         definition = StudyDefinition(name="x", command=command, block_s=0.05, allow_busy=True)
         study = optuna.create_study(direction="maximize")
-        store = StudyStore(study, alone=True)
+        store = StudyStore(study)
         runner = start_runner(command)
         executor = Executor(definition, store=store, runner=runner, observer=Notes())
         return LiveBench(executor), study
@@ -64,9 +64,9 @@ def test_a_visit_is_measured_stored_and_ended(open_bench, tmp_path):
 
 def test_what_was_interrupted_tells_nothing(open_bench):
     _, study = open_bench()
-    StudyStore(study, alone=True).begin(FOUR, Phase.SEARCH)
+    StudyStore(study).begin(FOUR, Phase.SEARCH)
     # The next coordinator finds a trial that seems to run.
-    StudyStore(study, alone=True)
+    StudyStore(study)
     assert list(recall(read_records(study))) == []
 
 

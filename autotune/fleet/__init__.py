@@ -1,0 +1,1 @@
+"""Runs on many machines, started by the scheduler that people have."""
