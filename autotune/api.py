@@ -136,10 +136,14 @@ def _for_these_ranks(
 
 def _read(path: Path) -> ThroughputConfig:
     # Imported here: validation costs 0.2 s that training without a file need not pay.
-    from autotune.best_config import read_settings
+    from autotune.best_config import read_best_config, read_settings
     from autotune.system.machine import this_machine
 
-    path, best = read_settings(path, this_machine())
+    if find_place().may_span_machines and path.is_file():
+        # All ranks of a job need the same settings, whatever machines they are on.
+        best = read_best_config(path)
+    else:
+        path, best = read_settings(path, this_machine())
     differences = best.machine.differences(this_machine())
     tuned, here = best.config.ranks_per_node, find_place().num_here
     if tuned != here:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from pathlib import Path
@@ -241,7 +242,13 @@ def read_settings(path: Path, here: Machine) -> tuple[Path, BestConfig]:
     files = files_of_kinds(path)
     if path.is_file() or not files:
         files.insert(0, path)
-    found = [(file, read_best_config(file)) for file in files]
+    found = []
+    for file in files:
+        # Beside a file that was named, there may be others that are none of settings.
+        with contextlib.suppress(*() if file == path else (BadInputError,)):
+            found.append((file, read_best_config(file)))
+    if not found:
+        return files[0], read_best_config(files[0])
     return min(found, key=lambda one: _distance(one[1].machine, here))
 
 

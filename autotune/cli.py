@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import logging
 import os
 import shlex
 import sys
@@ -218,9 +219,11 @@ def run(
         say(console, f"machine: {this_machine()}")
         say(console, f"command: {definition.command_line}")
     url = storage_url(storage or DEFAULT_STORAGE)
-    if is_on_server(url):
-        # Machines of other kinds may use the same server, and the same folder.
-        out = file_of_kind(out, this_machine().kind)
+    of_kind = file_of_kind(out, this_machine().kind)
+    if is_on_server(url) or of_kind.is_file():
+        # Machines of other kinds may use the same server, and the same folder. Where there is such
+        # a file, training takes it before the one that was named.
+        out = of_kind
         make_folder(out.parent)
     check_writable(out)
     with locked_storage(url), failing_in_one_line(url):
@@ -320,7 +323,13 @@ def _as_arguments(context: click.Context) -> list[str]:
     given = {option.name: option for option in context.command.params}
     for name in (parameter.name for parameter in run.params if isinstance(parameter, click.Option)):
         option, value = given.get(name), context.params.get(name or "")
-        if option is None or name in ("storage", "out") or value in (None, False, {}):
+        if (
+            option is None
+            or name in ("storage", "out")
+            or value is None
+            or value is False
+            or value == {}
+        ):
             continue
         [flag, *_] = option.opts
         if name == "axes":
@@ -447,6 +456,8 @@ def _run(
     quiet: bool,
 ) -> StudyView:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    # An interrupt in the middle of a query has SQLAlchemy print where; the run ends in order.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL + 1)
     store = open_study(url, definition.name, fresh=fresh)
     observer: ConsoleObserver | SilentObserver = SilentObserver()
     if not quiet:
@@ -470,7 +481,7 @@ def _run(
             store.name, shown_url(url), store.facts, store.records(), store.earlier_records()
         )
     except KeyboardInterrupt:
-        store.repair()
+        store.repair(own=True)
         best = best_so_far(store.trusted_records())
         kept = f"; best so far: {best}" if best else ""
         raise InterruptedRunError(

@@ -17,7 +17,7 @@ def settings_exist(path: Path) -> bool:
     Args:
         path: A settings file, or a folder of some.
     """
-    return path.is_file() or bool(files_of_kinds(path))
+    return (path.exists() and path.suffix != _SUFFIX) or bool(files_of_kinds(path))
 
 
 def files_of_kinds(path: Path) -> list[Path]:
@@ -36,4 +36,4 @@ def file_of_kind(path: Path, kind: str) -> Path:
 
 
 def _folder(path: Path) -> Path:
-    return path if path.suffix == _SUFFIX else path.with_suffix(_SUFFIX)
+    return path if path.suffix == _SUFFIX else path.parent / f"{path.stem}{_SUFFIX}"

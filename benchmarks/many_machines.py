@@ -37,7 +37,7 @@ NUMBERS = (1, 2, 4, 8, 32)
 # Of the logarithm of a machine's speed, among machines of one kind.
 SPEED_SD = 0.05
 # As autotune takes times of different machines apart: see autotune/study/relative.py.
-APART_S = 1e7
+APART_S = 1e9
 
 
 @dataclasses.dataclass(slots=True)

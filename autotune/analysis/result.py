@@ -282,14 +282,6 @@ def stored_result(store: StudyStore) -> Result | None:
     return result if result.complete else None
 
 
-def chosen_before(store: StudyStore) -> ThroughputConfig | None:
-    """What an earlier run, here or on another machine, chose; None where none came to that."""
-    stored = store.facts.get("result")
-    if not stored:
-        return None
-    return validate(Result, stored, source=f"study {store.name}").best.config
-
-
 def best_so_far(records: Sequence[TrialRecord]) -> str | None:
     """The fastest configuration of an unfinished run on one line, None before there is one."""
     measured = Knowledge.of(records).measured

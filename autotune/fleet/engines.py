@@ -21,6 +21,8 @@ from autotune.errors import BadInputError, CommandError
 _NUM_LINES = 5
 # What a run may take beyond its budget before its scheduler ends it, in minutes.
 _SLACK_MIN = 15
+# A job that left the queue so many looks ago, and left no result, was killed or lost.
+_LOOKS_UNTIL_GONE = 6
 # A run that is to end stores what it has in less.
 _ENDING_S = 20.0
 
@@ -67,21 +69,25 @@ class Job(Protocol):
 class SubmititJob:
     """A job of Slurm, or a process of this machine, by submitit."""
 
-    def __init__(self, job: Any) -> None:  # noqa: ANN401
+    def __init__(self, job: Any, *, is_of_slurm: bool) -> None:  # noqa: ANN401
         self._job = job
+        self._is_of_slurm = is_of_slurm
         self._is_cancelled = False
+        self._looks_gone = 0
 
     @property
     def name(self) -> str:
         """See `Job`."""
         with contextlib.suppress(Exception):
-            nodes = self._job.get_info().get("NodeList")
+            nodes = self._job.get_info(mode="cache").get("NodeList")
             if nodes and nodes != "None assigned":
                 return str(nodes)
         return f"job {self._job.job_id}"
 
     def state(self) -> State:
         """See `Job`."""
+        if not self._job.done() and self._job.state == "UNKNOWN" and self._is_of_slurm:
+            return self._queued()
         if not self._job.done():
             waits = self._job.state in ("PENDING", "UNKNOWN", "CONFIGURING", "REQUEUED")
             return State.WAITING if waits else State.RUNNING
@@ -89,14 +95,27 @@ class SubmititJob:
             return State.LOST
         return State.FAILED if self._job.exception() is not None else State.DONE
 
+    def _queued(self) -> State:
+        """What the queue says, where Slurm keeps no accounts."""
+        command = ("squeue", "--noheader", "--format=%T", f"--jobs={self._job.job_id}")
+        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        if found:
+            return State.WAITING if found in ("PENDING", "CONFIGURING") else State.RUNNING
+        # It left the queue; what it leaves behind may take a moment on a network's file system.
+        self._looks_gone += 1
+        return State.RUNNING if self._looks_gone < _LOOKS_UNTIL_GONE else State.LOST
+
     def reason(self) -> str:
         """See `Job`."""
-        return _last_lines(self._job.stderr() or "") or _last_lines(str(self._job.exception()))
+        printed = _last_lines(self._job.stderr() or "")
+        if printed or not self._job.done():
+            return printed
+        return _last_lines(str(self._job.exception()))
 
     def cancel(self) -> None:
         """See `Job`."""
         if not self._is_cancelled and not self._job.done():
-            self._job.cancel()
+            self._job.cancel(check=False)
         self._is_cancelled = True
 
 
@@ -188,13 +207,16 @@ def _submitit(
             slurm_additional_parameters=dict(options),
         )
         function = submitit.helpers.CommandFunction(
-            [sys.executable, "-m", "autotune", "run", *arguments], verbose=False
+            [sys.executable, "-m", "autotune", "run", *arguments],
+            verbose=False,
+            # A local job of submitit would see no GPUs.
+            env=dict(os.environ) if engine is EngineName.LOCAL else None,
         )
         with executor.batch():
             jobs = [executor.submit(function) for _ in range(num_machines)]
     except (RuntimeError, OSError, submitit.core.utils.FailedJobError) as error:
         raise CommandError(f"{engine}: cannot start the runs: {error}") from error
-    return [SubmititJob(job) for job in jobs]
+    return [SubmititJob(job, is_of_slurm=engine is EngineName.SLURM) for job in jobs]
 
 
 @contextlib.contextmanager

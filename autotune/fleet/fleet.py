@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from autotune.report.progress import say
 from autotune.report.study_view import open_view
 from autotune.settings_files import file_of_kind
 from autotune.study.definition import StudyDefinition
-from autotune.study.storage import is_on_server, storage_url
+from autotune.study.storage import failing_in_one_line, is_on_server, storage_url
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +68,8 @@ def run_fleet(
     make_folder(fleet.out.parent)
 
     def read() -> tuple[KindView, ...]:
-        return tuple(kind for kind in read_kinds(url) if _is_of(kind, definition))
+        with failing_in_one_line(url):
+            return tuple(kind for kind in read_kinds(url) if _is_of(kind, definition))
 
     with submit(
         fleet.engine,
@@ -93,17 +95,22 @@ def run_fleet(
 
 def _cancel(jobs: Iterable[Job]) -> None:
     for job in jobs:
-        job.cancel()
+        # One that cannot be cancelled, since it has just ended, is no reason to leave the others.
+        with contextlib.suppress(Exception):
+            job.cancel()
 
 
 def _is_of(kind: KindView, definition: StudyDefinition) -> bool:
-    return kind.command == " ".join(definition.command)
+    """Whether a study is one of the definition's, of whatever kind of machine."""
+    name = kind.study.partition("@")[0]
+    return name == definition.name and kind.command == " ".join(definition.command)
 
 
 def _write_answers(kinds: Sequence[KindView], url: str, out: Path) -> list[Path]:
     """The settings file of each kind, for machines that do not see the folders of the others."""
+    latest = {kind.machine.kind: kind for kind in kinds if kind.machine is not None}
     written = []
-    for kind in kinds:
+    for kind in latest.values():
         result = open_view(url, kind.study).result
         if result is None or kind.machine is None:
             continue

@@ -218,11 +218,12 @@ class AdaptiveOptimizer:
 
         What ran once can run, even if it failed at another time.
         """
-        for trial in trials:
-            if trial.config in self._places:
-                self.tell(trial)
-        for index in self._measured:
-            self._failed.pop(index, None)
+        known = [trial for trial in trials if trial.config in self._places]
+        for trial in known:
+            self.tell(trial)
+        for trial in known:
+            if not isinstance(trial.outcome, Failure):
+                self._failed.pop(self._places[trial.config], None)
 
     def tell(self, trial: ShortTrial) -> None:
         """Take the trial into account that was asked for."""

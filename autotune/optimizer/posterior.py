@@ -36,7 +36,7 @@ _CHANGE = 3.0
 _DRIFT_S = 20.0
 # What was measured on other machines is said to have been so much earlier, and more (see
 # `study.relative`). Of the logarithm of rates, by how much their levels may still differ.
-SAME_MACHINE_S, _MACHINES_SD = 1e6, 0.05
+SAME_MACHINE_S, _MACHINES_SD = 1e8, 0.05
 # How far off the hyperparameters' first guesses may be, in natural logarithms. A loop that sleeps
 # hardly varies at all: what processes and noise do differs from machine to machine. Sudden changes
 # are small in most loops, and a factor of ten in one that begins to swap.

@@ -14,7 +14,7 @@ from autotune.config import ThroughputConfig
 from autotune.measurement import figure
 from autotune.report.study_view import Facts
 from autotune.study.records import Phase, TrialRecord, read_records
-from autotune.study.store import find_studies
+from autotune.study.store import SCHEMA_VERSION, find_studies
 from autotune.system.machine import Machine
 from autotune.validation import validate
 
@@ -119,12 +119,17 @@ def _machine_view(
 
 
 def read_kinds(url: str) -> tuple[KindView, ...]:
-    """All studies of a storage.
+    """All studies of a storage, less those that something else made.
 
     Raises:
         BadInputError: There is no such storage, or a study is damaged.
     """
-    return tuple(map(KindView.of, find_studies(url)))
+    studies = find_studies(url)
+    return tuple(
+        KindView.of(study)
+        for study in studies
+        if study.user_attrs.get("schema_version") == SCHEMA_VERSION
+    )
 
 
 def as_dicts(kinds: Sequence[KindView]) -> list[dict[str, Any]]:

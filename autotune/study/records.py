@@ -186,8 +186,13 @@ def _read_trial(trial: FrozenTrial) -> TrialRecord:
         started_at=trial.datetime_start,
         round_number=attributes.get("round_number"),
         unit=attributes.get("unit"),
-        host=attributes.get("coordinator", {}).get("host"),
+        host=_host_of(attributes.get("coordinator")),
     )
+
+
+def _host_of(coordinator: object) -> str | None:
+    host = coordinator.get("host") if isinstance(coordinator, dict) else None
+    return host if isinstance(host, str) else None
 
 
 def without_forked(records: Iterable[TrialRecord]) -> tuple[TrialRecord, ...]:

@@ -25,7 +25,7 @@ _TIMES = (
     *("epoch_end_s", "copy_s", "cpu_s_per_sample"),
 )
 # Times of different machines are put so far apart that nobody takes their drift for the same one.
-_APART_S = 1e7
+_APART_S = 1e9
 _RATES = ("samples_per_s", "units_per_s", "compute_units_per_s", "load_units_per_s")
 
 
@@ -66,6 +66,8 @@ def _seen_from_here(record: TrialRecord, factor: float, earlier_s: float) -> Tri
     return dataclasses.replace(
         record,
         measurement=_scaled_measurement(record.measurement, factor),
+        duration_s=_times(record.duration_s, 1 / factor),
+        start_up_s=_times(record.start_up_s, 1 / factor),
         samples=tuple(_scaled_sample(sample, factor, earlier_s) for sample in record.samples),
     )
 

@@ -15,8 +15,9 @@ import sqlalchemy
 
 # A run says so often that its trial runs; one that did not for so long has ended.
 HEARTBEAT_S, GRACE_S = 30, 120
-# A server that is restarted is away for seconds; one that is away for longer will not come back.
-PATIENCE_S = 300.0
+# A server that is restarted is away for seconds. Less than the above, with a sign of life between:
+# when it is back, trials that ran meanwhile are not taken for dead.
+PATIENCE_S = 75.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 # What runs lock on a PostgreSQL server, where they must do something one after another.
 _LOCK = 0x6175746F74756E65
@@ -75,7 +76,7 @@ class ServerStorage(optuna.storages.RDBStorage):
             super().__init__(
                 url,
                 # A connection that broke while nobody used it is replaced.
-                engine_kwargs={"pool_pre_ping": True},
+                engine_kwargs={"pool_pre_ping": True, "connect_args": _connect_arguments(url)},
                 heartbeat_interval=HEARTBEAT_S,
                 grace_period=GRACE_S,
             )
@@ -222,10 +223,25 @@ def one_at_a_time(url: str) -> Iterator[None]:
 
     Two runs that make Optuna's tables at once would fail.
     """
-    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.pool.NullPool)
+    arguments = _connect_arguments(url)
+    engine = sqlalchemy.create_engine(
+        url, poolclass=sqlalchemy.pool.NullPool, connect_args=arguments
+    )
     with engine.connect() as connection:
         _lock(connection, 0)
         yield
+
+
+def _connect_arguments(url: str) -> dict[str, Any]:
+    """Have PostgreSQL notice within a minute that a machine is gone: its locks end then.
+
+    Source: https://www.postgresql.org/docs/15/runtime-config-connection.html (tcp_keepalives_idle;
+    two hours by default).
+    """
+    if sqlalchemy.engine.make_url(url).get_backend_name() != "postgresql":
+        return {}
+    keepalives = {"idle": 30, "interval": 10, "count": 3}
+    return {"options": " ".join(f"-c tcp_keepalives_{name}={n}" for name, n in keepalives.items())}
 
 
 def _lock(connection: sqlalchemy.Connection, subject: int) -> None:

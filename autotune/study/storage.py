@@ -49,6 +49,13 @@ def open_storage(url: str, *, writable: bool) -> optuna.storages.RDBStorage:
         if writable and is_on_server(url):
             with one_at_a_time(url):
                 storage = ServerStorage(url)
+        elif is_on_server(url):
+            # What is read may be read again and again, and is not made here.
+            storage = optuna.storages.RDBStorage(
+                url,
+                engine_kwargs={"poolclass": sqlalchemy.pool.NullPool},
+                skip_table_creation=True,
+            )
         else:
             storage = optuna.storages.RDBStorage(url)
     except Exception as error:
@@ -152,18 +159,26 @@ def sqlite_path(url: str) -> Path | None:
     Raises:
         BadInputError: It is no URL.
     """
-    try:
-        parsed = sqlalchemy.engine.make_url(url)
-    except sqlalchemy.exc.ArgumentError as error:
-        raise BadInputError("storage: must be a path or a database URL") from error
+    parsed = _parsed(url)
     if not parsed.drivername.startswith("sqlite"):
         return None
     return Path(parsed.database) if parsed.database else None
 
 
+def _parsed(url: str) -> sqlalchemy.engine.URL:
+    try:
+        return sqlalchemy.engine.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
+        raise BadInputError("storage: must be a path or a database URL") from error
+
+
 def is_on_server(url: str) -> bool:
-    """Whether a storage is one that several machines can use at the same time."""
-    return sqlalchemy.engine.make_url(url).get_backend_name() != "sqlite"
+    """Whether a storage is one that several machines can use at the same time.
+
+    Raises:
+        BadInputError: It is no URL.
+    """
+    return not _parsed(url).drivername.startswith("sqlite")
 
 
 def _use_write_ahead_log(path: Path) -> None:

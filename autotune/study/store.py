@@ -181,7 +181,7 @@ class StudyStore:
                 # It does not change any more, and validating it again takes time.
                 self._finished[trial.number] = record
             found.append(record)
-        return as_here(found, self._owner.host)
+        return as_here(found, self._owner.host) if self.is_shared else tuple(found)
 
     @property
     def host(self) -> str:
@@ -234,13 +234,13 @@ class StudyStore:
         """
         storage = self._study._storage
         trial_id = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number)
-        if self._heartbeat is not None:
-            self._heartbeat.end(trial_id)
         with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             for name, stored in attributes.items():
                 if stored is not None:
                     storage.set_trial_user_attr(trial_id, name, stored)
             self._study.tell(number, value, state=state)
+        if self._heartbeat is not None:
+            self._heartbeat.end(trial_id)
 
     def _name_metric(self, name: str) -> None:
         """For other tools that show the study."""
@@ -250,8 +250,8 @@ class StudyStore:
                 self._study.set_metric_names([name])
             self._metric_named = True
 
-    def repair(self) -> None:
-        """Mark trials that seem to run and cannot as interrupted.
+    def repair(self, *, own: bool = False) -> None:
+        """Mark trials that seem to run and cannot as interrupted; on request this process's too.
 
         On a database server other machines may be running trials of this study: only those of
         processes of this machine that are gone are marked, and those of which nothing was heard for
@@ -262,7 +262,8 @@ class StudyStore:
             if trial.state != TrialState.RUNNING:
                 continue
             owner = self._owner_of(trial)
-            if not self.is_shared or (owner is not None and owner.is_gone):
+            is_own = own and owner == self._owner
+            if not self.is_shared or is_own or (owner is not None and owner.is_gone):
                 failure = Failure(cause=FailureCause.INTERRUPTED, message="the run was ended")
                 self.fail(trial.number, failure)
         if self.is_shared:
@@ -395,15 +396,23 @@ def earlier_records(study: optuna.Study) -> tuple[TrialRecord, ...]:
 
 
 def _earlier_records(study: optuna.Study) -> tuple[TrialRecord, ...]:
-    storage, own_facts = study._storage, study.user_attrs
+    storage, own_facts, own_name = study._storage, study.user_attrs, study.study_name
     for other in reversed(storage.get_all_studies()):
         facts = storage.get_study_user_attrs(other._study_id)
-        if other._study_id < study._study_id and _workload(facts) == _workload(own_facts):
+        is_older = other._study_id < study._study_id and _base(other.study_name) == _base(own_name)
+        if is_older and _workload(facts) == _workload(own_facts):
             trials = storage.get_all_trials(other._study_id, deepcopy=False)
             if any(trial.state == TrialState.COMPLETE for trial in trials):
                 # What is wrong with forked trials of this study is wrong with those of the other.
-                return trusted(trusted(map(read_trial, trials), facts), own_facts)
+                found = as_here(tuple(map(read_trial, trials)), Owner.this().host)
+                return trusted(trusted(found, facts), own_facts)
     return ()
+
+
+def _base(study_name: str) -> str | None:
+    """What studies of one thing have in common on a server, which others use as well."""
+    name, separator, _ = study_name.partition("@")
+    return name if separator else None
 
 
 def _numbered(name: str, number: int) -> str:

@@ -21,6 +21,14 @@ from autotune.trials.stacks import STACKS_AT_ABORT
 # A killed process is reaped within milliseconds unless it hangs in the kernel.
 REAP_DEADLINE_S = 5.0
 OUTPUT_PREFIX = "output-"
+# Where there are more of these tasks than one, what begins so tells which one this is.
+_TASKS = {
+    "SLURM_STEP_NUM_TASKS": (
+        *("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID", "SLURM_STEP_", "SLURM_NTASKS"),
+        *("SLURM_NPROCS", "SLURM_TASKS_PER_NODE", "SLURM_GTIDS", "PMI_", "PMIX_"),
+    ),
+    "OMPI_COMM_WORLD_SIZE": ("OMPI_COMM_WORLD_", "PMI_", "PMIX_"),
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +103,7 @@ class Launcher:
                     stdout=file,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    env={**os.environ, **self._environment(start), **environment},
+                    env={**_inherited(), **self._environment(start), **environment},
                 )
             except OSError as error:
                 raise BadInputError(
@@ -141,3 +149,16 @@ def _wait(process: subprocess.Popen[bytes], limit_s: float) -> int | None:
         return process.wait(limit_s)
     except subprocess.TimeoutExpired:
         return None
+
+
+def _inherited() -> dict[str, str]:
+    """This process's environment; less what makes it one of several tasks of Slurm or Open MPI.
+
+    Runs on several machines (`srun --nodes 4 autotune run`) are no ranks of one training. A
+    launcher in the command sets what its own ranks need.
+    """
+    found = dict(os.environ)
+    for size, prefixes in _TASKS.items():
+        if found.get(size, "1") != "1":
+            found = {name: v for name, v in found.items() if not name.startswith(prefixes)}
+    return found

@@ -86,6 +86,11 @@ def _measure(executor: Executor, plan: Plan, trial: Trial) -> TrialRecord | None
         store.fail(number, failure, trial.mode, trial.active_s)
         return None
     store.complete(number, outcome)
+    if store.records()[number].measurement is None:
+        raise CommandError(
+            "the baseline: other machines took its trial for dead, since nothing was heard of it "
+            "for minutes: the same command goes on"
+        )
     if epochs_differ(outcome.measurement.later_epochs_ratio):
         ratio = outcome.measurement.later_epochs_ratio
         observer.note(

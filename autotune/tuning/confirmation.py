@@ -121,7 +121,10 @@ class Confirmation:
             tried |= set(candidates)
             left_s = self._executor.left_s
             found = self._executor.run_round(
-                [baseline, *candidates], number=number, side_by_side=side_by_side, shuffle=shuffle
+                [baseline, *candidates],
+                number=number,
+                side_by_side=side_by_side,
+                shuffle=shuffle,
             )
             round_s = left_s - self._executor.left_s
             failures = [record for record in found if record.failure is not None]
@@ -198,26 +201,24 @@ def complete_rounds(
     }
 
 
-def rounds_elsewhere(
-    records: Sequence[TrialRecord], configs: Set[ThroughputConfig], host: str
+def confirmed_together(
+    records: Sequence[TrialRecord], configs: Set[ThroughputConfig]
 ) -> list[TrialRecord]:
-    """The confirming runs of other machines, of those rounds in which all of some configs ran.
+    """The confirming runs of some configs, on any machine, of rounds in which all of them ran.
 
     Args:
-        records: Of a study, from any machine.
+        records: Of a study.
         configs: The baseline and what was confirmed beside it.
-        host: Name of this machine.
     """
     rounds: dict[tuple[str | None, int | None], list[TrialRecord]] = {}
     for record in records:
-        if record.phase is Phase.CONFIRM and record.host != host and record.measurement:
+        if record.phase is Phase.CONFIRM and record.measurement and record.config in configs:
             rounds.setdefault((record.host, record.round_number), []).append(record)
     return [
         record
         for found in rounds.values()
         if configs <= {record.config for record in found}
         for record in found
-        if record.config in configs
     ]
 
 

@@ -88,6 +88,7 @@ class Executor:
         self._something_worked = False
         self._told_reason: str | None = None
         self._failures: list[TrialRecord] = []
+        self._rounds_before = 0
         self.definition = definition
         self.store = store
         self.runner = runner
@@ -254,9 +255,14 @@ class Executor:
         """One round of the confirmation: a fresh process for each configuration."""
         check_cores()
         numbers: dict[ThroughputConfig, int] = {}
+        if number == 1:
+            # No two rounds of a machine are to have one number, in whichever run they were.
+            stored = (r.round_number for r in self.store.records() if r.host == self.store.host)
+            self._rounds_before = max((found or 0 for found in stored), default=0)
+        round_number = self._rounds_before + number
 
         def start(config: ThroughputConfig) -> Trial:
-            numbers[config] = self.store.begin(config, Phase.CONFIRM, round_number=number)
+            numbers[config] = self.store.begin(config, Phase.CONFIRM, round_number=round_number)
             return self.runner.start(config, StartMode.FRESH)
 
         if side_by_side:

@@ -39,7 +39,7 @@ def search_in_order(executor: Executor, plan: Plan, baseline: TrialRecord) -> bo
         waiting = [config for config in waiting if config not in pending]
         if not waiting and not definition.allow_busy:
             # A second look at what something disturbed from beginning to end.
-            waiting = list(knowledge.in_doubt)
+            waiting = [config for config in knowledge.in_doubt if config not in pending]
         show_progress(executor, plan, baseline, knowledge, Phase.SEARCH)
         if not waiting:
             return True

@@ -67,7 +67,9 @@ def search(
     while True:
         pending: Collection[ThroughputConfig] = ()
         if others is not None:
-            optimizer.learn(others.news())
+            news = tuple(others.news())
+            if news:
+                optimizer.learn(news)
             pending = others.pending()
         now_s = bench.now_s
         asked = optimizer.ask(now_s=now_s, left_s=end_s - now_s, pending=pending)

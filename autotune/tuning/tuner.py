@@ -21,7 +21,6 @@ from autotune.analysis.interference import (
 from autotune.analysis.noise import BlockSpread
 from autotune.analysis.result import (
     Result,
-    chosen_before,
     fork_differences,
     longer_epoch,
     make_best_config,
@@ -50,7 +49,7 @@ from autotune.tuning.confirmation import (
     Confirmation,
     complete_rounds,
     confirmation_s,
-    rounds_elsewhere,
+    confirmed_together,
 )
 from autotune.tuning.executor import Executor
 from autotune.tuning.fork_check import finds_forks_wrong
@@ -159,7 +158,9 @@ class Tuner:
             confirmed = again if len(again.runs) > 1 else confirmed
         self._tell_removed_files()
         result = self._answer(confirmed, search)
-        self._store.set_facts(result=dataclasses.asdict(result))
+        if result.complete or not self._store.is_shared or stored_result(self._store) is None:
+            # What another machine found to the end is worth more than what there was no time for.
+            self._store.set_facts(result=dataclasses.asdict(result))
         return result
 
     def _wait_for_place(self) -> None:
@@ -255,7 +256,11 @@ class Tuner:
             "patch": target and {**dataclasses.asdict(target), "calls": list(target.calls)},
         }
         training = self._definition.training
-        if any(stored.get(name) != now for name, now in conditions.items()):
+        # Machines may have the same script in different folders.
+        may_differ = {"config_path"} if self._store.is_shared else set()
+        if any(
+            stored.get(name) != now for name, now in conditions.items() if name not in may_differ
+        ):
             self._store.set_facts(result=None)
         self._store.set_facts(
             workload=workload,
@@ -332,11 +337,11 @@ class Tuner:
             found = search.candidates(plan, excluded)
         else:
             found = self._confirmation.choose(self._executor.knowledge(plan), excluded, baseline)
-        chosen = chosen_before(self._store) if self._store.is_shared else None
-        if chosen is None or chosen in excluded or chosen not in plan.configurations:
+        earlier = stored_result(self._store) if self._store.is_shared else None
+        if earlier is None or earlier.best.config in {*excluded, *found[:1]}:
             return found
         # What was the answer on another machine is to hold here as well.
-        return tuple(dict.fromkeys((chosen, *found)))[: max(1, len(found))]
+        return *found[:1], earlier.best.config
 
     def _confirm(
         self,
@@ -389,8 +394,12 @@ class Tuner:
         runs = complete_rounds(confirmed, plan.baseline)
         if self._store.is_shared and runs:
             # What is true on one machine only is no answer for all of its kind.
-            elsewhere = rounds_elsewhere(self._store.records(), runs.keys(), self._store.host)
-            runs = complete_rounds([*confirmed, *elsewhere], plan.baseline)
+            answer = {plan.baseline, choose_by_runs(runs, plan.baseline).best}
+            everywhere = confirmed_together(self._store.records(), answer)
+            elsewhere = [r for r in everywhere if r.host != self._store.host]
+            if elsewhere:
+                own = [record for record in confirmed if record.config in answer]
+                runs = complete_rounds([*own, *elsewhere], plan.baseline)
             hosts = {record.host for record in elsewhere}
             if hosts:
                 self._observer.note(f"confirmed on {', '.join(sorted(map(str, hosts)))} as well")
@@ -406,13 +415,12 @@ class Tuner:
 
     def _is_confirmed_enough(self) -> bool:
         """Whether this machine confirmed the answer, or two others of its kind did."""
-        hosts = {
-            record.host
-            for record in self._store.records()
-            if record.phase is Phase.CONFIRM and record.measurement is not None
-        }
-        store = self._store
-        return not store.is_shared or store.host in hosts or len(hosts) >= _ENOUGH_HOSTS
+        store, result = self._store, stored_result(self._store)
+        if not store.is_shared or result is None:
+            return True
+        answer = {result.best.config, result.best.baseline.config}
+        hosts = {record.host for record in confirmed_together(store.records(), answer)}
+        return store.host in hosts or len(hosts) >= _ENOUGH_HOSTS
 
     def _must_search_again(self, runs: Sequence[TrialRecord], baseline: TrialRecord) -> bool:
         self._searches_again = finds_forks_wrong(self._executor, runs, baseline)

@@ -47,6 +47,8 @@ from autotune.system.machine import this_machine
 path, _ = read_settings(Path("best_config.yaml"), this_machine())
 print("own" if path.stem == this_machine().kind else path)
 """
+# What `srun --nodes 4` sets for a task: the trainings are none of one another's ranks.
+AS_BY_SRUN = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4"}
 AXES = {"batch_size": [1, 2, 4, 8, 16, 32], "num_workers": [0], "gc": ["default"]}
 
 
@@ -72,6 +74,7 @@ def start(study, request, database):
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            env=os.environ | AS_BY_SRUN,
         )
         started.append(process)
         return process

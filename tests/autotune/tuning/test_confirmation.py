@@ -11,7 +11,7 @@ from autotune.measurement import Failure, FailureCause
 from autotune.study.definition import StudyDefinition
 from autotune.study.records import Phase
 from autotune.tuning import confirmation as confirmation
-from autotune.tuning.confirmation import Confirmation
+from autotune.tuning.confirmation import Confirmation, complete_rounds, confirmed_together
 
 from .. import made_up
 
@@ -280,3 +280,25 @@ def test_on_a_gpu_all_of_them_take_half_of_its_memory_at_most(fit_together):
     assert fit_together(device=25)
     assert not fit_together(device=26)
     assert not fit_together(device=25, gpu_headroom=0.6)
+
+
+def test_rounds_of_other_machines_count_where_all_ran_and_stay_among_themselves():
+    def run(config, host, number, rate):
+        return made_up.record(
+            made_up.block_at(rate),
+            config=config,
+            phase=Phase.CONFIRM,
+            host=host,
+            round_number=number,
+        )
+
+    records = [
+        *(run(BASELINE, "here", 1, 100.0), run(OTHER, "here", 1, 200.0)),
+        *(run(BASELINE, "there", 1, 10.0), run(OTHER, "there", 1, 30.0)),
+        *(run(BASELINE, "there", 2, 10.0), run(BASELINE, "new", 1, 50.0)),
+    ]
+    found = confirmed_together(records, {BASELINE, OTHER})
+    assert [(r.host, r.round_number) for r in found] == [("here", 1)] * 2 + [("there", 1)] * 2
+    runs = complete_rounds(found, BASELINE)
+    assert [r.units_per_s for r in runs[BASELINE]] == [100.0, 10.0]
+    assert [r.units_per_s for r in runs[OTHER]] == [200.0, 30.0]
