@@ -108,10 +108,12 @@ def describe_threads() -> str | None:
     python = [thread for thread in threading.enumerate() if thread is not main]
     known = {main.native_id, *(thread.native_id for thread in python)}
     libraries = libraries_of(task for task in task_ids() if task not in known)
+    # The kernel lists a thread for a moment after Python has seen it end.
+    there = frozenset(task_ids())
     native = [
         (task, path)
         for task, path in libraries.items()
-        if not _HARMLESS.search(f"{name_of(task)} {path}")
+        if task in there and not _HARMLESS.search(f"{name_of(task)} {path}")
     ]
     number = len(python) + len(native)
     if not number:

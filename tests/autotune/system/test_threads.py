@@ -150,6 +150,17 @@ def test_threads_of_a_library_that_survives_forks_are_no_obstacle(library, said)
     assert described(code) == said
 
 
+def test_a_thread_that_ends_while_it_is_looked_at_is_no_obstacle():
+    code = """
+        import threading
+        from autotune.system import threads
+        listed = [[threading.get_native_id(), -1], [threading.get_native_id()]]
+        threads.task_ids = lambda: listed.pop(0)
+        threads.libraries_of = lambda tasks: {task: None for task in tasks}
+    """
+    assert described(code) == "None"
+
+
 @pytest.mark.parametrize(
     ("module", "code"),
     [
