@@ -72,7 +72,6 @@ class SubmititJob:
     def __init__(self, job: Any, *, is_of_slurm: bool) -> None:  # noqa: ANN401
         self._job = job
         self._is_of_slurm = is_of_slurm
-        self._is_cancelled = False
         self._looks_gone = 0
 
     @property
@@ -114,9 +113,8 @@ class SubmititJob:
 
     def cancel(self) -> None:
         """See `Job`."""
-        if not self._is_cancelled and not self._job.done():
+        if not self._job.done():
             self._job.cancel(check=False)
-        self._is_cancelled = True
 
 
 class RayJob:

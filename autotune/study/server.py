@@ -154,7 +154,6 @@ class ServerStorage(optuna.storages.RDBStorage):
     )
     # Optuna's cache in front of a storage calls these.
     _create_new_trial = _patiently(optuna.storages.RDBStorage._create_new_trial)
-    _set_trial_param = _patiently(optuna.storages.RDBStorage._set_trial_param)
     _get_trials = _patiently(optuna.storages.RDBStorage._get_trials)
     _get_stale_trial_ids = _patiently(optuna.storages.RDBStorage._get_stale_trial_ids)
 

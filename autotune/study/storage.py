@@ -71,7 +71,7 @@ def open_storage(url: str, *, writable: bool) -> optuna.storages.RDBStorage:
         )
         if not isinstance(error, expected):
             raise
-        reason = str(error).strip().split("\n")[0]
+        reason = _reason(error)
         if isinstance(error, ImportError) and url.startswith("postgresql"):
             reason += ": pip install 'autotune[postgres]'"
         raise BadInputError(f"storage {shown_url(url)}: cannot be opened: {reason}") from error
@@ -95,14 +95,17 @@ def failing_in_one_line(url: str) -> Iterator[None]:
         sqlalchemy.exc.SQLAlchemyError,
         sqlite3.Error,
     ) as error:
-        cause: BaseException = error
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
-        reason = str(cause).strip().split("\n")[0]
         raise StorageError(
-            f"storage {shown_url(url)}: {reason}. What was stored before is kept: when the cause "
-            "is mended, the same command goes on"
+            f"storage {shown_url(url)}: {_reason(error)}. What was stored before is kept: when the "
+            "cause is mended, the same command goes on"
         ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what an error came from: Optuna's own says little."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error).strip().split("\n")[0]
 
 
 @contextlib.contextmanager

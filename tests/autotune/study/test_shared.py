@@ -9,10 +9,11 @@ import sys
 import pytest
 
 from autotune.config import ThroughputConfig
+from autotune.errors import BadInputError
 from autotune.study.claims import Owner
 from autotune.study.records import Phase
 from autotune.study.relative import as_here
-from autotune.study.store import open_study
+from autotune.study.store import find_study, open_study
 from autotune.system.machine import this_machine
 
 from .. import postgres
@@ -95,6 +96,11 @@ def test_what_another_process_runs_is_known_until_that_is_gone(url, open_here):
     assert wait_until(lambda: store.take_seat(1))
     [found] = store.records()
     assert found.failure.message == "the run was ended"
+
+
+def test_why_a_server_cannot_be_reached_is_told():
+    with pytest.raises(BadInputError, match="cannot be opened: .*[Cc]onnection refused"):
+        find_study("postgresql+psycopg://nobody@127.0.0.1:1/nothing", None)
 
 
 def test_an_owner_of_an_earlier_boot_or_number_is_gone():
