@@ -63,7 +63,8 @@ def test_a_script_is_forked_and_its_accumulation_counted(start_runner):
     before = tree()
     runner = start_runner((sys.executable, str(script)))
     with runner.start(CONFIG, StartMode.FORK) as trial:
-        settling = BlockRequest(min_s=0.05, settle_s=0.1)
+        # Two windows of two optimizer steps each, however slow the machine is.
+        settling = BlockRequest(min_s=0.0, multiple_of=8, settle_s=20.0)
         assert trial.measure(settling, deadline_s=30).settling.steps_per_update == 4
         assert ask(trial, BlockMode.COMPUTE).num_samples
         assert ask(trial, BlockMode.LOAD).num_samples

@@ -321,7 +321,8 @@ def test_a_script_is_forked_and_trials_leave_nothing(start_runner):
     runner = start_runner((sys.executable, str(script)))
     config = ThroughputConfig(batch_size=8, gradient_accumulation_steps=2, num_workers=1)
     with runner.start(config, StartMode.FORK) as trial:
-        settling = BlockRequest(min_s=0.1, settle_s=0.2)
+        # Two windows of two optimizer steps each, however slow the machine is.
+        settling = BlockRequest(min_s=0.0, multiple_of=4, settle_s=20.0)
         assert trial.measure(settling, deadline_s=30).settling.steps_per_update == 2
         for mode in (BlockMode.COMPUTE, BlockMode.LOAD):
             assert trial.measure(BlockRequest(min_s=0.05, mode=mode), deadline_s=30).blocks
