@@ -13,3 +13,8 @@ threadpool_limits(limits=1, user_api="blas")
 # starts: tests that send it would wait for ever.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items):
+    """Long tests come first, so that no core is idle while the last of them ends."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)

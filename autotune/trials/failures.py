@@ -104,7 +104,8 @@ def describe_exit(exit_code: int | None, output: str, *, oom_killed: bool) -> Fa
     if _NO_MAIN_GUARD.search(output):
         return Failure(cause=FailureCause.CRASHED, message=_GUARD_REMEDY, output=output)
     told = _TORCHRUN.search(output)
-    if told is not None and exit_code == 1:
+    # Having said so, a busy machine's launcher may still take its time to end.
+    if told is not None and exit_code in (1, None):
         failure = describe_exit(int(told[2]), "", oom_killed=oom_killed)
         return dataclasses.replace(
             failure, message=f"rank {told[1]} {failure.message}", output=output

@@ -38,7 +38,7 @@ from autotune.validation import validate
 
 MAX_OUTPUT_LINES = 80
 # How long a trial that reported an exception may take to print its traceback.
-_TRACEBACK_DEADLINE_S = 2.0
+_TRACEBACK_DEADLINE_S = 5.0
 # While a trial runs, the machine's memory is looked at so often (0.4 ms each time, and never in a
 # block that is shorter), and is not used up to the last of so large a share of it.
 _LOOK_S = 1.0

@@ -22,6 +22,10 @@ NO_DYNAMO = """
 dynamo = sys.modules["torch._dynamo"] = type(sys)("torch._dynamo")
 dynamo.disable = lambda function, *_, **__: function
 dynamo.graph_break = lambda *_, **__: None
+dynamo.utils = type(sys)("torch._dynamo.utils")
+dynamo.utils.get_optimize_ddp_mode = lambda: "ddp_optimizer"
+dynamo.trace_rules = type(sys)("torch._dynamo.trace_rules")
+dynamo.trace_rules.clear_lru_cache = lambda: None
 """
 
 SCRIPT = (

@@ -60,6 +60,7 @@ def test_what_defines_a_study_is_handed_on_as_it_was_given():
     }
 
 
+@pytest.mark.long
 @needs_server
 def test_a_local_fleet_finds_an_answer(study, tmp_path_factory):
     with postgres.server(tmp_path_factory.mktemp("postgres")) as server:
@@ -101,6 +102,7 @@ cluster.shutdown()
 """
 
 
+@pytest.mark.long
 @needs_server
 def test_ray_runs_on_every_node_and_one_may_be_lost(study, tmp_path_factory):
     with (
@@ -117,7 +119,7 @@ def test_ray_runs_on_every_node_and_one_may_be_lost(study, tmp_path_factory):
                 [sys.executable, "-m", "autotune", *command], stdout=subprocess.PIPE, text=True
             ) as process:
                 # The command itself and a run on each node, which has begun to search.
-                assert wait_until(lambda: len(processes_of(server.url)) >= 3, 30)
+                assert wait_until(lambda: len(processes_of(server.url)) >= 3, 90)
                 time.sleep(2)
                 cluster.stdin.write("\n")
                 cluster.stdin.flush()

@@ -174,7 +174,8 @@ def damaged(data, text):
     return json.dumps(value)
 
 
-@settings(FILES, max_examples=25)
+@pytest.mark.long
+@settings(FILES, max_examples=15)
 @given(data=st.data())
 def test_a_study_with_anything_in_one_place_is_shown_or_refused(tmp_path, data):
     path = tmp_path / "study.db"

@@ -569,6 +569,7 @@ FAST_AXES = {
 
 
 # Whole runs in about half a minute; speeds are not judged on a machine that is shared.
+@pytest.mark.long
 @pytest.mark.parametrize("name", choose((), (), fast=True))
 def test_a_whole_case_is_right(name, tmp_path):
     study = tmp_path / "study.yaml"

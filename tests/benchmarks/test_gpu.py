@@ -297,6 +297,7 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.long
 def test_every_training_script_has_its_loop_on_a_cpu(bench, tmp_path):
     options = ("--seconds", "0.2", "--sample-mib", "1")
     loops = sorted(path.stem for path in LOOPS.glob("*.py") if path.stem != "loop_options")
@@ -330,6 +331,7 @@ def test_a_training_that_fails_says_why(bench, capsys):
 
 
 # Starts trials for real; their times mean nothing here.
+@pytest.mark.long
 def test_a_row_really_runs_on_a_cpu(tmp_path):
     path = tmp_path / "found.json"
     options = ("--device", "cpu", "--quick", "--only", "ready_time", "--scale", "0.5")

@@ -184,6 +184,7 @@ def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
+@pytest.mark.long
 def test_a_finished_study_with_a_failed_trial_gives_every_plot(storage: Path) -> None:
     store = open_store(storage)
     complete(store, BASELINE, Phase.BASELINE)

@@ -102,6 +102,7 @@ def test_a_stored_study_tells_the_collector_on_its_page(tmp_path, monkeypatch):
 BUSY = "end = time.perf_counter() + 0.002\n            while time.perf_counter() < end: pass"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("item", "searched"), [(BUSY, True), ("time.sleep(0.03)", False)])
 def test_the_collector_is_searched_where_loading_is_work_and_also_when_resumed(
     study, item, searched

@@ -17,14 +17,18 @@ from autotune.measurement import FailureCause, StartMode
 from autotune.trials.trial import TrialFailedError
 
 from ..commands import autotune_run
-from ..conftest import processes_of, wait_until
+from ..conftest import NO_DYNAMO, processes_of, wait_until
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 # Rank 1's batches take eight times as long as rank 0's.
-SCRIPT = """
+SCRIPT = (
+    f"""
 import os, sys, time
 import torch
+{NO_DYNAMO}
 import torch.distributed as dist
+"""
+    + """
 import autotune
 
 RANK = int(os.environ["RANK"])
@@ -61,6 +65,7 @@ if __name__ == "__main__":
     # A process that ends without this may be aborted by gloo's threads.
     dist.destroy_process_group()
 """
+)
 SETTLED = BlockRequest(min_s=0.2, multiple_of=2, settle_s=0.3)
 
 

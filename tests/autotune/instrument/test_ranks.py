@@ -122,6 +122,7 @@ def test_a_command_that_ends_without_one_of_its_ranks_is_explained(
     assert not processes_of(command[1])
 
 
+@pytest.mark.long
 def test_jobs_of_several_ranks_are_confirmed_one_after_another(study, tmp_path, join):
     options = study(script={"before": join, "step": FIXED_STEP}, budget="40s")
     command = launched(tmp_path, (sys.executable, str(tmp_path / "train it.py")), *RANKS)

@@ -269,6 +269,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.long
 def test_a_script_is_tuned_and_trials_leave_nothing(monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", "runs")
     write_script(SCRIPT)

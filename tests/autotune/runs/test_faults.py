@@ -172,6 +172,7 @@ OPTIMIZER = """)
     optimizer = torch.optim.SGD(model.parameters(), lr=rate"""
 
 
+@pytest.mark.long
 def test_settings_with_which_training_diverges_cannot_win(script):
     command = list(script(step=DIVERGING, load=OPTIMIZER))
     axes = {"batch_size": [4, 8], "num_workers": [0], "gc": ["default"]}
@@ -309,6 +310,7 @@ def test_a_trial_that_is_stopped_by_somebody_is_ended(light_script, start_runner
     assert wait_until(lambda: not psutil.pid_exists(trial._origin.root_pid), 2.0)
 
 
+@pytest.mark.long
 def test_a_full_disk_ends_a_run_in_one_line_and_the_next_goes_on(study):
     axes = {"batch_size": [2, 4, 8, 16, 32], "num_workers": [0], "num_threads": [1]}
     options = study(axes=axes)
@@ -401,6 +403,7 @@ def test_where_the_best_fails_in_the_confirmation_the_next_best_is_confirmed(stu
     assert read_best_config(Path("best_config.yaml")).config.batch_size == 6
 
 
+@pytest.mark.long
 def test_a_database_that_somebody_locks_ends_a_run_in_one_line(study):
     options = study(axes={"batch_size": [2, 4, 8, 16, 32], "num_workers": [0], "num_threads": [1]})
     run = begin_run(options, 4)

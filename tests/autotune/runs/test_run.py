@@ -253,6 +253,7 @@ def test_a_second_process_of_the_script_is_turned_away(study):
     assert wait_until(lambda: not processes_of(Path.cwd() / "train it.py"), 2.0)
 
 
+@pytest.mark.long
 def test_a_hanging_configuration_costs_no_more_than_the_budget_allows(study):
     script = {"step": "time.sleep(3600 if config.batch_size == 2 else 0.01)"}
     done = autotune_run(*study(script=script, budget="20s"))

@@ -83,6 +83,7 @@ def test_memory_of_an_earlier_configuration_is_not_counted(script, start_runner)
     assert before - after > 2**27
 
 
+@pytest.mark.long
 def test_a_search_that_cannot_fork_starts_a_process_for_each_batch_size(script):
     command = script(before=THREAD, step="time.sleep(0.004)", item="time.sleep(0.001)")
     axes = ["--axis=batch_size=4,8", "--axis=num_workers=0,1"]
