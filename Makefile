@@ -13,7 +13,7 @@ test: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m 'not alone' --numprocesses 4 --dist load --maxschedchunk 1
+	$(BIN)/python -m pytest -m 'not alone' --numprocesses 4 --dist worksteal
 	$(BIN)/python -m pytest -m alone
 
 notebook: $(INSTALLED)

@@ -10,7 +10,7 @@ from autotune.errors import (
     AutotuneError,
     BadInputError,
     ConfigError,
-    MachineMismatchWarning,
+    StaleSettingsWarning,
 )
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ __all__ = [
     "AutotuneError",
     "BadInputError",
     "ConfigError",
-    "MachineMismatchWarning",
+    "StaleSettingsWarning",
     "ThroughputConfig",
     "is_trial",
     "load_config",

@@ -6,12 +6,12 @@ import dataclasses
 import multiprocessing
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from autotune.config import ThroughputConfig
-from autotune.errors import AutotuneError, ConfigError, MachineMismatchWarning
+from autotune.errors import AutotuneError, ConfigError, StaleSettingsWarning
 from autotune.instrument.fork_server import (
     become_trial,
     current_trial,
@@ -22,8 +22,23 @@ from autotune.instrument.fork_server import (
 from autotune.instrument.ranks import find_place
 from autotune.settings_files import settings_exist
 
+if TYPE_CHECKING:
+    from autotune.best_config import BestConfig
+
 Batch = TypeVar("Batch")
 UnitCounter = Callable[[Any], float]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Tuned:
+    """The file that this process trains with."""
+
+    path: Path
+    best: BestConfig
+
+
+# Until the size of the data was compared with that of the tuning; None where there is no file.
+_tuned: _Tuned | None = None
 
 
 def load_config(
@@ -55,10 +70,12 @@ def load_config(
             something else.
 
     Warns:
-        MachineMismatchWarning: The file was tuned on a different machine, with other GPUs or
-            another GPU driver, or with another number of ranks per machine; the message names what
-            differs.
+        StaleSettingsWarning: The file was tuned on a different machine, with other GPUs or
+            another GPU driver, with another version of torch or Python, or with another number of
+            ranks per machine; the message names what differs. `steps` warns where the data have
+            another size.
     """
+    global _tuned
     if not isinstance(default, ThroughputConfig):
         raise ConfigError(
             f"default must be an autotune.ThroughputConfig, not {type(default).__name__}"
@@ -72,7 +89,8 @@ def load_config(
     elif (settings := settings_of_parent()) is not None:
         config = settings
     elif path is not None and settings_exist(Path(path)):
-        config = _for_these_ranks(_read(Path(path)), effective_batch_size)
+        _tuned = _read(Path(path))
+        config = _for_these_ranks(_tuned.best.config, effective_batch_size)
     else:
         config = default
     config.apply_to_process()
@@ -112,6 +130,8 @@ def steps(loader: Iterable[Batch], *, units: UnitCounter | None = None) -> Itera
         return loops_of(trial).loader(loader, units)
     if is_measured():
         raise AutotuneError("autotune.load_config must be called before autotune.steps")
+    if _tuned is not None:
+        _compare_size(loader)
     return loader
 
 
@@ -134,24 +154,48 @@ def _for_these_ranks(
     return config.with_effective_batch_size(effective_batch_size)
 
 
-def _read(path: Path) -> ThroughputConfig:
+def _read(path: Path) -> _Tuned:
     # Imported here: validation costs 0.2 s that training without a file need not pay.
     from autotune.best_config import read_best_config, read_settings
     from autotune.system.machine import this_machine
+    from autotune.system.versions import versions
 
     if find_place().may_span_machines and path.is_file():
         # All ranks of a job need the same settings, whatever machines they are on.
         best = read_best_config(path)
     else:
         path, best = read_settings(path, this_machine())
-    differences = best.machine.differences(this_machine())
+    differences = best.differences(this_machine(), versions())
     tuned, here = best.config.ranks_per_node, find_place().num_here
     if tuned != here:
         differences = (*differences, f"ranks per machine: {tuned}, here {here}")
     if differences:
-        warnings.warn(
-            f"{path} was tuned elsewhere ({'; '.join(differences)}): tune it again here",
-            MachineMismatchWarning,
-            stacklevel=3,
-        )
-    return best.config
+        _warn_of(path, differences, stacklevel=4)
+    return _Tuned(path=path, best=best)
+
+
+def _compare_size(loader: Iterable[Any]) -> None:
+    """Warn where the data of the first loop are not of the size that the settings were tuned for.
+
+    A sampler of several ranks tells the share of one, so that their number must be the same.
+    """
+    global _tuned
+    assert _tuned is not None
+    from autotune.best_config import WorkloadRecord
+    from autotune.instrument.loader_facts import samples_per_epoch
+
+    (path, best), _tuned = (_tuned.path, _tuned.best), None
+    if best.config.num_ranks != find_place().world_size:
+        return
+    now = WorkloadRecord(samples_per_epoch=samples_per_epoch(loader))
+    if differences := best.workload.differences(now):
+        _warn_of(path, differences, stacklevel=4)
+
+
+def _warn_of(path: Path, differences: Sequence[str], *, stacklevel: int) -> None:
+    warnings.warn(
+        f"{path} was tuned under other conditions ({'; '.join(differences)}): `autotune check` "
+        "tells whether it still holds",
+        StaleSettingsWarning,
+        stacklevel=stacklevel,
+    )

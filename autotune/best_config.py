@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import enum
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -15,6 +17,7 @@ from autotune.config import ThroughputConfig
 from autotune.errors import BadInputError
 from autotune.files import read_yaml, write_atomically
 from autotune.patch_target import PatchTarget
+from autotune.requirements import Requirements
 from autotune.settings_files import file_of_kind, files_of_kinds
 from autotune.system.gpus import Gpu, summary
 from autotune.system.machine import Machine
@@ -72,7 +75,8 @@ class BaselinePerformance(Performance):
 class Speedup:
     """Throughput of the best candidate ÷ the baseline's, with its 95 % interval.
 
-    Where it is not significant, the baseline's own settings are the chosen ones.
+    Where it is not significant, the baseline's own settings are the chosen ones, unless `apply` was
+    asked for others.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _FORBID_UNKNOWN_KEYS
@@ -137,6 +141,39 @@ class MachineRecord:
         return (f"fingerprint: {self.fingerprint}, here {here.fingerprint}",)
 
 
+# A workload that grew by less than this is the same: data are added day by day.
+_SAME_SIZE = 0.1
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadRecord:
+    """How large the training was that the settings were tuned for; None for what is not known.
+
+    Attributes:
+        samples_per_epoch: Samples that an epoch is drawn from.
+        num_parameters: Numbers that the optimizers of a process learn.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _FORBID_UNKNOWN_KEYS
+
+    samples_per_epoch: Annotated[int, Field(ge=0)] | None = None
+    num_parameters: Annotated[int, Field(ge=0)] | None = None
+
+    def differences(self, now: WorkloadRecord) -> tuple[str, ...]:
+        """What has another size now, by more than a tenth, each with both numbers."""
+        sizes = {
+            "samples in an epoch": (self.samples_per_epoch, now.samples_per_epoch),
+            "parameters": (self.num_parameters, now.num_parameters),
+        }
+        return tuple(
+            f"{name}: {before:,}, here {after:,}"
+            for name, (before, after) in sizes.items()
+            if before is not None
+            and after is not None
+            and abs(after - before) > _SAME_SIZE * before
+        )
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StudyRecord:
     """Where the figures come from, so that they can be looked up and measured again."""
@@ -163,8 +200,34 @@ class BestConfig:
     speedup: Speedup
     machine: MachineRecord
     study: StudyRecord
+    workload: WorkloadRecord = WorkloadRecord()
+    requirements: Requirements | None = None
     patch: PatchTarget | None = None
     schema_version: int = SCHEMA_VERSION
+
+    def differences(
+        self,
+        here: Machine,
+        versions: Mapping[str, str],
+        workload: WorkloadRecord | None = None,
+    ) -> tuple[str, ...]:
+        """What the speed depends on and is not as it was in the tuning, each with both values.
+
+        Args:
+            here: This machine.
+            versions: As `system.versions` gives them; those that either lacks are not compared.
+            workload: The size of this training, where it is known.
+        """
+        before = self.study.versions
+        return (
+            *self.machine.differences(here),
+            *(
+                f"{name}: {before[name]}, here {now}"
+                for name, now in versions.items()
+                if before.get(name, now) != now
+            ),
+            *(self.workload.differences(workload) if workload is not None else ()),
+        )
 
 
 _COMMENTS = {
@@ -175,6 +238,8 @@ _COMMENTS = {
     "speedup": "The best candidate's throughput ÷ the baseline's (95 % interval).",
     "machine": "Where this was measured; loading it on another machine gives a warning.",
     "study": "Where the figures come from.",
+    "workload": "How large the training was.",
+    "requirements": "What `autotune apply` was asked to keep to.",
     "patch": "What `autotune exec` gives the settings to, in a script that calls autotune nowhere.",
 }
 
@@ -188,15 +253,16 @@ def write_best_config(path: Path, best: BestConfig) -> None:
     data = dataclasses.asdict(best)
     if not best.machine.gpus:
         del data["machine"]["gpus"], data["machine"]["gpu_driver"]
-    if best.patch is None:
-        del data["patch"]
+    for name in ("patch", "requirements"):
+        if data[name] is None:
+            del data[name]
     speedup = best.speedup
-    verdict = (
-        f"{speedup.ratio:.2f} times the baseline's throughput "
-        f"({speedup.low:.2f} to {speedup.high:.2f})"
-        if speedup.significant
-        else "no significant gain over the baseline"
-    )
+    ratio = f"{speedup.ratio:.2f} times the baseline's throughput"
+    verdict = f"{ratio} ({speedup.low:.2f} to {speedup.high:.2f})"
+    if best.requirements is not None:
+        verdict = f"the best with {best.requirements}: {verdict}"
+    elif not speedup.significant:
+        verdict = "no significant gain over the baseline"
     parts = [f"# Written by autotune: {verdict}.\n"]
     for key, comment in _COMMENTS.items():
         if key not in data:
@@ -281,4 +347,6 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
         return [_plain(item) for item in value]
     if isinstance(value, float):
         return float(f"{value:.6g}")
+    if isinstance(value, enum.Enum):
+        return value.value
     return value

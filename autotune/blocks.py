@@ -381,6 +381,7 @@ class LoopFacts:
             None where it does not tell.
         steps_per_update: Micro-steps up to the first optimizer step; None where no optimizer took
             a step.
+        num_parameters: Numbers that its optimizers learn; None as above.
         fixed: Settings that this loop does not take from its configuration, each with the reason:
             `{"batch_size": "the loader has a batch_sampler of its own"}`.
         notes: Sentences for the user.
@@ -393,6 +394,7 @@ class LoopFacts:
     steps_per_epoch: int | None = None
     samples_per_epoch: int | None = None
     steps_per_update: int | None = None
+    num_parameters: int | None = None
     fixed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     swappable: bool = False

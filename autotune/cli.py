@@ -1,39 +1,36 @@
-"""The command line: `autotune run`, `doctor`, `exec`, `show`, `report` and `export`.
+"""The command line: `autotune run`, `fleet` and `doctor`; the others are beside it.
 
 Exit codes: 0 done, also when nothing is gained; 1 the command failed, no configuration worked, or
-the machine is too busy to measure on;
-2 options, values, files or programs that cannot be used; 130 interrupted, with what was measured
-kept.
+the machine is too busy to measure on; 2 options, values, files or programs that cannot be used; 3
+the settings that `check` was asked about do not hold; 130 interrupted, with what was measured kept.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import functools
 import json
-import logging
-import os
-import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
-import optuna
 from rich.console import Console
-from threadpoolctl import threadpool_limits
 
 from autotune.analysis.result import best_so_far
-from autotune.axes import AXES, AxisValue, Kind
-from autotune.best_config import read_settings, write_best_config
+from autotune.best_config import write_best_config
+from autotune.cli_definition import (
+    define,
+    defining_options,
+    find_patch,
+    open_runner_for,
+    overrides,
+    place_for_settings,
+    quiet_libraries,
+)
+from autotune.cli_settings import apply, check, execute
 from autotune.cli_studies import export, report, show
 from autotune.errors import AutotuneError, BadInputError, CommandError, InterruptedRunError
-from autotune.files import check_writable, make_folder
 from autotune.fleet.engines import EngineName
 from autotune.fleet.fleet import Fleet, run_fleet
-from autotune.patch.environment import training_environment
 from autotune.report.console import (
     answer_as_dict,
     print_answer,
@@ -42,30 +39,19 @@ from autotune.report.console import (
 from autotune.report.findings import findings_as_dict, print_findings
 from autotune.report.progress import ConsoleObserver, SilentObserver, say
 from autotune.report.study_view import StudyView
-from autotune.settings_files import file_of_kind, settings_exist
 from autotune.study.definition import (
-    SamplerName,
     StudyDefinition,
-    default_study_file,
-    define_for_command,
-    parse_duration,
-    read_definition,
-    runnable,
 )
 from autotune.study.storage import (
     DEFAULT_STORAGE,
     failing_in_one_line,
-    is_on_server,
     locked_storage,
     shown_url,
     storage_url,
 )
 from autotune.study.store import open_study
-from autotune.study.training_length import parse_training_length
 from autotune.system.interrupts import interruptible
 from autotune.system.machine import this_machine
-from autotune.torchrun import with_ranks_per_node
-from autotune.trials.runner import Runner, open_runner
 from autotune.trials.trial import TrialFailedError
 from autotune.tuning.examination import examine
 from autotune.tuning.tuner import Tuner
@@ -98,90 +84,9 @@ def cli() -> None:
     """Find the settings with which a PyTorch training loop runs fastest on this machine."""
 
 
-def _axis(
-    _: click.Context, __: click.Parameter, values: tuple[str, ...]
-) -> dict[str, list[AxisValue]]:
-    axes: dict[str, list[AxisValue]] = {}
-    for text in values:
-        name, separator, numbers = text.partition("=")
-        name = name.strip().replace("-", "_")
-        if name in axes:
-            raise click.BadParameter(f"{name} is given twice: put all its values into one")
-        try:
-            axes[name] = [_axis_value(name, part.strip()) for part in numbers.split(",")]
-        except ValueError:
-            separator = ""
-        if not separator:
-            raise click.BadParameter(
-                f"must look like batch_size=2,4,8, pin_memory=true,false or gc=default,frozen, "
-                f"not {text!r}"
-            )
-    return axes
-
-
-def _axis_value(name: str, text: str) -> AxisValue:
-    if name in AXES and AXES[name].kind is Kind.WORD:
-        return text
-    return {"true": True, "false": False}[text] if text in ("true", "false") else int(text)
-
-
-# What defines a study, in the order in which help shows it.
-_DEFINING_OPTIONS = (
-    click.option(
-        "--study", "study_file", type=click.Path(path_type=Path), help="Study file (YAML)."
-    ),
-    click.option("--budget", help="Time for everything, such as 90s, 3m, 1h.  [default: 1h]"),
-    click.option(
-        "--training",
-        metavar="LENGTH",
-        help="Length of the whole training, such as 20epochs or 5000steps (optimizer steps).",
-    ),
-    click.option("--max-trials", type=click.IntRange(min=1), help="Most trials of the search."),
-    click.option("--sampler", type=click.Choice([name.value for name in SamplerName])),
-    click.option("--start-mode", type=click.Choice(["auto", "fork", "fresh"])),
-    click.option(
-        "--axis",
-        "axes",
-        multiple=True,
-        callback=_axis,
-        metavar="NAME=VALUES",
-        help="Values of one axis: --axis batch_size=2,4,8. Repeatable.",
-    ),
-    click.option(
-        "--patch",
-        is_flag=True,
-        default=None,
-        help="Tune a script that does not call autotune, as it is.",
-    ),
-    click.option(
-        "--patch-batch-size",
-        is_flag=True,
-        default=None,
-        help="The same, and its batch size, too: this changes what is learned.",
-    ),
-    click.option(
-        "--gpu-headroom",
-        type=click.FloatRange(0, 1, max_open=True),
-        metavar="SHARE",
-        help="Share of a GPU's memory that the settings must leave free.  [default: 0.1]",
-    ),
-    click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Seed of the sampler."),
-    click.option(
-        "--allow-busy",
-        is_flag=True,
-        default=None,
-        help="Measure although other processes use the cores.",
-    ),
-)
-
-
-def _defining_options(command: Callable[..., None]) -> Callable[..., None]:
-    return functools.reduce(lambda made, option: option(made), reversed(_DEFINING_OPTIONS), command)
-
-
 # What follows the command's name belongs to the command, with `--` before it or without.
 @cli.command(context_settings={"allow_interspersed_args": False})
-@_defining_options
+@defining_options
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -211,7 +116,7 @@ def run(
     Without COMMAND, the study that pyproject.toml names in [tool.autotune] is run. A study goes on
     where it was stopped.
     """
-    definition = _define(study_file, command, _overrides(options))
+    definition = define(study_file, command, overrides(options))
     program = definition.runnable_command
     # With --json, stdout is for programs, and people read stderr.
     console = Console(stderr=as_json, quiet=quiet and as_json, highlight=False)
@@ -219,13 +124,7 @@ def run(
         say(console, f"machine: {this_machine()}")
         say(console, f"command: {definition.command_line}")
     url = storage_url(storage or DEFAULT_STORAGE)
-    of_kind = file_of_kind(out, this_machine().kind)
-    if is_on_server(url) or of_kind.is_file():
-        # Machines of other kinds may use the same server, and the same folder. Where there is such
-        # a file, training takes it before the one that was named.
-        out = of_kind
-        make_folder(out.parent)
-    check_writable(out)
+    out = place_for_settings(out, url)
     with locked_storage(url), failing_in_one_line(url):
         view = _run(console, definition, program, url=url, fresh=fresh, quiet=quiet)
     assert view.result is not None
@@ -237,7 +136,7 @@ def run(
 
 
 @cli.command(context_settings={"allow_interspersed_args": False})
-@_defining_options
+@defining_options
 @click.option(
     "--engine",
     type=click.Choice([name.value for name in EngineName]),
@@ -291,7 +190,7 @@ def fleet(
 
     Machines of one kind search together; each kind gets settings of its own in best_config.d.
     """
-    definition = _define(study_file, command, _overrides(options))
+    definition = define(study_file, command, overrides(options))
     run_fleet(
         Console(highlight=False),
         Fleet(
@@ -342,7 +241,7 @@ def _as_arguments(context: click.Context) -> list[str]:
 
 
 @cli.command(context_settings={"allow_interspersed_args": False})
-@_defining_options
+@defining_options
 @click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON on stdout.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def doctor(
@@ -357,13 +256,13 @@ def doctor(
     What would be tuned, what not and why, whether trials can be forked, and how long a run takes.
     The command is started twice and trains for a few steps.
     """
-    definition = _define(study_file, command, _overrides(options))
+    definition = define(study_file, command, overrides(options))
     program = definition.runnable_command
     console = Console(stderr=as_json, highlight=False)
     say(console, f"machine: {this_machine()}")
     say(console, f"command: {definition.command_line}")
-    with _runner(definition, program) as runner:
-        _patch(console, definition, runner)
+    with open_runner_for(definition, program) as runner:
+        find_patch(console, definition, runner)
         try:
             found = examine(definition, runner)
         except TrialFailedError as error:
@@ -374,76 +273,8 @@ def doctor(
         print_findings(console, definition, found)
 
 
-@cli.command("exec", context_settings={"allow_interspersed_args": False})
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path),
-    default=Path("best_config.yaml"),
-    show_default=True,
-    help="The settings.",
-)
-@click.option("--print", "as_lines", is_flag=True, help="Print the environment as shell lines.")
-@click.argument("command", nargs=-1, type=click.UNPROCESSED)
-def execute(*, config: Path, as_lines: bool, command: tuple[str, ...]) -> None:
-    """Run COMMAND, a training, with the settings that `autotune run` found.
-
-    It gets the environment that they need before it starts. A script that was tuned with --patch
-    gets all of them in this way, and is not changed.
-    """
-    if not settings_exist(config):
-        raise BadInputError(
-            f"{config}: no such file: `autotune run` writes it, or name another with --config"
-        )
-    _, best = read_settings(config, this_machine())
-    variables = training_environment(best, config, os.environ)
-    if as_lines:
-        for name, value in variables.items():
-            click.echo(f"export {name}={shlex.quote(value)}")
-        return
-    if not command:
-        raise BadInputError("nothing to run: give a command (`autotune exec -- python train.py`)")
-    if best.config.ranks_per_node != best.baseline.config.ranks_per_node:
-        command = with_ranks_per_node(command, best.config.ranks_per_node)
-    program = runnable(command)
-    try:
-        os.execve(program[0], program, {**os.environ, **variables})
-    except OSError as error:
-        raise BadInputError(f"command: {command[0]} cannot be started: {error.strerror}") from error
-
-
-for _command in (show, report, export):
+for _command in (execute, apply, check, show, report, export):
     cli.add_command(_command)
-
-
-def _define(
-    study_file: Path | None, command: tuple[str, ...], overrides: dict[str, Any]
-) -> StudyDefinition:
-    if command and study_file is None:
-        return define_for_command(command, overrides)
-    study_file = study_file or default_study_file(Path.cwd())
-    if study_file is None:
-        raise BadInputError(
-            "nothing to tune: give a command (`autotune run -- python train.py`), a --study file, "
-            "or name one in pyproject.toml under [tool.autotune] study"
-        )
-    if command:
-        overrides["command"] = list(command)
-    return read_definition(study_file, overrides)
-
-
-def _overrides(options: dict[str, Any]) -> dict[str, Any]:
-    """What the command line says, in the definition's own names; what it leaves out is absent."""
-    given = {name: value for name, value in options.items() if value not in (None, {})}
-    if "budget" in given:
-        given["budget_s"] = parse_duration(given.pop("budget"), source="--budget")
-    if "training" in given:
-        length = parse_training_length(given["training"], source="--training")
-        given["training"] = dataclasses.asdict(length)
-    if given.get("patch_batch_size"):
-        given["patch"] = True
-    if options["start_mode"] == "auto":
-        given["start_mode"] = None
-    return given
 
 
 def _run(
@@ -455,20 +286,15 @@ def _run(
     fresh: bool,
     quiet: bool,
 ) -> StudyView:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    # An interrupt in the middle of a query has SQLAlchemy print where; the run ends in order.
-    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL + 1)
     store = open_study(url, definition.name, fresh=fresh)
     observer: ConsoleObserver | SilentObserver = SilentObserver()
     if not quiet:
         where = f"{store.name} in {shown_url(url)}"
         say(console, f"study: {where}, at most {definition.budget_s:.0f} s")
         observer = ConsoleObserver(console)
-    # The matrices of the model are small: more threads would be slower, and spin beside the trials.
-    limits = threadpool_limits(limits=1)
     try:
-        with limits, _runner(definition, program) as runner, observer:
-            _patch(console, definition, runner)
+        with quiet_libraries(), open_runner_for(definition, program) as runner, observer:
+            find_patch(console, definition, runner)
             tuner = Tuner(
                 definition,
                 storage=shown_url(url),
@@ -489,25 +315,6 @@ def _run(
         ) from None
     finally:
         store.close()
-
-
-def _patch(console: Console, definition: StudyDefinition, runner: Runner) -> None:
-    """Find what feeds the training of a script that is tuned as it is."""
-    if not definition.patch:
-        return
-    try:
-        target = runner.patch(with_batch_size=definition.patch_batch_size)
-    except TrialFailedError as error:
-        raise CommandError(error.explain("the command")) from error
-    say(console, f"patched: {target}")
-
-
-def _runner(
-    definition: StudyDefinition, program: tuple[str, ...]
-) -> contextlib.AbstractContextManager[Runner]:
-    return open_runner(
-        program, start_mode=definition.start_mode, start_deadline_s=definition.start_deadline_s
-    )
 
 
 def _fail(message: str, code: int) -> int:

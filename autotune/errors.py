@@ -37,5 +37,5 @@ class InterruptedRunError(AutotuneError):
     """The user or the system ended a run; what was measured is kept (exit code 130)."""
 
 
-class MachineMismatchWarning(UserWarning):
-    """The settings in use were tuned on a machine that differs from this one."""
+class StaleSettingsWarning(UserWarning):
+    """The settings in use were tuned under other conditions: they may not be the fastest here."""

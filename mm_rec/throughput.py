@@ -69,7 +69,7 @@ def _load(path: Path, *, effective_batch_size: int | None) -> autotune.Throughpu
     # The file is there, so the default is never used; 1 divides every effective batch size.
     default = autotune.ThroughputConfig(batch_size=1)
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", autotune.MachineMismatchWarning)
+        warnings.simplefilter("always", autotune.StaleSettingsWarning)
         config = autotune.load_config(
             path, default=default, effective_batch_size=effective_batch_size
         )

@@ -1,8 +1,11 @@
 """For all tests."""
 
+import itertools
+import os
 import signal
 
 import numpy as np  # noqa: F401 - loads the library that is limited below.
+import pytest
 import scipy.linalg  # noqa: F401 - has another one.
 from threadpoolctl import threadpool_limits
 
@@ -15,6 +18,19 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """Long tests come first, so that no core is idle while the last of them ends."""
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    """Each worker begins with its share of the long tests, so that none is left with one at last.
+
+    To begin with, worker k of n is given the k-th part of the list. Within it the tests of a module
+    stay together, which share what is costly to set up.
+    """
+    num_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    long = [item for item in items if item.get_closest_marker("long")]
+    others = iter([item for item in items if not item.get_closest_marker("long")])
+    ends = [len(items) * part // num_workers for part in range(num_workers + 1)]
+    found = []
+    for part, (begin, end) in enumerate(itertools.pairwise(ends)):
+        own = long[part::num_workers]
+        found += [*own, *itertools.islice(others, end - begin - len(own))]
+    items[:] = found

@@ -82,6 +82,10 @@ class Estimates:
         """
         if config is None or other is None or not {config, other} <= self.measured:
             return None
+        return self.ratio(config, other)
+
+    def ratio(self, config: ThroughputConfig, other: ThroughputConfig) -> Ratio:
+        """The same of any two, be it reckoned from others."""
         one, two = self.configs.index(config), self.configs.index(other)
         covariance = self.posterior.covariance
         difference = float(self.posterior.mean[one] - self.posterior.mean[two])

@@ -17,13 +17,16 @@ from autotune.best_config import (
     Performance,
     Speedup,
     StudyRecord,
+    WorkloadRecord,
 )
 from autotune.config import ThroughputConfig
 from autotune.intervals import INDIFFERENCE, Interval
 from autotune.measurement import StartMode, figure
 from autotune.patch_target import PatchTarget
+from autotune.requirements import Requirements
 from autotune.study.definition import StudyDefinition
 from autotune.study.records import Phase, TrialRecord
+from autotune.study.storage import reading
 from autotune.study.store import StudyStore
 from autotune.system.machine import this_machine
 from autotune.validation import validate
@@ -159,8 +162,10 @@ def make_best_config(
     storage: str,
     store: StudyStore,
     patch: PatchTarget | None = None,
+    chosen: ThroughputConfig | None = None,
+    requirements: Requirements | None = None,
 ) -> BestConfig:
-    """The content of `best_config.yaml`; the baseline's settings where there is no gain.
+    """The content of `best_config.yaml`.
 
     Args:
         choice: The outcome of the confirmation.
@@ -170,10 +175,15 @@ def make_best_config(
         storage: URL of the storage, as it may be shown.
         store: The study.
         patch: What was tuned in a script that does not call autotune.
+        chosen: The settings; None for the best, or the baseline's where that is no gain.
+        requirements: What they were chosen by; None for throughput alone.
     """
     ratio = choice.speedup
     significant = ratio.significant and longer_epoch(runs[baseline], runs[choice.best]) is None
-    chosen = choice.best if significant else baseline
+    if chosen is None:
+        chosen = choice.best if significant else baseline
+    with reading(f"study {store.name}"):
+        size = WorkloadRecord(**store.facts.get("workload_size", {}))
     return BestConfig(
         config=chosen,
         expected=_performance(runs[chosen], choice.rates[chosen]),
@@ -193,6 +203,8 @@ def make_best_config(
             date=datetime.now().astimezone().isoformat(timespec="seconds"),
             versions=store.facts["versions"],
         ),
+        workload=size,
+        requirements=requirements,
         patch=patch,
     )
 

@@ -38,6 +38,7 @@ from autotune.system.threads import (
     stop_what_can_be_stopped,
     watch_starts,
 )
+from autotune.system.versions import versions
 
 # Holds the settings of a trial in the environment of what it starts.
 SETTINGS_VARIABLE = "AUTOTUNE_SETTINGS"
@@ -263,7 +264,7 @@ def become_trial(
                 config_path=config_path,
                 default_num_threads=_default_num_threads(),
                 fork_obstacle=fork_obstacle(),
-                versions=_versions(),
+                versions=versions(),
             )
         if link is not None:
             _has_met = True
@@ -464,14 +465,6 @@ def _leave(exit_code: int) -> NoReturn:
 def _default_num_threads() -> int | None:
     torch = sys.modules.get("torch")
     return None if torch is None else int(torch.get_num_threads())
-
-
-def _versions() -> dict[str, str]:
-    torch = sys.modules.get("torch")
-    versions = {"python": platform.python_version()}
-    if torch is not None:
-        versions["torch"] = str(torch.__version__)
-    return versions
 
 
 if CHANNEL_VARIABLE in os.environ:

@@ -59,7 +59,7 @@ def describe_loader(loader: Any, config: ThroughputConfig) -> LoaderFacts:  # no
     return LoaderFacts(
         batch_size=share if is_torch else None,
         steps_per_epoch=_length(loader),
-        samples_per_epoch=_samples_per_epoch(loader),
+        samples_per_epoch=samples_per_epoch(loader),
         fixed=fixed,
     )
 
@@ -76,7 +76,8 @@ def is_dataloader(loader: object) -> bool:
     return module is not None and isinstance(loader, module.DataLoader)
 
 
-def _samples_per_epoch(loader: Any) -> int | None:  # noqa: ANN401
+def samples_per_epoch(loader: Any) -> int | None:  # noqa: ANN401
+    """Samples that a loader draws an epoch from, where it tells."""
     if is_iterable_dataset(getattr(loader, "dataset", None)):
         return None
     sampler = getattr(getattr(loader, "batch_sampler", None), "sampler", None)

@@ -46,17 +46,26 @@ class OptimizerWatch:
 
     def all_finite(self) -> bool | None:
         """Whether no parameter is NaN or infinite; None where no optimizer has taken a step."""
-        parameters = [
-            parameter
-            for optimizer in self._num_steps
-            for group in optimizer.param_groups
-            for parameter in group["params"]
-        ]
+        parameters = self._parameters()
         if not parameters:
             return None
         torch: Any = sys.modules["torch"]
         with torch.no_grad():
             return all(bool(torch.isfinite(parameter).all()) for parameter in parameters)
+
+    def num_parameters(self) -> int | None:
+        """Numbers that are learned, those of this process; None as for `all_finite`."""
+        sizes = {id(parameter): int(parameter.numel()) for parameter in self._parameters()}
+        return sum(sizes.values()) if sizes else None
+
+    def _parameters(self) -> list[Any]:
+        """Of all optimizers that have taken a step."""
+        return [
+            parameter
+            for optimizer in self._num_steps
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        ]
 
     def _note(self, optimizer: Any, *_: Any) -> None:  # noqa: ANN401
         self.total += 1

@@ -240,6 +240,7 @@ class TrainingLoop:
             steps_per_epoch=facts.steps_per_epoch,
             samples_per_epoch=facts.samples_per_epoch,
             steps_per_update=self._steps_per_update,
+            num_parameters=self._watch.num_parameters(),
             fixed=fixed,
             notes=notes,
             lockstep=source.is_lockstep,

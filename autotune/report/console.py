@@ -17,6 +17,7 @@ from autotune.report.diagnosis import findings
 from autotune.report.progress import say
 from autotune.report.study_view import StudyView
 from autotune.report.text import (
+    batch_sizes,
     bottlenecks,
     certainty,
     collector,
@@ -63,6 +64,7 @@ def print_answer(console: Console, view: StudyView) -> None:
         say(console, line)
     for line in runners_up(result):
         say(console, f"next best: {line}")
+    _print_batch_sizes(console, view)
     _print_findings(console, view)
     told = (*bottlenecks(result), *collector(view), *device(view))
     for line in (*told, how(result), *warnings(result)):
@@ -97,6 +99,25 @@ def answer_as_dict(view: StudyView) -> dict[str, object]:
             for effect in view.effects
         ],
     }
+
+
+def _print_batch_sizes(console: Console, view: StudyView) -> None:
+    """What another batch size costs, and how to get it."""
+    rows = batch_sizes(view)
+    if not rows:
+        return
+    table = Table(
+        title="the best settings of each batch size, and their throughput ÷ that of the chosen "
+        "ones",
+        caption="take another row: autotune apply --batch-size N",
+        title_justify="left",
+        caption_justify="left",
+    )
+    for heading in rows[0]:
+        table.add_column(heading, justify="right" if heading == "batch size" else "left")
+    for row in rows:
+        table.add_row(*row.values())
+    print_table(console, table)
 
 
 def _print_findings(console: Console, view: StudyView) -> None:

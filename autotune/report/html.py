@@ -18,6 +18,7 @@ from autotune.report.device import device
 from autotune.report.diagnosis import findings, label
 from autotune.report.study_view import StudyView
 from autotune.report.text import (
+    batch_sizes,
     bottlenecks,
     certainty,
     collector,
@@ -66,6 +67,7 @@ def make_page(view: StudyView, frame: pd.DataFrame) -> str:
         lead=[verdict(result), *certainty(result)] if result else [],
         comparison=comparison(view) if result else [],
         runners_up=runners_up(result) if result else [],
+        batch_sizes=batch_sizes(view),
         findings=findings(view) if view.best else [],
         severity_rule=SEVERITY_RULE[0].upper() + SEVERITY_RULE[1:],
         bottlenecks=[*bottlenecks(result), *collector(view), *device(view)] if result else [],

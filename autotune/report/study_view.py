@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from autotune.analysis.ablation import Effect, around, effects, find_changes
+from autotune.analysis.alternatives import Explored
 from autotune.analysis.estimates import Estimates
 from autotune.analysis.result import Result
 from autotune.axes import AxisValue
@@ -131,6 +132,19 @@ class StudyView:
     def baseline(self) -> ThroughputConfig | None:
         """The settings without tuning; None where the command has not introduced itself yet."""
         return self.facts.baseline if self.space else None
+
+    @property
+    def explored(self) -> Explored | None:
+        """What is known of its space; None where nothing ran."""
+        if self.space is None or self.baseline is None or self.estimates is None:
+            return None
+        return Explored(
+            configs=tuple(
+                dict.fromkeys((self.baseline, *self.space.configurations(self.baseline)))
+            ),
+            estimates=self.estimates,
+            records=self.trusted_records,
+        )
 
     @property
     def result(self) -> Result | None:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from autotune.analysis.alternatives import by_batch_size
 from autotune.analysis.loading import collector_share
 from autotune.analysis.result import Result, UnconfirmedGain
 from autotune.axes import AXES, AxisValue
@@ -20,6 +21,8 @@ from autotune.report.study_view import StudyView
 if TYPE_CHECKING:
     import pandas as pd
 
+# With one batch size there is nothing to choose.
+_FEWEST_SIZES = 2
 # Less than this share of loading may be noise.
 _LEAST_SHARE = 0.05
 
@@ -246,6 +249,32 @@ def runners_up(result: Result) -> list[str]:
         f"{other.config.summary}: {other.ratio:.2f} times the throughput of the chosen settings "
         f"({other.low:.2f} to {other.high:.2f})"
         for other in result.runners_up
+    ]
+
+
+def batch_sizes(view: StudyView) -> list[dict[str, str]]:
+    """A row for each batch size: its best settings, and what they cost of the throughput.
+
+    Empty where one batch size was searched only.
+    """
+    if view.explored is None or view.best is None or view.result is None:
+        return []
+    chosen = view.result.best.config
+    if chosen not in view.explored.estimates.configs:
+        return []
+    found = by_batch_size(view.explored, chosen)
+    if len(found) < _FEWEST_SIZES:
+        return []
+    return [
+        {
+            "batch size": f"{other.config.batch_size:,}",
+            "best settings with it": other.config.summary,
+            "throughput": "chosen"
+            if other.config == chosen
+            else f"{other.ratio.ratio:.2f}x ({other.ratio.low:.2f} to {other.ratio.high:.2f})",
+            "remarks": "" if other.was_measured else "not measured: what similar ones tell",
+        }
+        for other in found
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from autotune.analysis.later_epochs import find_later_epochs
+from autotune.best_config import WorkloadRecord
 from autotune.blocks import Revisit
 from autotune.errors import CommandError
 from autotune.measurement import Failure, FailureCause, epochs_differ
@@ -119,6 +120,10 @@ def _measure(executor: Executor, plan: Plan, trial: Trial) -> TrialRecord | None
             "parameters are NaN or infinite with the baseline already: whether other settings "
             "make the training diverge is not looked at"
         )
+    size = WorkloadRecord(
+        samples_per_epoch=trial.facts.samples_per_epoch, num_parameters=trial.facts.num_parameters
+    )
+    store.set_facts(workload_size=dataclasses.asdict(size))
     # From here on it is known what a start takes.
     runner.start_deadline_s = min(
         patience_s, max(_LEAST_START_DEADLINE_S, _START_PATIENCE * trial.ready_s)

@@ -1,11 +1,12 @@
 import dataclasses
+import platform
 import warnings
 
 import pytest
 import yaml
 
 import autotune
-from autotune import BadInputError, ConfigError, MachineMismatchWarning, ThroughputConfig
+from autotune import BadInputError, ConfigError, StaleSettingsWarning, ThroughputConfig
 from autotune.best_config import (
     BaselinePerformance,
     BestConfig,
@@ -55,7 +56,7 @@ def make_best():
             trial_numbers=(1, 2),
             command="autotune run -- python 'a\nb.py'",
             date="2026-11-23T10:00:00+00:00",
-            versions={"torch": "2.13.0"},
+            versions={"python": platform.python_version()},
         ),
     )
 
@@ -102,6 +103,7 @@ def test_the_file_has_the_documented_keys_and_comments(path):
         "speedup",
         "machine",
         "study",
+        "workload",
     ]
     assert list(data["config"]) == [
         "batch_size",
@@ -163,8 +165,36 @@ def test_without_a_file_the_default_is_used(tmp_path):
 
 def test_another_machine_gives_a_warning(path):
     change(path, "machine.fingerprint", "0123456789ab")
-    with pytest.warns(MachineMismatchWarning, match="tuned elsewhere"):
+    with pytest.warns(StaleSettingsWarning, match="tuned under other conditions"):
         autotune.load_config(path, default=ThroughputConfig(batch_size=2))
+
+
+def test_another_version_gives_a_warning(path):
+    change(path, "study.versions.python", "3.1.4")
+    with pytest.warns(StaleSettingsWarning, match="python: 3.1.4, here 3"):
+        autotune.load_config(path, default=ThroughputConfig(batch_size=2))
+
+
+class Loader(list):
+    """What a loader tells of its data."""
+
+    dataset = range(50)
+
+
+@pytest.mark.parametrize(("tuned_with", "warns"), [(100, True), (48, False), (None, False)])
+def test_data_of_another_size_give_a_warning_once(path, tuned_with, warns):
+    change(path, "workload.samples_per_epoch", tuned_with)
+    with warnings.catch_warnings(record=True):
+        warnings.simplefilter("always")
+        autotune.load_config(path, default=ThroughputConfig(batch_size=2))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loader = Loader()
+        assert autotune.steps(loader) is loader
+        autotune.steps(loader)
+    assert [f"{tuned_with}, here 50" in str(warning.message) for warning in caught] == [
+        True
+    ] * warns
 
 
 H100 = Gpu(name="NVIDIA H100 80GB HBM3", memory_bytes=80 * 2**30)
@@ -222,7 +252,9 @@ def test_another_gpu_gives_a_warning_that_names_it(
         "named": "NVIDIA A100-SXM4-80GB",
     }
     told = differences.format(**named)
-    assert found == [f" was tuned elsewhere ({told}): tune it again here"]
+    assert found == [
+        f" was tuned under other conditions ({told}): `autotune check` tells whether it still holds"
+    ]
 
 
 @pytest.mark.parametrize(

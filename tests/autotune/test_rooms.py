@@ -29,7 +29,8 @@ FOLDERS = (
 # looks at a study.
 DOORS = (
     *("autotune", "autotune.__main__", "autotune.api", "autotune.best_config", "autotune.cli"),
-    *("autotune.cli_studies", "autotune.inspection"),
+    *("autotune.cli_definition", "autotune.cli_settings", "autotune.cli_studies"),
+    "autotune.inspection",
 )
 
 

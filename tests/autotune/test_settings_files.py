@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 
-from autotune import BadInputError, MachineMismatchWarning, ThroughputConfig, load_config
+from autotune import BadInputError, StaleSettingsWarning, ThroughputConfig, load_config
 from autotune.best_config import MachineRecord, read_settings, write_best_config
 from autotune.settings_files import file_of_kind, settings_exist
 from autotune.system.gpus import Gpu
@@ -54,7 +54,7 @@ def test_where_no_kind_is_the_same_the_nearest_counts_with_a_warning(tmp_path):
     keep(tmp_path, variant(usable_cores=16 * HERE.usable_cores), 2)
     keep(tmp_path, variant(usable_cores=2 * HERE.usable_cores), 4)
     keep(tmp_path, variant(gpus=(A100,)), 8)
-    with pytest.warns(MachineMismatchWarning, match="usable cores: .*, here"):
+    with pytest.warns(StaleSettingsWarning, match="usable cores: .*, here"):
         assert load_config(path, default=DEFAULT).batch_size == 4
 
 

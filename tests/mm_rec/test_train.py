@@ -379,7 +379,7 @@ def test_flags_win_over_the_config_file_and_it_says_so(
         for flag in flags
     )
     assert "warning: " in output.err
-    assert "tuned elsewhere" in output.err
+    assert "tuned under other conditions" in output.err
 
 
 def test_a_batch_size_that_does_not_divide_the_files_effective_one_is_refused(

@@ -1,0 +1,80 @@
+"""Whether settings that were found once still hold: they are run beside what else is known."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from autotune.analysis.alternatives import Explored, best_within
+from autotune.analysis.staleness import Verdict, judge
+from autotune.best_config import BestConfig
+from autotune.config import ThroughputConfig
+from autotune.errors import NothingWorkedError
+from autotune.intervals import INDIFFERENCE
+from autotune.requirements import Requirements
+from autotune.system.machine import this_machine
+from autotune.tuning.executor import Executor
+from autotune.tuning.paired import compare
+from autotune.tuning.plan import Plan
+
+
+def check_settings(executor: Executor, best: BestConfig, explored: Explored | None) -> Verdict:
+    """Run a file's settings beside the script's own, and beside what its study thinks best.
+
+    Args:
+        executor: Runs them.
+        best: What the file holds.
+        explored: What its study tells; None where there is none any more.
+
+    Raises:
+        CommandError: The baseline cannot be measured.
+        NothingWorkedError: There was no time for a whole round.
+    """
+    rival = None
+    if explored is not None:
+        rival = best_within(explored, best.requirements or Requirements())
+        if _are_equal(explored, best.config, rival):
+            rival = best.config
+    wanted = [best.config] if rival is None else [best.config, rival]
+
+    def candidates(plan: Plan) -> Sequence[ThroughputConfig]:
+        configs = [_in_this_training(config, plan) for config in wanted]
+        return [config for config in configs if config != plan.baseline]
+
+    found = compare(executor, candidates)
+    config, *others = (_in_this_training(config, found.plan) for config in wanted)
+    if config not in found.runs and config not in found.failures:
+        raise NothingWorkedError(
+            "there was no time for a whole round of the comparison: give more with --budget"
+        )
+    own = best.baseline.config
+    differences = best.differences(this_machine(), found.versions, found.workload)
+    if _in_this_training(own, found.plan) != found.baseline:
+        before, now = own.summary, found.baseline.summary
+        differences = (*differences, f"the script's own settings: {before}, here {now}")
+    return judge(
+        best,
+        config,
+        baseline=found.baseline,
+        rival=others[0] if others else None,
+        runs=found.runs,
+        failures=found.failures,
+        differences=differences,
+    )
+
+
+def _in_this_training(config: ThroughputConfig, plan: Plan) -> ThroughputConfig:
+    """The same settings for as many ranks and the effective batch that the training has."""
+    before = plan.baseline
+    num_ranks = before.num_ranks * config.ranks_per_node // before.ranks_per_node
+    config = dataclasses.replace(config, num_ranks=max(1, num_ranks))
+    effective = plan.space.effective_batch_size
+    return config if effective is None else config.with_effective_batch_size(effective)
+
+
+def _are_equal(explored: Explored, config: ThroughputConfig, other: ThroughputConfig) -> bool:
+    """Whether the study takes two configurations for equally fast."""
+    estimates = explored.estimates
+    return config in estimates.configs and estimates.ratio(config, other).ratio >= 1 / (
+        1 + INDIFFERENCE / 2
+    )
