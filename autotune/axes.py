@@ -12,7 +12,7 @@ import enum
 import types
 from collections.abc import Mapping
 
-from autotune.collector import COLLECTORS
+from autotune import allocator, collector
 
 AxisValue = int | bool | str
 
@@ -128,10 +128,18 @@ _TABLE = (
         kind=Kind.WORD,
         length=1.5,
         label="garbage collector",
-        words=COLLECTORS,
+        words=collector.COLLECTORS,
         # What the collector is for is worth having where nothing else brings it.
         cost_rank=3,
         default_origin="Python's",
+    ),
+    Axis(
+        name="malloc",
+        kind=Kind.WORD,
+        length=1.5,
+        label="memory allocator",
+        words=allocator.ALLOCATORS,
+        default_origin="the C library's",
     ),
     Axis(
         name="ranks_per_node",

@@ -154,6 +154,7 @@ class Block:
         pressure_s: Seconds in which some process of the machine or cgroup waited for memory.
         suspended_s: Seconds that the machine slept; they are not part of the duration.
         cores_changed: Whether the trial was given other cores to run on.
+        num_page_faults: Pages of memory that the training process took anew from the system.
         num_compiled: Graphs that `torch.compile` compiled meanwhile.
         energy_j: Joules that the machine's processors and memory used; None where it does not tell.
         gpu_energy_j: Joules that the GPUs in use took, their memory, idle power and other processes
@@ -186,6 +187,7 @@ class Block:
     pressure_s: float = 0.0
     suspended_s: float = 0.0
     cores_changed: bool = False
+    num_page_faults: int = 0
     num_compiled: int = 0
     energy_j: float | None = None
     gpu_energy_j: float | None = None

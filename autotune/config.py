@@ -7,6 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from autotune import allocator
 from autotune.axes import AXES, Kind
 from autotune.collector import DEFAULT, CollectorInit, WorkerInit, apply_collector
 from autotune.errors import ConfigError
@@ -42,6 +43,8 @@ class ThroughputConfig:
         gc: Python's garbage collector, in the training process and in the loader's workers:
             "default" leaves it as it is, "frozen" takes what is alive when training begins out of
             its sight, "raised" lets it start less often (see docs/collector.md).
+        malloc: The C library's memory allocator: "default" leaves it as it is, "kept" has freed
+            memory stay with the process (see docs/allocator.md).
         num_ranks: Processes that train together, on all machines. `load_config` sets it.
         ranks_per_node: Those of them on one machine; `load_config` sets it, too.
 
@@ -61,6 +64,7 @@ class ThroughputConfig:
     num_threads: int | None = None
     num_interop_threads: int | None = None
     gc: str = DEFAULT
+    malloc: str = allocator.DEFAULT
     num_ranks: int = 1
     ranks_per_node: int = 1
 
@@ -110,6 +114,8 @@ class ThroughputConfig:
             parts.append("pinned memory")
         if self.gc != DEFAULT:
             parts.append(f"gc {self.gc}")
+        if self.malloc != allocator.DEFAULT:
+            parts.append(f"malloc {self.malloc}")
         return ", ".join(parts)
 
     def with_effective_batch_size(self, effective_batch_size: int) -> ThroughputConfig:
@@ -183,9 +189,10 @@ class ThroughputConfig:
     @property
     def environment(self) -> dict[str, str]:
         """The variables that say the same to a process before it starts."""
-        if self.num_threads is None:
-            return {}
-        return dict.fromkeys(THREAD_VARIABLES, str(self.num_threads))
+        found = dict(allocator.allocator_environment(self.malloc))
+        if self.num_threads is not None:
+            found |= dict.fromkeys(THREAD_VARIABLES, str(self.num_threads))
+        return found
 
     def apply_to_process(self) -> None:
         """Set up this process: the threads of torch, BLAS and OpenMP, and the garbage collector.
@@ -205,10 +212,11 @@ class ThroughputConfig:
             threadpool_limits(limits=self.num_threads)
             if "torch" in sys.modules:
                 sys.modules["torch"].set_num_threads(self.num_threads)
-            # For what is imported later, or started from here.
-            os.environ |= self.environment
         if self.num_interop_threads is not None:
             self._apply_interop_threads(self.num_interop_threads)
+        # For what is imported later, or started from here.
+        os.environ |= self.environment
+        allocator.apply_allocator(self.malloc)
         # Last, so that what was imported above is frozen, too.
         apply_collector(self.gc)
 

@@ -16,11 +16,19 @@ from autotune.report import plots
 from autotune.report.dataframe import load_study
 from autotune.report.diagnosis import Finding, findings
 from autotune.report.study_view import StudyView, open_view
-from autotune.report.text import bottlenecks, certainty, comparison, headline, verdict
+from autotune.report.text import (
+    batch_sizes,
+    bottlenecks,
+    certainty,
+    comparison,
+    headline,
+    verdict,
+)
 
 __all__ = [
     "Finding",
     "StudyView",
+    "batch_sizes",
     "bottlenecks",
     "certainty",
     "comparison",

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from autotune import allocator
 from autotune.axes import AXES, BY_COST, AxisValue
 from autotune.collector import DEFAULT, FROZEN
 from autotune.config import DEFAULT_PREFETCH_FACTOR, ThroughputConfig
@@ -190,8 +191,8 @@ def default_axes(
     Workers go to twice the cores (loading may wait rather than compute), on machines with many to
     32 at first: where the most are best, more are tried. Threads go to the cores; a baseline
     without a number of threads is a script without torch, and has none to tune. What the baseline's
-    measurement shows decides of the garbage collector and of page-locked memory, and leaves out
-    threads that a GPU makes idle: see `plan.with_fitting_axes`.
+    measurement shows decides of the garbage collector, the memory allocator and page-locked memory,
+    and leaves out threads that a GPU makes idle: see `plan.with_fitting_axes`.
     """
     usable_cores = max(1, usable_cores // fewest_ranks)
     if effective_batch_size is None:
@@ -213,6 +214,8 @@ def default_axes(
         axes["num_threads"] = tuple(sorted({*threads, usable_cores}))
     # Not "raised": it is about as fast (docs/collector.md), and lets garbage grow for much longer.
     axes["gc"] = tuple(dict.fromkeys((DEFAULT, FROZEN, baseline.gc)))
+    if allocator.is_tunable():
+        axes["malloc"] = allocator.ALLOCATORS
     return axes
 
 

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
 from autotune.analysis.comparison import choose
+from autotune.analysis.page_faults import page_fault_share
 from autotune.config import ThroughputConfig
 from autotune.intervals import TWO_SIDED_95, Ratio
 from autotune.measurement import StartMode, counted_blocks, sustained_error
@@ -23,6 +24,9 @@ _FAR_APART = 0.2
 # the 12 % that equal trials on a shared machine were seen to vary by.
 _DRIFT_SD, _DISTURBED_SD, _PROCESS_SD = 0.05, 0.12, 0.03
 _NOISE_SD, _WORKERS_NOISE_SD = 0.02, 0.045
+# How much memory a loop takes anew differs from process to process: fresh ones of one loop took
+# 11,000 to 35,000 pages in a step (docs/allocator.md). Of what that costs, the standard deviation.
+_FAULTS_VARY = 0.5
 _FEWEST_ROUNDS = 2
 
 
@@ -110,4 +114,5 @@ def _variance(trial: TrialRecord) -> float:
     if len(logs) > 1:
         noise = max(noise, statistics.variance(logs) / len(logs))
     error = sustained_error(blocks, trial.config.num_workers)
-    return drift_sd**2 + _PROCESS_SD**2 + noise + error**2
+    faults = _FAULTS_VARY * page_fault_share(trial.samples)
+    return drift_sd**2 + _PROCESS_SD**2 + faults**2 + noise + error**2

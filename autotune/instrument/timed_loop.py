@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import resource
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
@@ -68,6 +69,7 @@ class Run:
     updates: Mapping[Any, int]
     start_s: float
     own_cpu_s: float
+    num_page_faults: int
     asked_s: float
     num_lost: int = 0
     tally: Tally = dataclasses.field(default_factory=Tally)
@@ -445,6 +447,7 @@ class TimedLoop:
             updates=self._watch.counts(),
             start_s=now_s,
             own_cpu_s=time.process_time(),
+            num_page_faults=_num_page_faults(),
             asked_s=now_s,
         )
 
@@ -498,6 +501,7 @@ class TimedLoop:
             duration_s=duration_s,
             wait_s=min(duration_s, tally.wait_s + self._follower_wait_s),
             own_cpu_s=time.process_time() - run.own_cpu_s,
+            num_page_faults=_num_page_faults() - run.num_page_faults,
             wait_cpu_s=tally.wait_cpu_s,
             stall_s=None if run.clock is None else run.clock.stalled_s(),
             num_compiled=num_compiled() - run.num_compiled,
@@ -505,3 +509,8 @@ class TimedLoop:
             num_epoch_ends=source.num_epoch_ends - (run.num_epoch_ends if same else 0),
             epoch_end_s=source.epoch_end_s - (run.epoch_end_s if same else 0.0),
         )
+
+
+def _num_page_faults() -> int:
+    """Of this process, those without a disk."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence, Set
 import numpy as np
 from numpy.typing import NDArray
 
+from autotune.axes import AXES, Kind
 from autotune.config import ThroughputConfig
 from autotune.intervals import INDIFFERENCE, TWO_SIDED_95
 from autotune.measurement import Failure
@@ -37,7 +38,7 @@ _SURE = 0.9
 # of what is no matter, since means are uncertain.
 _TIE = INDIFFERENCE / 2
 # How far an earlier search of the same loop may be off, beyond its own uncertainty.
-_AFTER_ANOTHER = Hyperparameters(step=0.05, batch=0.03, collector=0.05, workers=0.07)
+_AFTER_ANOTHER = Hyperparameters(step=0.05, batch=0.03, words=0.05, workers=0.07)
 # Hyperparameters are fitted anew whenever there are so many times as many observations, and when
 # one lies so many standard deviations from what was expected.
 _REFIT = 1.5
@@ -348,7 +349,7 @@ class AdaptiveOptimizer:
         top = posterior.mean[order[0]]
         equals = [place for place in order if posterior.mean[place] >= top - _TIE]
         chosen = min(equals, key=lambda place: preference(self.configs[place], self.configs[0]))
-        chosen = self._with_first_collector(chosen, posterior, may_run)
+        chosen = self._with_first_words(chosen, posterior, may_run)
         order.remove(chosen)
         return [
             Standing(
@@ -362,13 +363,20 @@ class AdaptiveOptimizer:
             for place in (chosen, *order)
         ]
 
-    def _with_first_collector(
+    def _with_first_words(
         self, place: int, posterior: Posterior, may_run: NDArray[np.bool_]
     ) -> int:
-        """The same settings with the first configuration's collector, if that is no loss."""
-        config = dataclasses.replace(self.configs[place], gc=self.configs[0].gc)
-        twin = self._places.get(config, place)
-        return twin if may_run[twin] and not _is_shown(posterior, place, twin) else place
+        """The same settings with the first configuration's collector and allocator.
+
+        Each where that is no loss.
+        """
+        for name in (name for name, axis in AXES.items() if axis.kind is Kind.WORD):
+            value = getattr(self.configs[0], name)
+            config = dataclasses.replace(self.configs[place], **{name: value})
+            twin = self._places.get(config, place)
+            if may_run[twin] and not _is_shown(posterior, place, twin):
+                place = twin
+        return place
 
     def _costs_s(self, posterior: Posterior) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """What starting a run of each configuration takes, and a block, [N] each."""

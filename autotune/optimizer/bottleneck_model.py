@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from autotune.axes import AXES, Kind
 from autotune.config import ThroughputConfig
 
 Array = NDArray[np.float64]
@@ -68,9 +69,9 @@ class BottleneckModel:
 
     Where several ranks train together, all of this is of one of them and its share of the cores.
 
-    What the garbage collector does is part of both costs, so that the trials of each setting of it
-    are fitted by themselves. Of a setting without trials nothing is known: it is taken to cost what
-    the first trial's does.
+    What the garbage collector and the memory allocator do is part of both costs, so that the trials
+    of each of their settings are fitted by themselves. Of a setting without trials nothing is
+    known: it is taken to cost what the first trial's does.
 
     Args:
         costs: Of trials without workers, or of the baseline's where there are none; at least one.
@@ -81,11 +82,11 @@ class BottleneckModel:
         self._cores = usable_cores
         # The rate of a job is that of all its ranks.
         costs = [found.of_one_rank() for found in costs]
-        by_collector: dict[str, list[Costs]] = {}
+        by_words: dict[tuple[str, ...], list[Costs]] = {}
         for found in costs:
-            by_collector.setdefault(found.config.gc, []).append(found)
-        self._first = _Coefficients.of(by_collector.pop(costs[0].config.gc))
-        self._others = {name: self._first.refitted(found) for name, found in by_collector.items()}
+            by_words.setdefault(_words(found.config), []).append(found)
+        self._first = _Coefficients.of(by_words.pop(_words(costs[0].config)))
+        self._others = {words: self._first.refitted(found) for words, found in by_words.items()}
 
     def seconds_per_unit(self, configs: Iterable[ThroughputConfig]) -> Array:
         """For each configuration, shape [N]."""
@@ -115,7 +116,7 @@ class BottleneckModel:
     def _costs(self, configs: Sequence[ThroughputConfig]) -> tuple[Array, Array, Array]:
         """Of a unit, the seconds of the step, those of loading, and CPU seconds of it, [N] each."""
         terms = _terms(*_sizes(configs))
-        found = [self._others.get(config.gc, self._first) for config in configs]
+        found = [self._others.get(_words(config), self._first) for config in configs]
         step_s = (terms * np.stack([fit.step for fit in found])).sum(axis=1)
         load_s = (terms[:, :2] * np.stack([fit.load for fit in found])).sum(axis=1)
         return step_s, load_s, load_s * np.array([fit.load_cpu_share for fit in found])
@@ -123,7 +124,7 @@ class BottleneckModel:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Coefficients:
-    """What trials with one setting of the garbage collector come to.
+    """What trials with one setting of collector and allocator come to.
 
     Attributes:
         step: s0, s1, s2 and s3 of `BottleneckModel`, [4].
@@ -172,6 +173,11 @@ class _Coefficients:
             load=_fit(configs, [found.load_s for found in costs], load),
             load_cpu_share=min(1.0, cpu_s / total_s) if total_s else 1.0,
         )
+
+
+def _words(config: ThroughputConfig) -> tuple[str, ...]:
+    """Those settings that are words: each is a loop of its own."""
+    return tuple(getattr(config, name) for name, axis in AXES.items() if axis.kind is Kind.WORD)
 
 
 def _sizes(configs: Sequence[ThroughputConfig]) -> tuple[Array, Array]:

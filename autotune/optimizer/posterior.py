@@ -49,7 +49,7 @@ _LOG_SDS = {
     "noise": _NOISE_LOG_SD,
     "workers_noise": _NOISE_LOG_SD,
     "batch": _CHANGE_LOG_SD,
-    "collector": _CHANGE_LOG_SD,
+    "words": _CHANGE_LOG_SD,
 }
 _JITTER = 1e-9
 
@@ -80,7 +80,8 @@ class Hyperparameters:
     Attributes:
         step: Of the bottleneck model's error, shared by similar batch sizes and threads.
         batch: Of what changes suddenly from one batch size to the next, whatever the rest.
-        collector: Of what a setting of the garbage collector brings, or costs, whatever the rest.
+        words: Of what another word brings, or costs, whatever the rest: of the garbage collector or
+            the memory allocator.
         workers: Of its error about workers, shared by similar settings that have some.
         own: Of what is peculiar to one configuration.
         process: Of what is peculiar to one process.
@@ -91,7 +92,7 @@ class Hyperparameters:
 
     step: float = 0.15
     batch: float = 0.1
-    collector: float = 0.15
+    words: float = 0.15
     workers: float = 0.25
     own: float = 0.02
     process: float = 0.03
@@ -107,8 +108,8 @@ class Kernel:
     Attributes:
         step: By what the step depends on.
         batch: By the batch size alone, and less smoothly.
-        collector: 1 for those with the same garbage collector, 0 for others; 0 for all in a space
-            that has one only, whose level it is.
+        words: Of those settings that are words, the share that both have in common; what all
+            configurations have in common does not count, and is their level.
         workers: By everything, among those that have workers; 0 for the others.
         same: 1 for a configuration with itself, else 0.
         has_workers: Which configurations have workers, [N].
@@ -118,7 +119,7 @@ class Kernel:
 
     step: Array
     batch: Array
-    collector: Array
+    words: Array
     workers: Array
     same: Array
     has_workers: NDArray[np.bool_]
@@ -130,14 +131,12 @@ class Kernel:
         """Of the configurations of a space; what workers could bring is not known."""
         of_step = _coordinates(configs, needs_workers=False)
         of_workers = _coordinates(configs, needs_workers=True)
-        collectors = np.array([config.gc for config in configs])
-        same_collector = collectors[:, None] == collectors
         has_workers = np.array([config.num_workers > 0 for config in configs])
         doublings = np.log2([float(config.batch_size) for config in configs])
         return cls(
             step=_alike(of_step),
             batch=np.exp(-np.abs(np.subtract.outer(doublings, doublings)) / _CHANGE),
-            collector=np.where(same_collector.all(), 0.0, same_collector.astype(float)),
+            words=_words_in_common(configs),
             workers=np.outer(has_workers, has_workers) * _alike([*of_step, *of_workers]),
             same=np.eye(len(configs)),
             has_workers=has_workers,
@@ -150,7 +149,7 @@ class Kernel:
         return Kernel(
             step=self.step[pairs],
             batch=self.batch[pairs],
-            collector=self.collector[pairs],
+            words=self.words[pairs],
             workers=self.workers[pairs],
             same=self.same[pairs],
             has_workers=self.has_workers[index],
@@ -165,7 +164,7 @@ class Kernel:
             _LEVEL**2
             + hyperparameters.step**2 * self.step
             + hyperparameters.batch**2 * self.batch
-            + hyperparameters.collector**2 * self.collector
+            + hyperparameters.words**2 * self.words
             + np.outer(workers, workers) * self.workers
             + hyperparameters.own**2 * self.same
             + (0.0 if self.earlier is None else self.earlier)
@@ -379,6 +378,19 @@ def _coordinates(configs: Sequence[ThroughputConfig], *, needs_workers: bool) ->
             else:
                 found.extend(_categories(values, axis.length))
     return found
+
+
+def _words_in_common(configs: Sequence[ThroughputConfig]) -> Array:
+    """For all pairs, of those settings that are words and not the same for all, [N, N]."""
+    found = []
+    for name, axis in AXES.items():
+        if axis.kind is Kind.WORD:
+            values = np.array([getattr(config, name) for config in configs])
+            same = values[:, None] == values
+            if not same.all():
+                found.append(same.astype(float))
+    count = len(configs)
+    return np.asarray(sum(found) / len(found)) if found else np.zeros((count, count))
 
 
 def _logs(values: Sequence[int], length: float) -> Array:

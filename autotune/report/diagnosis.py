@@ -11,7 +11,6 @@ from autotune.analysis.bottleneck import Bottleneck, Bound
 from autotune.analysis.lessons import Lesson, learn
 from autotune.analysis.stragglers import Straggler
 from autotune.axes import AXES
-from autotune.collector import DEFAULT
 from autotune.config import ThroughputConfig
 from autotune.intervals import INDIFFERENCE, Ratio
 from autotune.report.study_view import StudyView
@@ -111,8 +110,9 @@ def _kept(effect: Effect) -> Value:
 
 def _origin(view: StudyView, setting: str) -> str:
     value = view.facts.script_default.get(setting)
-    if value is None or (setting == "gc" and value == DEFAULT):
-        return AXES[setting].default_origin
+    axis = AXES[setting]
+    if value is None or value in axis.words[:1]:
+        return axis.default_origin
     return "the script's"
 
 

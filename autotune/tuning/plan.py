@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from autotune.analysis.loading import loader_cpu_share
+from autotune.analysis.page_faults import page_fault_share
 from autotune.axes import AXES, AxisValue
 from autotune.blocks import LoopFacts, Sample
 from autotune.config import ThroughputConfig
@@ -26,6 +27,8 @@ _WORTH_WIDENING = 0.05
 # to about half of loading (docs/collector.md), so that below this it brings at most some 2 %, which
 # is no matter.
 _LEAST_LOADING = 0.05
+# Share of the time that memory must cost for the allocator to be searched.
+_LEAST_FAULTS = 0.02
 # Beside a GPU, no more threads are tried, but for the baseline's own number.
 _MOST_THREADS_BESIDE_DEVICE = 8
 # What the adaptive search tries: two where structure decides, and many times that where many are
@@ -148,8 +151,9 @@ def _within(
 def with_fitting_axes(plan: Plan, definition: StudyDefinition, baseline: Sequence[Sample]) -> Plan:
     """The plan with those axes that matter by what the baseline showed.
 
-    The garbage collector matters where loading takes CPU time, page-locked memory where batches go
-    to a GPU. There the step's computing is not done by threads: a few serve what is left for them.
+    The garbage collector matters where loading takes CPU time, the memory allocator where the loop
+    takes much memory anew all the time, and page-locked memory where batches go to a GPU. There the
+    step's computing is not done by threads: a few serve what is left for them.
     An axis that the user named stays.
 
     Args:
@@ -160,6 +164,8 @@ def with_fitting_axes(plan: Plan, definition: StudyDefinition, baseline: Sequenc
     axes = dict(plan.space.axes)
     if loader_cpu_share(baseline, plan.baseline) < _LEAST_LOADING:
         axes.pop("gc", None)
+    if page_fault_share(baseline) < _LEAST_FAULTS:
+        axes.pop("malloc", None)
     if fullest_device(baseline) is not None:
         if "pin_memory" not in plan.fixed:
             axes["pin_memory"] = (False, True)

@@ -115,6 +115,7 @@ def test_the_file_has_the_documented_keys_and_comments(path):
         "num_threads",
         "num_interop_threads",
         "gc",
+        "malloc",
         "num_ranks",
         "ranks_per_node",
     ]

@@ -137,6 +137,7 @@ def test_the_plots_of_optuna_work_on_a_study(trials):
         "num_threads": 2,
         "pin_memory": False,
         "gc": "default",
+        "malloc": "default",
         "ranks_per_node": 1,
     }
     plots = optuna.visualization

@@ -259,3 +259,24 @@ def test_a_hanging_configuration_costs_no_more_than_the_budget_allows(study):
     done = autotune_run(*study(script=script, budget="20s"))
     assert done.returncode == 0, done.stderr
     assert list(trials().query("state == 'failed'")["cause"]) == ["timed out"]
+
+
+# A step that takes 64 MiB, uses it, and gives it back.
+WASTEFUL = {
+    "before": """
+    import ctypes
+    libc, size = ctypes.CDLL(None), 64 << 20
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]""",
+    "step": "block = libc.malloc(size); ctypes.memset(block, 1, size); libc.free(block)",
+}
+
+
+def test_memory_that_is_taken_anew_in_each_step_is_kept(study):
+    axes = {"batch_size": [4], "num_workers": [0], "gc": ["default"]}
+    done = autotune_run(*study(script=WASTEFUL, axes=axes, sampler="auto"))
+    assert done.returncode == 0, done.stderr
+    assert "malloc default -> kept" in done.stdout
+    best = read_best_config(Path("best_config.yaml"))
+    assert best.config.malloc == "kept"
+    assert best.speedup.ratio > 1.2

@@ -78,6 +78,7 @@ def test_optuna_sees_the_settings_and_the_objective(store, url):
         "num_threads": 1,
         "pin_memory": True,
         "gc": "default",
+        "malloc": "default",
         "ranks_per_node": 1,
     }
     assert "prefetch_factor" not in without.params

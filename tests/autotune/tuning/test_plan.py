@@ -144,7 +144,8 @@ def test_a_setting_that_is_fixed_at_its_default_or_is_no_axis_does_no_harm():
 
 def searched(*blocks, baseline=BASELINE, axes=None):
     """The axes that are left after a baseline with these blocks."""
-    space = Space(axes={"batch_size": (4, 8), "gc": ("default", "frozen")})
+    words = {"gc": ("default", "frozen"), "malloc": ("default", "kept")}
+    space = Space(axes={"batch_size": (4, 8), **words})
     plan = Plan(baseline=baseline, space=space, configurations=space.configurations(baseline))
     definition = StudyDefinition(name="x", command=("x",), axes=axes or {})
     found = with_fitting_axes(plan, definition, [made_up.sample(*blocks)])
@@ -169,6 +170,14 @@ def test_with_workers_their_cpu_time_counts_and_not_that_of_the_training_process
     of_workers = dataclasses.replace(IDLE, cpu_s=1.5)
     assert "gc" in searched(of_workers, baseline=baseline)
     assert "gc" not in searched(BUSY, baseline=baseline)
+
+
+def test_the_allocator_is_searched_where_memory_is_taken_anew_all_the_time():
+    wasteful = dataclasses.replace(IDLE, num_page_faults=30_000)
+    assert "malloc" not in searched(IDLE)
+    assert searched(wasteful)["malloc"] == ("default", "kept")
+    assert "malloc" in searched(IDLE, axes={"malloc": ("default", "kept")})
+    assert "gc" not in searched(wasteful)
 
 
 def test_disturbed_blocks_do_not_decide_about_the_collector():
