@@ -16,8 +16,9 @@ DEFAULT, KEPT = ALLOCATORS = ("default", "kept")
 # Parameters of mallopt(3), by the names that glibc reads from the environment of a new process.
 # Source: malloc.h and the manual page.
 _PARAMETERS = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_MAX_": -4}
-# Never give the end of the heap back; have no block outside of it.
-_VALUES = {"MALLOC_TRIM_THRESHOLD_": 2**31 - 1, "MALLOC_MMAP_MAX_": 0}
+# Never give the end of the heap back; have no block outside of it. Both hold for the heap of the
+# main thread: others have heaps of 64 MiB, beyond which blocks are mapped one by one.
+_VALUES = {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_MAX_": 0}
 
 
 def apply_allocator(name: str) -> None:
@@ -38,6 +39,11 @@ def apply_allocator(name: str) -> None:
 def is_tunable() -> bool:
     """Whether the C library here knows the parameters."""
     return sys.platform.startswith("linux") and hasattr(_c_library(), "mallopt")
+
+
+def is_set_outside(environment: Mapping[str, str]) -> bool:
+    """Whether a process with these variables keeps its memory whatever its settings say."""
+    return allocator_environment(KEPT).items() <= environment.items()
 
 
 def allocator_environment(name: str) -> Mapping[str, str]:

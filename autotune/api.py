@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import multiprocessing
 import os
@@ -37,8 +38,8 @@ class _Tuned:
     best: BestConfig
 
 
-# Until the size of the data was compared with that of the tuning; None where there is no file.
-_tuned: _Tuned | None = None
+# The files that settings came from, until the size of the data was compared.
+_tuned: list[_Tuned] = []
 
 
 def load_config(
@@ -75,7 +76,6 @@ def load_config(
             ranks per machine; the message names what differs. `steps` warns where the data have
             another size.
     """
-    global _tuned
     if not isinstance(default, ThroughputConfig):
         raise ConfigError(
             f"default must be an autotune.ThroughputConfig, not {type(default).__name__}"
@@ -89,8 +89,8 @@ def load_config(
     elif (settings := settings_of_parent()) is not None:
         config = settings
     elif path is not None and settings_exist(Path(path)):
-        _tuned = _read(Path(path))
-        config = _for_these_ranks(_tuned.best.config, effective_batch_size)
+        _tuned.append(_read(Path(path)))
+        config = _for_these_ranks(_tuned[-1].best.config, effective_batch_size)
     else:
         config = default
     config.apply_to_process()
@@ -130,7 +130,7 @@ def steps(loader: Iterable[Batch], *, units: UnitCounter | None = None) -> Itera
         return loops_of(trial).loader(loader, units)
     if is_measured():
         raise AutotuneError("autotune.load_config must be called before autotune.steps")
-    if _tuned is not None:
+    if len(_tuned) == 1:
         _compare_size(loader)
     return loader
 
@@ -175,21 +175,27 @@ def _read(path: Path) -> _Tuned:
 
 
 def _compare_size(loader: Iterable[Any]) -> None:
-    """Warn where the data of the first loop are not of the size that the settings were tuned for.
+    """Warn where the data of a training are not of the size that the settings were tuned for.
 
-    A sampler of several ranks tells the share of one, so that their number must be the same.
+    The first loop that takes its data in another order than they lie in is taken for the training:
+    one that does not may evaluate. A sampler of several ranks tells the share of one, so that their
+    number must be the same.
     """
-    global _tuned
-    assert _tuned is not None
     from autotune.best_config import WorkloadRecord
     from autotune.instrument.loader_facts import samples_per_epoch
 
-    (path, best), _tuned = (_tuned.path, _tuned.best), None
-    if best.config.num_ranks != find_place().world_size:
-        return
-    now = WorkloadRecord(samples_per_epoch=samples_per_epoch(loader))
-    if differences := best.workload.differences(now):
-        _warn_of(path, differences, stacklevel=4)
+    [found] = _tuned
+    differences: tuple[str, ...] = ()
+    # No loader of anybody's is to fail for this.
+    with contextlib.suppress(Exception):
+        if type(getattr(loader, "sampler", None)).__name__ == "SequentialSampler":
+            return
+        _tuned.clear()
+        if found.best.baseline.config.num_ranks == find_place().world_size:
+            now = WorkloadRecord(samples_per_epoch=samples_per_epoch(loader))
+            differences = found.best.workload.differences(now)
+    if differences:
+        _warn_of(found.path, differences, stacklevel=4)
 
 
 def _warn_of(path: Path, differences: Sequence[str], *, stacklevel: int) -> None:

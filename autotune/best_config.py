@@ -224,7 +224,7 @@ class BestConfig:
             *(
                 f"{name}: {before[name]}, here {now}"
                 for name, now in versions.items()
-                if before.get(name, now) != now
+                if _speed(name, before.get(name, now)) != _speed(name, now)
             ),
             *(self.workload.differences(workload) if workload is not None else ()),
         )
@@ -259,7 +259,9 @@ def write_best_config(path: Path, best: BestConfig) -> None:
     speedup = best.speedup
     ratio = f"{speedup.ratio:.2f} times the baseline's throughput"
     verdict = f"{ratio} ({speedup.low:.2f} to {speedup.high:.2f})"
-    if best.requirements is not None:
+    if best.requirements is not None and best.config == best.baseline.config:
+        verdict = f"the script's own settings, as no others with {best.requirements} surely gain"
+    elif best.requirements is not None:
         verdict = f"the best with {best.requirements}: {verdict}"
     elif not speedup.significant:
         verdict = "no significant gain over the baseline"
@@ -329,6 +331,11 @@ def _distance(tuned: MachineRecord, here: Machine) -> tuple[float, ...]:
         tuned.cpu != here.cpu,
         abs(math.log2(max(1, tuned.memory_bytes) / max(1, here.memory_bytes))),
     )
+
+
+def _speed(name: str, version: str) -> tuple[str, ...]:
+    """The part of a version on which speed depends: corrections of Python change nothing."""
+    return tuple(version.split("."))[: 2 if name == "python" else None]
 
 
 def _gib(num_bytes: int) -> str:

@@ -24,7 +24,7 @@ from autotune.cli_definition import (
     place_for_settings,
     quiet_libraries,
 )
-from autotune.errors import BadInputError, InterruptedRunError
+from autotune.errors import AutotuneError, BadInputError, InterruptedRunError
 from autotune.patch.environment import training_environment
 from autotune.report.progress import ConsoleObserver, SilentObserver, say
 from autotune.report.study_view import StudyView, open_view
@@ -190,11 +190,15 @@ def _tuned(
     """What was tuned: as it is named, or else as the last study of the storage was defined."""
     if command or study_file is not None or default_study_file(Path.cwd()) is not None:
         definition = define(study_file, command, given)
-        find_study(url, definition.name)
+        headroom = find_study(url, definition.name).user_attrs.get("gpu_headroom")
+        if isinstance(headroom, float):
+            definition = dataclasses.replace(definition, gpu_headroom=headroom)
         return definition
     study = find_study(url, None)
     facts = study.user_attrs
     command = tuple(map(str, facts.get("command") or ()))
+    if isinstance(facts.get("gpu_headroom"), float):
+        given = {"gpu_headroom": facts["gpu_headroom"], **given}
     if isinstance(target := facts.get("patch"), dict):
         given = {"patch": True, "patch_batch_size": bool(target.get("tunes_batch_size")), **given}
     if command:
@@ -270,20 +274,17 @@ def check(
     """
     _, best = read_settings(file, this_machine()) if settings_exist(file) else (file, None)
     best = best or read_best_config(file)
+    console = Console(stderr=as_json, highlight=False)
+    observer = SilentObserver() if quiet else ConsoleObserver(console)
     given = overrides(options)
     if best.patch is not None:
         given |= {"patch": True, "patch_batch_size": best.patch.tunes_batch_size}
     given |= {"confirm_rounds": _CHECK_ROUNDS, "confirm_s": _CHECK_S}
-    definition = define_for_command(command or tuple(shlex.split(best.study.command)), given)
+    explored, headroom = _study_of(best, storage, observer)
+    if headroom is not None:
+        given.setdefault("gpu_headroom", headroom)
+    definition = define_for_command(command or _command_of(file, best), given)
     program = definition.runnable_command
-    console = Console(stderr=as_json, highlight=False)
-    observer = SilentObserver() if quiet else ConsoleObserver(console)
-    explored = _study_of(best, storage)
-    if explored is None:
-        observer.note(
-            f"its study, {best.study.name} in {storage or best.study.storage}, is not there: what "
-            "else may be faster is not known"
-        )
     # Nothing of this is kept: it is of other conditions than the study, perhaps.
     with (
         quiet_libraries(),
@@ -302,8 +303,31 @@ def check(
     return 0 if checked.holds else EXIT_STALE
 
 
-def _study_of(best: BestConfig, storage: str | None) -> Explored | None:
-    """What the study of a settings file tells, where it is still there."""
-    with contextlib.suppress(BadInputError):
-        return open_view(storage or best.study.storage, best.study.name).explored
-    return None
+def _study_of(
+    best: BestConfig, storage: str | None, observer: ConsoleObserver | SilentObserver
+) -> tuple[Explored | None, float | None]:
+    """What the study of a settings file tells, and the headroom of a GPU that it kept.
+
+    None where it cannot be read, which is said.
+    """
+    where = storage or best.study.storage
+    try:
+        with failing_in_one_line(storage_url(where)):
+            view = open_view(where, best.study.name)
+            return view.explored, view.facts.gpu_headroom
+    except AutotuneError as error:
+        observer.note(
+            f"its study cannot be read ({error}): what else may be faster is not known. --storage "
+            "says where it is"
+        )
+    return None, None
+
+
+def _command_of(file: Path, best: BestConfig) -> tuple[str, ...]:
+    try:
+        found = tuple(shlex.split(best.study.command))
+    except ValueError as error:
+        raise BadInputError(f"{file}: study.command: {error}") from error
+    if not found:
+        raise BadInputError(f"{file}: study.command: names no program: give the command")
+    return found

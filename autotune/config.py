@@ -212,11 +212,11 @@ class ThroughputConfig:
             threadpool_limits(limits=self.num_threads)
             if "torch" in sys.modules:
                 sys.modules["torch"].set_num_threads(self.num_threads)
-        if self.num_interop_threads is not None:
-            self._apply_interop_threads(self.num_interop_threads)
         # For what is imported later, or started from here.
         os.environ |= self.environment
         allocator.apply_allocator(self.malloc)
+        if self.num_interop_threads is not None:
+            self._apply_interop_threads(self.num_interop_threads)
         # Last, so that what was imported above is frozen, too.
         apply_collector(self.gc)
 

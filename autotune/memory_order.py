@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autotune import allocator
 from autotune.config import ThroughputConfig
 from autotune.measurement import FailureCause
 
@@ -24,4 +25,6 @@ def is_heavier(config: ThroughputConfig, other: ThroughputConfig) -> bool:
         config.batch_size >= other.batch_size
         and config.num_workers >= other.num_workers
         and config.num_prefetched >= other.num_prefetched
+        # What keeps its memory may take more than what gives it back.
+        and other.malloc in (allocator.DEFAULT, config.malloc)
     )

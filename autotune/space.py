@@ -214,7 +214,7 @@ def default_axes(
         axes["num_threads"] = tuple(sorted({*threads, usable_cores}))
     # Not "raised": it is about as fast (docs/collector.md), and lets garbage grow for much longer.
     axes["gc"] = tuple(dict.fromkeys((DEFAULT, FROZEN, baseline.gc)))
-    if allocator.is_tunable():
+    if allocator.is_tunable() and baseline.malloc == allocator.DEFAULT:
         axes["malloc"] = allocator.ALLOCATORS
     return axes
 

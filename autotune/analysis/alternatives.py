@@ -11,9 +11,10 @@ from autotune.config import ThroughputConfig
 from autotune.errors import BadInputError
 from autotune.intervals import INDIFFERENCE, Ratio
 from autotune.measurement import Measurement
+from autotune.memory_order import needs_as_much
 from autotune.requirements import Objective, Requirements
 from autotune.space import preference
-from autotune.study.records import TrialRecord
+from autotune.study.records import Phase, TrialRecord, telling_failures
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,11 +40,46 @@ class Explored:
         configs: The space, the baseline first.
         estimates: What is expected of each.
         records: The study's trials.
+        impossible: Those that failed, and those that would, by what others ran out of.
     """
 
     configs: tuple[ThroughputConfig, ...]
     estimates: Estimates
     records: tuple[TrialRecord, ...]
+    impossible: frozenset[ThroughputConfig]
+
+    @classmethod
+    def of(
+        cls,
+        configs: Sequence[ThroughputConfig],
+        estimates: Estimates,
+        records: Sequence[TrialRecord],
+    ) -> Explored:
+        """From the estimates and trials of a study."""
+        telling = telling_failures(records)
+        found = [
+            (record.config, record.phase, record.failure.cause)
+            for record in records
+            if record.failure is not None and record.number in telling
+        ]
+        # What fails in a fresh process fails in training, whatever a forked trial did.
+        fails = {config for config, phase, _ in found if phase is Phase.CONFIRM}
+        exhausted = [
+            (config, cause)
+            for config, _, cause in found
+            if cause.is_exhaustion and (config in fails or config not in estimates.measured)
+        ]
+        fails |= {
+            config
+            for config in set(configs) - estimates.measured
+            if any(needs_as_much(config, *other) for other in exhausted)
+        }
+        return cls(
+            configs=tuple(dict.fromkeys(configs)),
+            estimates=estimates,
+            records=tuple(records),
+            impossible=estimates.failed | fails,
+        )
 
     @property
     def baseline(self) -> ThroughputConfig:
@@ -61,7 +97,7 @@ def by_batch_size(explored: Explored, chosen: ThroughputConfig) -> tuple[Alterna
     estimates = explored.estimates
     sizes: dict[int, list[ThroughputConfig]] = {}
     for config in explored.configs:
-        if config not in estimates.failed:
+        if config not in explored.impossible:
             sizes.setdefault(config.batch_size, []).append(config)
     found = []
     for size in sorted(sizes):
@@ -91,9 +127,9 @@ def best_within(explored: Explored, requirements: Requirements) -> ThroughputCon
     """
     configs, estimates, records = explored.configs, explored.estimates, explored.records
     baseline = explored.baseline
-    found = [c for c in configs if requirements.allow(c) and c not in estimates.failed]
+    found = [c for c in configs if requirements.allow(c) and c not in explored.impossible]
     if not found:
-        raise BadInputError(_nothing_allowed(requirements, configs, estimates.failed))
+        raise BadInputError(_nothing_allowed(requirements, configs, explored.impossible))
     limit = requirements.max_memory_bytes
     if limit is not None:
         taken = [_memory_bytes(config, records) for config in found]

@@ -79,9 +79,12 @@ def find_disagreement(
         log_ratio = ours[0] - theirs[0]
         rates = {c: [run.units_per_s for run in runs[c]] for c in (config, baseline)}
         fresh = choose(rates, baseline).speedup
+        # Forks share the heap of the process that they come from: more of them tell no more.
+        faults = sum(_faults_variance(runs[c]) for c in (config, baseline))
         apart = abs(log_ratio - math.log(fresh.ratio))
+        variance = ours[1] + theirs[1] + faults
         half_width = math.hypot(
-            TWO_SIDED_95 * math.sqrt(ours[1] + theirs[1]), math.log(fresh.high / fresh.ratio)
+            TWO_SIDED_95 * math.sqrt(variance), math.log(fresh.high / fresh.ratio)
         )
         if apart > max(math.log1p(_FAR_APART), half_width):
             return Disagreement(config=config, forked=math.exp(log_ratio), fresh=fresh)
@@ -101,6 +104,12 @@ def _mean_log(trials: Sequence[TrialRecord]) -> tuple[float, float] | None:
     return mean, 1 / sum(weights)
 
 
+def _faults_variance(runs: Sequence[TrialRecord]) -> float:
+    """Of the logarithm of a rate, by how much memory a process happens to take anew."""
+    shares = [min(1.0, page_fault_share(run.samples)) for run in runs]
+    return (_FAULTS_VARY * statistics.mean(shares)) ** 2
+
+
 def _variance(trial: TrialRecord) -> float:
     """Variance of the logarithm of a trial's rate."""
     found = trial.measurement
@@ -114,5 +123,4 @@ def _variance(trial: TrialRecord) -> float:
     if len(logs) > 1:
         noise = max(noise, statistics.variance(logs) / len(logs))
     error = sustained_error(blocks, trial.config.num_workers)
-    faults = _FAULTS_VARY * page_fault_share(trial.samples)
-    return drift_sd**2 + _PROCESS_SD**2 + faults**2 + noise + error**2
+    return drift_sd**2 + _PROCESS_SD**2 + noise + error**2

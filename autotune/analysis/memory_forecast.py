@@ -63,9 +63,10 @@ def _memory_bytes(config: ThroughputConfig, records: Sequence[TrialRecord]) -> f
     wanted = max(taken.values(), default=0.0)
     for larger, more in taken.items():
         for smaller, less in taken.items():
-            alike = (larger.num_workers, larger.num_prefetched) == (
+            alike = (larger.num_workers, larger.num_prefetched, larger.malloc) == (
                 smaller.num_workers,
                 smaller.num_prefetched,
+                smaller.malloc,
             )
             if alike and larger.batch_size > smaller.batch_size:
                 per_sample = (more - less) / (larger.batch_size - smaller.batch_size)

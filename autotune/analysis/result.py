@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 
 from autotune.analysis.bottleneck import Bottleneck
 from autotune.analysis.comparison import Choice
@@ -163,6 +164,7 @@ def make_best_config(
     store: StudyStore,
     patch: PatchTarget | None = None,
     chosen: ThroughputConfig | None = None,
+    versions: Mapping[str, str] = MappingProxyType({}),
     requirements: Requirements | None = None,
 ) -> BestConfig:
     """The content of `best_config.yaml`.
@@ -175,6 +177,7 @@ def make_best_config(
         storage: URL of the storage, as it may be shown.
         store: The study.
         patch: What was tuned in a script that does not call autotune.
+        versions: Those that the runs had, where the study may have had others.
         chosen: The settings; None for the best, or the baseline's where that is no gain.
         requirements: What they were chosen by; None for throughput alone.
     """
@@ -201,7 +204,7 @@ def make_best_config(
             ),
             command=definition.command_line,
             date=datetime.now().astimezone().isoformat(timespec="seconds"),
-            versions=store.facts["versions"],
+            versions={**store.facts["versions"], **versions},
         ),
         workload=size,
         requirements=requirements,

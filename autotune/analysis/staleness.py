@@ -6,10 +6,12 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from autotune.analysis.comparison import choose_by_runs
+from autotune.analysis.result import longer_epoch
 from autotune.best_config import BestConfig
 from autotune.config import ThroughputConfig
 from autotune.intervals import Ratio
 from autotune.measurement import Failure
+from autotune.requirements import Objective
 from autotune.study.records import TrialRecord
 
 
@@ -67,11 +69,10 @@ def judge(
         changed = ""
     if rival is not None and rival != config and rival in runs:
         over = ratio(runs, rival, config)
-        if over.significant:
+        if over.significant and longer_epoch(runs[config], runs[rival]) is None:
             sentence = f"does not hold: {rival.summary} is {_told(over)} as fast{changed}"
             return Verdict(holds=False, sentence=f"{sentence}; {again}", speedup=speedup)
-    may_stay = best.requirements is None or best.requirements.allow(baseline)
-    if speedup is not None and may_stay and ratio(runs, baseline, config).significant:
+    if speedup is not None and _asks_for_speed(best) and ratio(runs, baseline, config).significant:
         sentence = f"does not hold: {brings}{changed}; {again}"
         return Verdict(holds=False, sentence=sentence, speedup=speedup)
     if differences:
@@ -98,6 +99,19 @@ def ratio(
 ) -> Ratio:
     """Throughput of one configuration ÷ that of another, from runs of the same rounds."""
     return choose_by_runs({other: runs[other], config: runs[config]}, other).speedup
+
+
+def _asks_for_speed(best: BestConfig) -> bool:
+    """Whether the script's own settings would do for the file where they are faster."""
+    wanted, own = best.requirements, best.baseline
+    if wanted is None:
+        return True
+    taken = own.peak_memory_bytes + own.shared_memory_bytes
+    return (
+        wanted.objective is Objective.THROUGHPUT
+        and wanted.allow(own.config)
+        and (wanted.max_memory_bytes is None or taken <= wanted.max_memory_bytes)
+    )
 
 
 def _told(found: Ratio) -> str:

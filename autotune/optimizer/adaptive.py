@@ -370,11 +370,12 @@ class AdaptiveOptimizer:
 
         Each where that is no loss.
         """
+        chosen = place
         for name in (name for name, axis in AXES.items() if axis.kind is Kind.WORD):
             value = getattr(self.configs[0], name)
             config = dataclasses.replace(self.configs[place], **{name: value})
             twin = self._places.get(config, place)
-            if may_run[twin] and not _is_shown(posterior, place, twin):
+            if may_run[twin] and not _is_shown(posterior, chosen, twin):
                 place = twin
         return place
 

@@ -10,6 +10,7 @@ bring follows from the bounds of a pipeline. The model is a first guess, to whic
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -70,8 +71,8 @@ class BottleneckModel:
     Where several ranks train together, all of this is of one of them and its share of the cores.
 
     What the garbage collector and the memory allocator do is part of both costs, so that the trials
-    of each of their settings are fitted by themselves. Of a setting without trials nothing is
-    known: it is taken to cost what the first trial's does.
+    of each of their settings are fitted by themselves. Settings without trials are taken to cost
+    what those do of which they share most; the first trial's, where several do.
 
     Args:
         costs: Of trials without workers, or of the baseline's where there are none; at least one.
@@ -85,8 +86,10 @@ class BottleneckModel:
         by_words: dict[tuple[str, ...], list[Costs]] = {}
         for found in costs:
             by_words.setdefault(_words(found.config), []).append(found)
-        self._first = _Coefficients.of(by_words.pop(_words(costs[0].config)))
-        self._others = {words: self._first.refitted(found) for words, found in by_words.items()}
+        words = _words(costs[0].config)
+        first = _Coefficients.of(by_words.pop(words))
+        others = {words: first.refitted(found) for words, found in by_words.items()}
+        self._fits = {words: first, **others}
 
     def seconds_per_unit(self, configs: Iterable[ThroughputConfig]) -> Array:
         """For each configuration, shape [N]."""
@@ -116,10 +119,13 @@ class BottleneckModel:
     def _costs(self, configs: Sequence[ThroughputConfig]) -> tuple[Array, Array, Array]:
         """Of a unit, the seconds of the step, those of loading, and CPU seconds of it, [N] each."""
         terms = _terms(*_sizes(configs))
-        found = [self._others.get(_words(config), self._first) for config in configs]
+        found = [self._fit_of(_words(config)) for config in configs]
         step_s = (terms * np.stack([fit.step for fit in found])).sum(axis=1)
         load_s = (terms[:, :2] * np.stack([fit.load for fit in found])).sum(axis=1)
         return step_s, load_s, load_s * np.array([fit.load_cpu_share for fit in found])
+
+    def _fit_of(self, words: tuple[str, ...]) -> _Coefficients:
+        return self._fits[max(self._fits, key=lambda known: sum(map(operator.eq, known, words)))]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -38,6 +38,7 @@ class Facts:
         effective_batch_size: Samples per optimizer step that the script asks for.
         versions: Of the packages that matter.
         training: How long the whole training is, where its user said so.
+        gpu_headroom: Share of a GPU's memory that its settings had to leave free.
         forks_mislead: Whether forked trials were found not to be like training.
         result: The answer; None where the run did not come to one.
     """
@@ -53,6 +54,7 @@ class Facts:
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     training: TrainingLength | None = None
     forks_mislead: bool = False
+    gpu_headroom: float | None = None
     result: Result | None = None
 
 
@@ -138,12 +140,10 @@ class StudyView:
         """What is known of its space; None where nothing ran."""
         if self.space is None or self.baseline is None or self.estimates is None:
             return None
-        return Explored(
-            configs=tuple(
-                dict.fromkeys((self.baseline, *self.space.configurations(self.baseline)))
-            ),
-            estimates=self.estimates,
-            records=self.trusted_records,
+        return Explored.of(
+            (self.baseline, *self.space.configurations(self.baseline)),
+            self.estimates,
+            self.trusted_records,
         )
 
     @property

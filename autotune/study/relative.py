@@ -91,6 +91,8 @@ def _scaled_block(block: Block, factor: float) -> Block:
     return dataclasses.replace(
         block,
         **changed,  # type: ignore[arg-type]
+        # As many in a second.
+        num_page_faults=round(block.num_page_faults / factor),
         ranks=tuple(_scaled_rank(use, factor) for use in block.ranks),
     )
 

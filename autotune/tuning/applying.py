@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from autotune.analysis.alternatives import Explored, best_within, cost_per_sample, fits
 from autotune.analysis.comparison import choose, choose_by_runs
-from autotune.analysis.result import make_best_config
+from autotune.analysis.result import longer_epoch, make_best_config
 from autotune.best_config import BestConfig
 from autotune.config import ThroughputConfig
 from autotune.errors import BadInputError, CommandError, NothingWorkedError
@@ -74,7 +74,12 @@ def apply_requirements(
     choice = choose_by_runs(found.runs, found.baseline)
     objective = requirements.objective
     saving = _saving(objective, found.runs, found.baseline, wanted)
-    gains = choice.speedup.significant if saving is None else saving.high < 1.0
+    if saving is None:
+        gains = choice.speedup.significant and (
+            longer_epoch(found.runs[found.baseline], found.runs[wanted]) is None
+        )
+    else:
+        gains = saving.high < 1.0
     limit = requirements.max_memory_bytes
     may_stay = requirements.allow(found.baseline) and (
         limit is None or fits(found.baseline, explored.records, limit)
@@ -88,19 +93,21 @@ def apply_requirements(
         storage=storage,
         store=executor.store,
         patch=executor.runner.patch_target,
+        versions=found.versions,
         chosen=chosen,
         requirements=requirements,
     )
+    taken = best.expected.peak_memory_bytes + best.expected.shared_memory_bytes
+    if limit is not None and taken > limit:
+        raise CommandError(
+            f"{wanted.summary} took {taken / 2**20:,.0f} MiB in a fresh process, more than was "
+            "asked: nothing is written, and the same command takes the next best now"
+        )
     sentences = [_sentence(chosen, wanted, choice.speedup, num_rounds=len(found.runs[wanted]))]
     if saving is not None:
         sentences.append(
             f"{objective.label}: {saving.ratio:.2f} times that of the script's own settings "
             f"({saving.low:.2f} to {saving.high:.2f})"
-        )
-    taken = best.expected.peak_memory_bytes + best.expected.shared_memory_bytes
-    if limit is not None and taken > limit:
-        sentences.append(
-            f"note: in a fresh process it took {taken / 2**20:,.0f} MiB, which is more than asked"
         )
     return Applied(best=best, sentences=tuple(sentences))
 
@@ -123,7 +130,7 @@ def _saving(
         for config, found in runs.items()
     }
     if not all(cost for found in costs.values() for cost in found):
-        return None
+        raise CommandError(f"the runs did not tell the {objective.label}: run the command again")
     more = choose(
         {config: [1 / cost for cost in found if cost] for config, found in costs.items()}, baseline
     ).speedup
@@ -143,6 +150,6 @@ def _sentence(
     if chosen == wanted:
         return f"{chosen.summary}: {reached}"
     return (
-        f"{wanted.summary} reached {reached}, which is surely no gain: the script's own, "
-        f"{chosen.summary}, are kept"
+        f"{wanted.summary} reached {reached}, which is not surely what was asked for: "
+        f"the script's own settings, {chosen.summary}, are kept"
     )

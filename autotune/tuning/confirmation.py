@@ -58,13 +58,22 @@ class Confirmation:
         return knowledge.candidates(baseline.config, excluded, number)
 
     def fit_together(
-        self, baseline: ThroughputConfig, candidates: Sequence[ThroughputConfig]
+        self,
+        baseline: ThroughputConfig,
+        candidates: Sequence[ThroughputConfig],
+        earlier: Sequence[TrialRecord] = (),
     ) -> bool:
-        """Whether all of these may be in memory at once, by what their trials so far held."""
+        """Whether all of these may be in memory at once, by what their trials so far held.
+
+        Args:
+            baseline: The baseline.
+            candidates: The others.
+            earlier: Trials of another study that tell it as well.
+        """
         configs = {baseline, *candidates}
         found = [
             (record.config, record)
-            for record in self._executor.store.records()
+            for record in (*self._executor.store.records(), *earlier)
             if record.measurement is not None and record.config in configs
         ]
         if not _fit_on_devices(found, self._definition.gpu_headroom):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from autotune.analysis.interference import check_before_start, check_confirmed
 from autotune.best_config import WorkloadRecord
 from autotune.config import ThroughputConfig
-from autotune.errors import CommandError
+from autotune.errors import CommandError, NothingWorkedError
 from autotune.measurement import Failure
 from autotune.study.records import TrialRecord, telling_failures
 from autotune.trials.trial import TrialFailedError
@@ -43,18 +43,25 @@ class Compared:
         return self.plan.baseline
 
 
-def compare(executor: Executor, choose: Callable[[Plan], Sequence[ThroughputConfig]]) -> Compared:
+def compare(
+    executor: Executor,
+    choose: Callable[[Plan], Sequence[ThroughputConfig]],
+    earlier: Sequence[TrialRecord] = (),
+) -> Compared:
     """Run the baseline and some settings in rounds, as a confirmation does.
 
     Args:
         executor: Runs them.
         choose: The settings, once the command has said what its own are; the baseline is none of
             them.
+        earlier: Trials of another study, which tell what they take of the memory. What never ran is
+            run by itself.
 
     Raises:
         CommandError: The baseline cannot be measured.
         BadInputError: What `choose` raises.
         BusyMachineError: Other processes leave too little of the machine.
+        NothingWorkedError: The baseline failed in each round.
     """
     runner, observer = executor.runner, executor.observer
     remember_later_epochs(executor)
@@ -77,7 +84,12 @@ def compare(executor: Executor, choose: Callable[[Plan], Sequence[ThroughputConf
         measure_baseline(executor, plan, trial)
     runner.close()
     confirmation = Confirmation(executor)
-    side_by_side = not runner.may_collide and confirmation.fit_together(plan.baseline, candidates)
+    known = {r.config for r in (*executor.store.records(), *earlier) if r.measurement is not None}
+    side_by_side = (
+        not runner.may_collide
+        and known.issuperset(candidates)
+        and confirmation.fit_together(plan.baseline, candidates, earlier)
+    )
     found = confirmation.confirm(
         [plan.baseline, *candidates],
         side_by_side=side_by_side,
@@ -85,6 +97,8 @@ def compare(executor: Executor, choose: Callable[[Plan], Sequence[ThroughputConf
         show=lambda: None,
     )
     runs = complete_rounds(found, plan.baseline)
+    if not runs:
+        raise NothingWorkedError("the baseline failed in every round of the comparison")
     if not executor.definition.allow_busy:
         check_confirmed([run for runs_of in runs.values() for run in runs_of], executor.keeper)
     telling = telling_failures(found)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+from autotune.allocator import KEPT, is_set_outside
 from autotune.analysis.loading import loader_cpu_share
 from autotune.analysis.page_faults import page_fault_share
 from autotune.axes import AXES, AxisValue
@@ -83,6 +85,9 @@ def make_plan(
     if baseline.num_threads is None:
         # Named, so that a trial that was forked with one thread can set it.
         baseline = dataclasses.replace(baseline, num_threads=introduction.default_num_threads)
+    if is_set_outside(os.environ):
+        # No setting takes that back.
+        baseline = dataclasses.replace(baseline, malloc=KEPT)
     effective = introduction.effective_batch_size
     named_ranks = definition.axes.get("ranks_per_node", ())
     if named_ranks:

@@ -239,6 +239,8 @@ class Tuner:
         stored = self._store.facts
         with reading(f"study {self._store.name}"):
             earlier = dict(stored.get("workload", workload))
+            # Settings that there were not yet when it was stored are as they are by default.
+            earlier["baseline"] = ThroughputConfig(**earlier["baseline"]).to_dict()
         for name, now in workload.items():
             before = earlier.get(name)
             if before != now:
@@ -267,6 +269,7 @@ class Tuner:
             **workload | {"machine": dataclasses.asdict(machine)},
             **conditions,
             training=dataclasses.asdict(training) if training else None,
+            gpu_headroom=self._definition.gpu_headroom,
         )
         if stored_result(self._store) is None:
             # What a complete study searched in the end stays: it may be less than this, or more.

@@ -6,7 +6,14 @@ import sys
 
 import pytest
 
-from autotune.allocator import ALLOCATORS, DEFAULT, KEPT, allocator_environment, apply_allocator
+from autotune.allocator import (
+    ALLOCATORS,
+    DEFAULT,
+    KEPT,
+    allocator_environment,
+    apply_allocator,
+    is_set_outside,
+)
 from autotune.config import ThroughputConfig
 from autotune.errors import ConfigError
 
@@ -52,6 +59,11 @@ def test_kept_memory_is_not_cleared_again():
     assert faults_of_second_use(load) < 0.1 * default
     # What is started later, or by `autotune exec`.
     assert faults_of_second_use("", **allocator_environment(KEPT)) < 0.1 * default
+
+
+def test_what_the_environment_keeps_no_setting_gives_back():
+    assert is_set_outside({"HOME": "/", **allocator_environment(KEPT)})
+    assert not is_set_outside({"MALLOC_MMAP_MAX_": "0"})
 
 
 def test_the_default_touches_nothing():

@@ -182,6 +182,38 @@ class Loader(list):
     dataset = range(50)
 
 
+@pytest.fixture(autouse=True)
+def nothing_loaded():
+    """As a training that has just begun."""
+    autotune.api._tuned.clear()
+    yield
+    autotune.api._tuned.clear()
+
+
+class SequentialSampler:
+    """What torch's is called, which evaluations have."""
+
+
+def test_an_evaluation_before_the_training_is_not_compared(path):
+    change(path, "workload.samples_per_epoch", 50)
+    autotune.load_config(path, default=ThroughputConfig(batch_size=2))
+    evaluated = Loader()
+    evaluated.dataset, evaluated.sampler = range(10), SequentialSampler()
+    assert autotune.steps(evaluated) is evaluated
+    assert autotune.api._tuned
+
+
+def test_a_loader_that_cannot_tell_its_length_does_no_harm(path):
+    class Broken(list):
+        @property
+        def dataset(self):
+            raise RuntimeError("not now")
+
+    change(path, "workload.samples_per_epoch", 50)
+    autotune.load_config(path, default=ThroughputConfig(batch_size=2))
+    assert autotune.steps(Broken()) == []
+
+
 @pytest.mark.parametrize(("tuned_with", "warns"), [(100, True), (48, False), (None, False)])
 def test_data_of_another_size_give_a_warning_once(path, tuned_with, warns):
     change(path, "workload.samples_per_epoch", tuned_with)

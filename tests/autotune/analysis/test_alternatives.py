@@ -8,8 +8,10 @@ from autotune.analysis.alternatives import Explored, best_within, by_batch_size,
 from autotune.analysis.estimates import Estimates
 from autotune.config import ThroughputConfig
 from autotune.errors import BadInputError
+from autotune.measurement import Failure, FailureCause
 from autotune.requirements import Objective, Requirements
 from autotune.space import Space
+from autotune.study.records import Phase, TrialRecord
 
 from .. import made_up
 
@@ -39,10 +41,10 @@ def run_of(config, number):
     )
 
 
-def explored(configs=CONFIGS):
+def explored(configs=CONFIGS, *failures):
     records = tuple(run_of(config, number) for number, config in enumerate(configs))
     estimates = Estimates.of(CONFIGS, records, usable_cores=4)
-    return Explored(configs=CONFIGS, estimates=estimates, records=records)
+    return Explored.of(CONFIGS, estimates, (*records, *failures))
 
 
 FASTEST = SPACE.changed(BASELINE, batch_size=16, num_workers=4)
@@ -106,6 +108,24 @@ def test_memory_of_what_never_ran_is_what_lighter_ones_took_at_least():
     known = explored([BASELINE, SPACE.changed(BASELINE, num_workers=2)])
     found = best_within(known, Requirements(max_memory_bytes=150 * MIB))
     assert found.num_workers == 0
+
+
+def failed(config, cause, number, phase):
+    failure = Failure(cause=cause, message="no more")
+    return TrialRecord(number=number, phase=phase, config=config, failure=failure)
+
+
+def test_what_failed_or_would_is_offered_to_nobody():
+    ran = [BASELINE, SPACE.changed(BASELINE, num_workers=4)]
+    largest = SPACE.changed(BASELINE, batch_size=16)
+    exhausted = failed(largest, FailureCause.OUT_OF_MEMORY, 9, Phase.SEARCH)
+    known = explored(ran, exhausted)
+    assert {one.config.batch_size for one in by_batch_size(known, BASELINE)} == {4, 8}
+    with pytest.raises(BadInputError, match="every configuration with batch_size 16 failed"):
+        best_within(known, Requirements(batch_size=16))
+    # One that ran forked, and failed in a fresh process.
+    crashed = failed(ran[1], FailureCause.CRASHED, 9, Phase.CONFIRM)
+    assert best_within(explored(ran, crashed), Requirements(batch_size=4)) != ran[1]
 
 
 def test_a_cost_that_is_not_known_is_none():

@@ -128,3 +128,11 @@ def test_a_smaller_last_batch_of_compiled_steps_is_told(
     samples = (Sample(blocks=(made_up.block(),), settling=settling),)
     record = dataclasses.replace(record, samples=samples, phase=Phase.CONFIRM)
     assert bool(told_of(record)) == is_told
+
+
+def test_what_keeps_its_memory_tells_nothing_of_what_gives_it_back():
+    returned = ThroughputConfig(batch_size=8)
+    kept = ThroughputConfig(batch_size=4, malloc="kept")
+    assert not needs_as_much(returned, kept, FailureCause.OUT_OF_MEMORY)
+    larger = dataclasses.replace(kept, batch_size=16)
+    assert needs_as_much(larger, returned, FailureCause.OUT_OF_MEMORY)

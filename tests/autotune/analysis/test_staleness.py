@@ -8,7 +8,7 @@ import pytest
 from autotune.analysis.staleness import judge
 from autotune.best_config import Speedup
 from autotune.config import ThroughputConfig
-from autotune.requirements import Requirements
+from autotune.requirements import Objective, Requirements
 from autotune.study.records import Phase
 
 from .. import made_up
@@ -113,5 +113,9 @@ def test_settings_that_were_asked_for_may_be_slower_than_the_scripts_own():
     found = runs(baseline=100, config=80)
     found[config] = [dataclasses.replace(run, config=config) for run in found.pop(CONFIG)]
     assert verdict(found, best=best, config=config, rival=config).holds
+    # It takes less of something else.
+    for saves in (Requirements(objective=Objective.CPU), Requirements(max_memory_bytes=2**20)):
+        frugal = dataclasses.replace(best, requirements=saves)
+        assert verdict(found, best=frugal, config=config, rival=None).holds
     unwanted = dataclasses.replace(best, requirements=None)
     assert not verdict(found, best=unwanted, config=config, rival=config).holds

@@ -81,6 +81,18 @@ def test_collectors_are_not_mixed():
     assert found == pytest.approx([0.006, 0.003], rel=0.02)
 
 
+def test_words_without_trials_cost_what_those_do_that_are_most_alike():
+    seen = [costs(config, sample_s=0.002, load_s=0.006) for config in SEEN]
+    for words, figures in (
+        ({"gc": "frozen"}, {"sample_s": 0.002, "load_s": 0.003}),
+        ({"malloc": "kept"}, {"sample_s": 0.001, "load_s": 0.006}),
+    ):
+        seen += [costs(make(c.batch_size, c.num_threads, **words), **figures) for c in SEEN]
+    law = BottleneckModel(seen, usable_cores=16)
+    [both] = seconds(law, make(32, gc="frozen", malloc="kept"))
+    assert both == pytest.approx(0.005, rel=0.02)
+
+
 def test_one_trial_with_another_collector_scales_what_the_others_tell():
     plain = {"fixed_s": 0.02, "sample_s": 0.001, "parallel_s": 0.004, "load_s": 0.006}
     seen = [costs(config, **plain) for config in SEEN]

@@ -1,9 +1,11 @@
 """`autotune apply` and `autotune check`: settings after the run that found them."""
 
+import contextlib
 import dataclasses
 import json
 import shlex
 import signal
+import sqlite3
 import time
 from pathlib import Path
 
@@ -66,6 +68,17 @@ def test_another_batch_size_is_taken_without_a_search(tuned):
     # It is what was asked for, although another batch size is faster.
     done = autotune_run("other.yaml", *QUICK, command="check")
     assert done.returncode == 0, done.stdout
+    # A study from before there was some setting goes on.
+    with contextlib.closing(sqlite3.connect("studies/autotune.db")) as database, database:
+        where = "study_user_attributes WHERE key = 'workload'"
+        [(text,)] = database.execute(f"SELECT value_json FROM {where}").fetchall()
+        workload = json.loads(text)
+        del workload["baseline"]["malloc"]
+        database.execute(
+            "UPDATE study_user_attributes SET value_json = ? WHERE key = 'workload'",
+            [json.dumps(workload)],
+        )
+    assert "nothing is measured again" in autotune_run(*options).stdout
     # The script's own batch size is no gain over itself.
     done = autotune_run("--batch-size", "4", *options, "--out", "own.yaml", command="apply")
     assert "these are the script's own settings" in done.stdout
