@@ -63,10 +63,16 @@ def check_settings(executor: Executor, best: BestConfig, explored: Explored | No
 
 
 def _rival(explored: Explored, best: BestConfig) -> ThroughputConfig | None:
-    """What the study thinks best for what the file was asked for, where speed is what was asked."""
+    """What the study thinks best for what the file was asked for, where speed is what was asked.
+
+    Of what it has measured: what it takes of the memory is known, so that it can run beside the
+    file's settings.
+    """
     requirements = best.requirements or Requirements()
     if requirements.objective is not Objective.THROUGHPUT:
         return None
+    measured = tuple(c for c in explored.configs if c in explored.estimates.measured)
+    explored = dataclasses.replace(explored, configs=measured)
     try:
         found = best_within(explored, requirements)
     except BadInputError:
