@@ -20,6 +20,8 @@ from autotune.ipc.channel import Message
 
 # Waiting for a rank that trains goes on for as long as the coordinator lets it.
 _FOR_EVER = datetime.timedelta(days=365)
+# For so long the first rank waits until all others have read why the job cannot go on.
+_FAREWELL_S = 5.0
 # While the leader waits for a report, it looks for that, or for a failure, with such pauses.
 _LEAST_PAUSE_S, _LONGEST_PAUSE_S = 0.001, 0.02
 
@@ -84,7 +86,18 @@ class RankLink:
         reached = [rank for rank, found in enumerate(starts) if found is not None]
         self.leader = min(reached, default=0)
         self.remote = tuple(rank for rank, found in enumerate(starts) if found is None)
-        return tuple(dict.fromkeys(found for found in starts if found is not None))
+        found = tuple(dict.fromkeys(found for found in starts if found is not None))
+        if len(found) > 1:
+            self._see_off()
+        return found
+
+    def _see_off(self) -> None:
+        """Let all ranks read what this job cannot go on for, before the one with the store ends."""
+        self._set(f"read/{self._place.rank}", {})
+        if self._place.rank == 0:
+            others = [f"read/{rank}" for rank in range(self._place.world_size)]
+            with contextlib.suppress(RuntimeError):
+                self._store.wait(others, datetime.timedelta(seconds=_FAREWELL_S))
 
     def order(self, **message: Any) -> None:  # noqa: ANN401
         """Give an order to all other ranks."""
