@@ -15,7 +15,7 @@ import pydantic
 from rich.console import Console
 
 from autotune.analysis.alternatives import Explored
-from autotune.best_config import BestConfig, read_best_config, read_settings, write_best_config
+from autotune.best_config import BestConfig, read_settings, write_best_config
 from autotune.cli_definition import (
     define,
     find_patch,
@@ -71,11 +71,7 @@ def execute(*, config: Path, as_lines: bool, command: tuple[str, ...]) -> None:
     It gets the environment that they need before it starts. A script that was tuned with --patch
     gets all of them in this way, and is not changed.
     """
-    if not settings_exist(config):
-        raise BadInputError(
-            f"{config}: no such file: `autotune run` writes it, or name another with --config"
-        )
-    _, best = read_settings(config, this_machine())
+    _, best = _settings(config)
     variables = training_environment(best, config, os.environ)
     if as_lines:
         for name, value in variables.items():
@@ -90,6 +86,13 @@ def execute(*, config: Path, as_lines: bool, command: tuple[str, ...]) -> None:
         os.execve(program[0], program, {**os.environ, **variables})
     except OSError as error:
         raise BadInputError(f"command: {command[0]} cannot be started: {error.strerror}") from error
+
+
+def _settings(file: Path) -> tuple[Path, BestConfig]:
+    """The settings for this machine, and where they lie."""
+    if not settings_exist(file):
+        raise BadInputError(f"{file}: no such file: `autotune run` writes it; or name another one")
+    return read_settings(file, this_machine())
 
 
 def _bytes(_: click.Context, __: click.Parameter, text: str | None) -> int | None:
@@ -272,8 +275,7 @@ def check(
     They are run beside the script's own, and what their study thinks best now, in fresh processes.
     COMMAND is the training; without it, that of the file.
     """
-    _, best = read_settings(file, this_machine()) if settings_exist(file) else (file, None)
-    best = best or read_best_config(file)
+    file, best = _settings(file)
     console = Console(stderr=as_json, highlight=False)
     observer = SilentObserver() if quiet else ConsoleObserver(console)
     given = overrides(options)

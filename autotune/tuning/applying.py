@@ -150,6 +150,6 @@ def _sentence(
     if chosen == wanted:
         return f"{chosen.summary}: {reached}"
     return (
-        f"{wanted.summary} reached {reached}, which is not surely what was asked for: "
-        f"the script's own settings, {chosen.summary}, are kept"
+        f"{wanted.summary} reached {reached}, too little to be sure of a gain: the "
+        f"script's own settings, {chosen.summary}, are kept"
     )
