@@ -41,7 +41,7 @@ class Data(torch.utils.data.Dataset):
         time.sleep({item_s} * (8 if RANK == 1 else 1))
         return torch.full((4,), float(index))
 
-if __name__ == "__main__":
+def train():
     dist.init_process_group("gloo")
     model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 1))
     optimizer = torch.optim.SGD(model.parameters(), 1e-4)
@@ -62,7 +62,10 @@ if __name__ == "__main__":
             if number % config.gradient_accumulation_steps == 0:
                 optimizer.step()
                 optimizer.zero_grad()
-    # A process that ends without this may be aborted by gloo's threads.
+
+if __name__ == "__main__":
+    train()
+    # gloo's threads may abort a process that ends without this, or while a model holds the group.
     dist.destroy_process_group()
 """
 )
