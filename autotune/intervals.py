@@ -43,3 +43,20 @@ class Interval:
     mean: float
     low: float
     high: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RunSpread:
+    """How much runs of one configuration differ: standard deviations of the log of their rates.
+
+    Attributes:
+        own: By what is peculiar to each run.
+        own_freedom: How sure that is, as degrees of freedom.
+        drift: By what the machine does at the time.
+        drift_freedom: How sure that is.
+    """
+
+    own: float
+    own_freedom: float
+    drift: float
+    drift_freedom: float

@@ -36,7 +36,9 @@ from autotune.best_config import read_best_config
 from autotune.blocks import BlockRequest
 from autotune.collector import COLLECTORS
 from autotune.config import ThroughputConfig
+from autotune.intervals import RunSpread
 from autotune.measurement import Failure, Measurement, StartMode
+from autotune.report.study_view import open_view
 from autotune.study.definition import StudyDefinition
 from autotune.system.load import QuietKeeper
 from autotune.system.machine import this_machine
@@ -176,10 +178,11 @@ def promise(scale: float) -> None:
             make(batch_size=256, num_workers=8, num_threads=2),
         ],
     }
-    kept = total = 0
+    kept, widths = 0, []
     for workload, configs in settings.items():
         configs = configs[: scaled(5, scale)]
-        stated = confirm(workload, configs[0], configs[1:], seed=0)
+        runs = in_rounds(workload, configs, seed=0)
+        stated = choose(rates_of(runs), configs[0], spread=searched_spread(workload, configs))
         for config in configs:
             rate = stated.rates[config]
             seconds = max(5.0, 60.0 * scale)
@@ -187,14 +190,30 @@ def promise(scale: float) -> None:
             ratio = trained / rate.mean
             inside = rate.low <= trained <= rate.high or abs(ratio - 1) <= 0.03
             kept += inside
-            total += 1
+            widths.append(math.log(rate.high / rate.low) / 2)
             print(
                 f"  {workload:8} {config.summary:45} stated {rate.mean:8,.0f} ({rate.low:,.0f} to "
                 f"{rate.high:,.0f}), trained {trained:8,.0f}: {ratio:.2f}"
                 + ("" if inside else "  BROKEN"),
                 flush=True,
             )
-    print(f"  kept in {kept} of {total}")
+    print(
+        f"  kept in {kept} of {len(widths)}; half width {100 * statistics.median(widths):.0f} % in "
+        "the median"
+    )
+
+
+def searched_spread(workload: str, configs: Sequence[ThroughputConfig]) -> RunSpread | None:
+    """How much runs differ, by a whole run of autotune on this workload."""
+    with directory() as path:
+        axes = [
+            f"{name}=" + ",".join(map(str, sorted({getattr(config, name) for config in configs})))
+            for name in ("batch_size", "num_workers", "num_threads")
+        ]
+        run_autotune(path, workload, axes, baseline=configs[0])
+        view = open_view(str(path / "studies" / "autotune.db"))
+    assert view.estimates is not None
+    return view.estimates.run_spread
 
 
 def gain(scale: float) -> None:

@@ -19,7 +19,9 @@ from replay import ReplayBench, TruthTable
 from autotune.analysis.comparison import choose
 from autotune.config import ThroughputConfig
 from autotune.intervals import INDIFFERENCE
-from autotune.optimizer.adaptive import MOST_CHECKS, AdaptiveOptimizer, Request, Stop, candidates
+from autotune.optimizer.adaptive import MOST_CHECKS, AdaptiveOptimizer, Request, Stop
+from autotune.study.definition import EXPLANATION_S, EXPLANATION_SHARE, MOST_CANDIDATES
+from autotune.tuning.confirmation import LARGEST_SHARE
 from autotune.tuning.search_loop import check_best, search
 
 MEASURE_S, BLOCK_S, CONFIRM_S = 4.0, 0.25, 2.5
@@ -31,8 +33,8 @@ SHARE = 0.05
 # What a search of a slow loop may take.
 SLOW_LIMIT_S = 600.0
 ROUNDS = 3
-# What starting two fresh processes at once takes, in starts of one.
-TOGETHER = 1.2
+# What starting each of several fresh processes at once takes, in starts of one alone.
+TOGETHER = 0.6
 # What timing step and loader by themselves takes.
 PROBE_S = 1.0
 
@@ -82,16 +84,18 @@ def auto(
         seed=seed,
     )
     end_s = min(budget * table.exhaustive_s(MEASURE_S), limit_s)
-    round_s = 2 * (table.fresh_s(table.baseline, CONFIRM_S) + PROBE_S)
-    search(optimizer, bench, end_s - ROUNDS * round_s)
+    # As `SearchPhase` does.
+    run_s = table.fresh_s(table.baseline, CONFIRM_S) + PROBE_S
+    reserved_s = min((MOST_CANDIDATES + 1) * ROUNDS * run_s, LARGEST_SHARE * end_s)
+    search(optimizer, bench, end_s - reserved_s - min(EXPLANATION_S, EXPLANATION_SHARE * end_s))
     for _ in range(MOST_CHECKS):
-        if not check_best(optimizer, bench, end_s - round_s):
+        if not check_best(optimizer, bench, end_s - 2 * run_s):
             break
     standings = optimizer.standings()
     search_s = bench.now_s
     rates: dict[ThroughputConfig, list[float]] = {}
     chosen = table.baseline
-    found = candidates(standings, {table.baseline})
+    found = optimizer.to_confirm({table.baseline})
     for number in range(2 * ROUNDS if found else 0):
         before_s = bench.now_s
         confirm_round(bench, (table.baseline, *found), rates)
@@ -121,7 +125,7 @@ def confirm_round(
     rates: dict[ThroughputConfig, list[float]],
 ) -> None:
     """A fresh process for each, measured in turn."""
-    bench.now_s += TOGETHER * bench.table.fresh_start_s
+    bench.now_s += TOGETHER * len(configs) * bench.table.fresh_start_s
     runs = {config: bench.start(config) for config in configs}
     units = dict.fromkeys(configs, 0.0)
     seconds = dict.fromkeys(configs, 0.0)

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy.special import fdtr, stdtrit
 
 from autotune.config import ThroughputConfig
-from autotune.intervals import INDIFFERENCE, Interval, Ratio
+from autotune.intervals import INDIFFERENCE, Interval, Ratio, RunSpread
 from autotune.measurement import counted_blocks
 from autotune.space import preference
 from autotune.study.records import TrialRecord
@@ -27,10 +27,22 @@ _FEWEST_PAIRS = 4
 # They keep two lucky repeats from claiming certainty. Measured in turn, in one round: 10 pairs of
 # equal forked trials on a 2-core virtual machine, 3 s each in blocks of 0.25 s, differed by 3 %
 # (root mean square), hence 2.1 % for one of a pair.
-_PAIRED_LOG_SD, _PAIRED_FREEDOM = 0.021, 2
+_PAIRED_LOG_SD, _GUESSED_FREEDOM = 0.021, 2
 # At different times, what all runs share: these pairs' own rates varied by 12 % over minutes; a
 # quiet machine's do by 2 or 3 %. This is in between.
-_DRIFT_LOG_SD, _DRIFT_FREEDOM = 0.05, 2
+_DRIFT_LOG_SD = 0.05
+# Correlation of what the machine does in two rounds, which begin some 10 s after each other, where
+# it forgets within 20 s (`posterior.DRIFT_S`).
+_ROUNDS_ALIKE = 0.5
+# A mean square that is larger than a prior's says so at this level: the prior does not hold.
+_CONTRADICTED = 0.95
+# For runs of a loop of which nothing else is known.
+_ANY_LOOP = RunSpread(
+    own=_PAIRED_LOG_SD,
+    own_freedom=_GUESSED_FREEDOM,
+    drift=_DRIFT_LOG_SD,
+    drift_freedom=_GUESSED_FREEDOM,
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +61,9 @@ class Choice:
 
 
 def choose_by_runs(
-    runs: Mapping[ThroughputConfig, Sequence[TrialRecord]], baseline: ThroughputConfig
+    runs: Mapping[ThroughputConfig, Sequence[TrialRecord]],
+    baseline: ThroughputConfig,
+    spread: RunSpread | None = None,
 ) -> Choice:
     """Choose among configurations by their confirming runs.
 
@@ -60,6 +74,7 @@ def choose_by_runs(
     Args:
         runs: For the baseline and the candidates, the runs of the same rounds.
         baseline: Which of them is the baseline.
+        spread: How much runs of this loop differ; None where no search has told.
     """
     rates = {config: [run.units_per_s for run in found] for config, found in runs.items()}
     half_widths = {
@@ -67,7 +82,7 @@ def choose_by_runs(
         for config, found in runs.items()
         if config != baseline
     }
-    return choose(rates, baseline, half_widths)
+    return choose(rates, baseline, half_widths, spread)
 
 
 def _paired_half_width(found: Sequence[TrialRecord], others: Sequence[TrialRecord]) -> float:
@@ -95,6 +110,7 @@ def choose(
     rates_per_s: Mapping[ThroughputConfig, Sequence[float]],
     baseline: ThroughputConfig,
     half_widths: Mapping[ThroughputConfig, float] = MappingProxyType({}),
+    spread: RunSpread | None = None,
 ) -> Choice:
     """Choose among the confirmed configurations.
 
@@ -104,13 +120,14 @@ def choose(
         baseline: Which of them is the baseline.
         half_widths: For candidates, what half of the 95 % interval of the logarithm of their
             speed-up is at least.
+        spread: As in `choose_by_runs`.
     """
     logs = {config: [math.log(rate) for rate in rates] for config, rates in rates_per_s.items()}
     means = {config: sum(values) / len(values) for config, values in logs.items()}
     candidates = [config for config in logs if config != baseline]
     if not candidates:
         same = Ratio(ratio=1.0, low=1.0, high=1.0)
-        return Choice(best=baseline, speedup=same, rates=_predict(logs, means))
+        return Choice(best=baseline, speedup=same, rates=_predict(logs, means, spread or _ANY_LOOP))
     top = max(means[config] for config in candidates)
     equals = [config for config in candidates if means[config] >= top - math.log1p(INDIFFERENCE)]
     best = min(equals, key=lambda config: preference(config, baseline))
@@ -123,7 +140,7 @@ def choose(
             baseline,
             least=half_widths.get(best, 0.0),
         ),
-        rates=_predict(logs, means),
+        rates=_predict(logs, means, spread or _ANY_LOOP),
     )
 
 
@@ -160,25 +177,28 @@ class _MeanSquares:
         """Degrees of freedom of the rest."""
         return (self.num_configs - 1) * (self.num_rounds - 1)
 
-    @property
-    def repeated(self) -> tuple[float, float]:
-        """Variance between runs of one configuration at different times, and its freedom.
+    def one_more(self, spread: RunSpread) -> tuple[float, float]:
+        """Variance of one more run at another time about the mean of the rounds; its freedom.
 
         All configurations share a round's drift, and few rounds, close to each other, tell little
         of it, however many configurations there are: hence the prior.
         Source: Satterthwaite 1946, "An Approximate Distribution of Estimates of Variance
         Components".
         """
-        shared, freedom = _moderate(
-            self.of_rounds / self.num_configs,
-            self.num_rounds - 1,
-            prior_sd=_DRIFT_LOG_SD,
-            prior_freedom=_DRIFT_FREEDOM,
+        own, own_freedom = _moderate(
+            self.of_rest, self.rest_freedom, prior_sd=spread.own, prior_freedom=spread.own_freedom
         )
-        own = self.of_rest * (self.num_configs - 1) / self.num_configs
-        own_squared = own**2 / self.rest_freedom if self.rest_freedom else 0.0
-        total = shared + own
-        return total, total**2 / (shared**2 / freedom + own_squared)
+        drift, drift_freedom = _moderate(
+            max(0.0, self.of_rounds - own) / self.num_configs,
+            self.num_rounds - 1,
+            prior_sd=spread.drift,
+            prior_freedom=spread.drift_freedom,
+        )
+        # Rounds that follow each other share some of what the machine does.
+        alike = (1 + (self.num_rounds - 1) * _ROUNDS_ALIKE) / self.num_rounds
+        own, drift = own * (1 + 1 / self.num_rounds), drift * (1 + alike)
+        total = own + drift
+        return total, total**2 / (drift**2 / drift_freedom + own**2 / own_freedom)
 
 
 def _compare(
@@ -198,7 +218,7 @@ def _compare(
         squares.of_rest,
         squares.rest_freedom,
         prior_sd=_PAIRED_LOG_SD,
-        prior_freedom=_PAIRED_FREEDOM,
+        prior_freedom=_GUESSED_FREEDOM,
     )
     half_width = _half_width(
         variance * 2 / squares.num_rounds, freedom, num_comparisons=squares.num_configs - 1
@@ -213,12 +233,14 @@ def _compare(
 
 
 def _predict(
-    logs: Mapping[ThroughputConfig, Sequence[float]], means: Mapping[ThroughputConfig, float]
+    logs: Mapping[ThroughputConfig, Sequence[float]],
+    means: Mapping[ThroughputConfig, float],
+    spread: RunSpread,
 ) -> dict[ThroughputConfig, Interval]:
     """Bounds of one more run at another time, from the spread of repeats of all configurations."""
     squares = _MeanSquares.of(logs)
-    variance, freedom = squares.repeated
-    half_width = _half_width(variance * (1 + 1 / squares.num_rounds), freedom)
+    variance, freedom = squares.one_more(spread)
+    half_width = _half_width(variance, freedom)
     return {
         config: Interval(
             mean=math.exp(mean), low=math.exp(mean - half_width), high=math.exp(mean + half_width)
@@ -228,16 +250,19 @@ def _predict(
 
 
 def _moderate(
-    variance: float, freedom: int, *, prior_sd: float, prior_freedom: int
-) -> tuple[float, int]:
+    variance: float, freedom: float, *, prior_sd: float, prior_freedom: float
+) -> tuple[float, float]:
     """A variance and its degrees of freedom, moderated by a prior.
 
     Source: Smyth 2004, "Linear Models and Empirical Bayes Methods".
     """
-    # A spread that is larger than the prior's was seen, and is not talked down; but Student's t for
-    # a single degree of freedom, 12.7, would leave a gain of a half in doubt.
+    # A spread that is larger than a guess was seen, and is not talked down by that, nor by one that
+    # it contradicts; but Student's t for a single degree of freedom, 12.7, would leave a gain of a
+    # half in doubt.
     if freedom and variance >= prior_sd**2:
-        return variance, max(freedom, prior_freedom)
+        is_guess = prior_freedom <= _GUESSED_FREEDOM
+        if is_guess or fdtr(freedom, prior_freedom, variance / prior_sd**2) > _CONTRADICTED:
+            return variance, max(freedom, _GUESSED_FREEDOM)
     total = freedom + prior_freedom
     return (freedom * variance + prior_freedom * prior_sd**2) / total, total
 

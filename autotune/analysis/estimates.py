@@ -10,7 +10,7 @@ from typing import Any
 from autotune.analysis.lessons import learn
 from autotune.analysis.short_trials import recall
 from autotune.config import ThroughputConfig
-from autotune.intervals import Ratio
+from autotune.intervals import Ratio, RunSpread
 from autotune.optimizer.adaptive import AdaptiveOptimizer
 from autotune.optimizer.posterior import Posterior
 from autotune.study.records import TrialRecord, telling_failures
@@ -26,12 +26,14 @@ class Estimates:
         measured: Those of which a run showed something.
         failed: Those of which every run failed, and not by chance (see `telling_failures`), and
             those that are ruled out by what failures of others teach.
+        run_spread: How much runs of one configuration differ; None where too few trials tell.
     """
 
     posterior: Posterior
     configs: tuple[ThroughputConfig, ...]
     measured: frozenset[ThroughputConfig]
     failed: frozenset[ThroughputConfig]
+    run_spread: RunSpread | None = None
 
     @classmethod
     def of(
@@ -66,6 +68,7 @@ class Estimates:
             configs=optimizer.configs,
             measured=frozenset(measured),
             failed=frozenset(failed),
+            run_spread=optimizer.run_spread(),
         )
 
     def units_per_s(self, config: ThroughputConfig) -> float:

@@ -13,30 +13,31 @@ from collections.abc import Callable, Collection, Iterable, Sequence, Set
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.axes import AXES, Kind
 from autotune.config import ThroughputConfig
-from autotune.intervals import INDIFFERENCE, TWO_SIDED_95
+from autotune.intervals import RunSpread
 from autotune.measurement import Failure
 from autotune.memory_order import needs_as_much
-from autotune.optimizer.acquisition import Proposal, probabilities_near_best, propose
+from autotune.optimizer.acquisition import Proposal, propose
 from autotune.optimizer.bottleneck_model import BottleneckModel, Costs
 from autotune.optimizer.posterior import (
+    DRIFT_S,
+    SAME_MACHINE_S,
     Hyperparameters,
     Kernel,
     Observation,
     Posterior,
     fit_hyperparameters,
 )
+from autotune.optimizer.standings import Expectations, Standing, candidates
 from autotune.optimizer.trial_cost import TrialCost
-from autotune.space import preference, settings_of
 
 # A second of tuning must bring more than it costs in training that goes on for so long.
 HORIZON_S = 3 * 3600.0
 # The search ends sooner where it is so sure that the choice is within 2 % of the fastest.
 _SURE = 0.9
-# Configurations whose means are so close are taken for equal (see `space.preference`): half
-# of what is no matter, since means are uncertain.
-_TIE = INDIFFERENCE / 2
+# What is ahead by no more than this is not worth telling apart. Less than what the choice takes for
+# equal: a single trial rarely shows 1 %, and several do.
+_TIE = 0.002
 # How far an earlier search of the same loop may be off, beyond its own uncertainty.
 _AFTER_ANOTHER = Hyperparameters(step=0.05, batch=0.03, words=0.05, workers=0.07)
 # Hyperparameters are fitted anew whenever there are so many times as many observations, and when
@@ -44,10 +45,13 @@ _AFTER_ANOTHER = Hyperparameters(step=0.05, batch=0.03, words=0.05, workers=0.07
 _REFIT = 1.5
 _FIRST_FIT = 8
 _SURPRISE = 4.0
+# Of a first guess of a standard deviation whose logarithm may be off by 0.5: 1 / (2 · 0.5²). And
+# what is never exceeded, since machines do not stay as they are.
+_GUESSED_FREEDOM, _MOST_FREEDOM = 2.0, 10.0
+# A confirming run is measured for so long, or longer.
+_RUN_S = 2.5
 # A loop with workers that waits for so large a share of its time is held back by loading.
 _WAITS = 0.1
-
-
 # So many configurations that never ran are looked at before one is confirmed.
 MOST_CHECKS = 3
 
@@ -116,51 +120,6 @@ class Stop:
 def never(_: ThroughputConfig) -> bool:
     """For what holds of no configuration."""
     return False
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
-    """What is expected of one configuration.
-
-    Attributes:
-        config: The configuration.
-        probability: That it is within 2 % of the fastest of the space.
-        units_per_s: Its expected throughput.
-        log_ratio: Expected logarithm of its rate ÷ that of the first of the space.
-        log_ratio_sd: Standard deviation of that.
-        was_measured: Whether a run of it showed anything.
-    """
-
-    config: ThroughputConfig
-    probability: float
-    units_per_s: float
-    log_ratio: float
-    log_ratio_sd: float
-    was_measured: bool
-
-
-def candidates(
-    standings: Sequence[Standing],
-    excluded: Set[ThroughputConfig],
-    *,
-    measured_only: bool = False,
-) -> tuple[ThroughputConfig, ...]:
-    """What is to be confirmed: the first that is not excluded, if there is one.
-
-    What was measured as a gain comes before all that was not, however much is expected of that.
-    Without such a one it may have been measured never: the confirmation does that.
-    """
-    others = [standing for standing in standings if standing.config not in excluded]
-    found = measured_gains(others) or [
-        standing for standing in others if standing.was_measured or not measured_only
-    ]
-    return tuple(standing.config for standing in found[:1])
-
-
-def measured_gains(standings: Iterable[Standing]) -> list[Standing]:
-    """Those of some configurations that ran and are expected to be a gain worth having."""
-    least = math.log1p(INDIFFERENCE)
-    return [found for found in standings if found.was_measured and found.log_ratio > least]
 
 
 class AdaptiveOptimizer:
@@ -307,77 +266,65 @@ class AdaptiveOptimizer:
         """What is expected of all configurations, the baseline first; None where nothing ran."""
         return self._posterior() if self._readings else None
 
-    def standings(self) -> list[Standing]:
-        """Configurations, the one to choose first; those that cannot run are left out.
+    def run_spread(self) -> RunSpread | None:
+        """How much confirming runs of one configuration differ; None with too few trials.
 
-        It is the fastest, or the preferred one of those that are equally fast.
+        A first guess is worth some degrees of freedom, by the width of its prior. Beyond that, a
+        trial of a configuration that had run before tells how much runs differ, and each time of
+        its own how much the machine does; but what was seen in minutes is never taken for sure.
         """
+        if self._readings:
+            self._posterior()
+        if not self._num_fitted:
+            return None
+        found = self._hyperparameters
+        last_s = max(reading.at_s for _, reading in self._readings)
+        here = [
+            (place, reading)
+            for place, reading in self._readings
+            if last_s - reading.at_s < SAME_MACHINE_S and not reading.started_at_once
+        ]
+        num_repeats = len(here) - len({place for place, _ in here})
+        times = {reading.at_s // DRIFT_S for _, reading in here}
+        with_workers = any(self.configs[place].num_workers for place, _ in here)
+        noise = found.workers_noise if with_workers else found.noise
+        return RunSpread(
+            own=math.hypot(found.process, noise / math.sqrt(_RUN_S)),
+            own_freedom=min(_GUESSED_FREEDOM + num_repeats, _MOST_FREEDOM),
+            drift=found.drift,
+            drift_freedom=min(_GUESSED_FREEDOM + len(times) / 2, _MOST_FREEDOM),
+        )
+
+    def standings(self) -> list[Standing]:
+        """Configurations, the one to choose first; those that cannot run are left out."""
         return self._rank(self._posterior())
 
-    def simpler(self, config: ThroughputConfig) -> ThroughputConfig | None:
-        """`config` with the settings taken back that are not shown to gain.
+    def to_confirm(
+        self, excluded: Set[ThroughputConfig], *, measured_only: bool = False
+    ) -> tuple[ThroughputConfig, ...]:
+        """What is to be confirmed, two at most: see `candidates`.
 
-        These have the first configuration's values again. None where all are shown to gain, or
-        none is.
+        The second is the first with those settings taken back that are not shown to gain: the
+        confirmation, where both are measured in turn, tells a few per cent that the search cannot.
         """
-        posterior, may_run, own = self._posterior(), self._may_run(), self._places[config]
-        ends = settings_of(config), settings_of(self.configs[0])
-        found = [
-            place
-            for place, other in enumerate(self.configs)
-            if may_run[place]
-            and all(value in pair for value, *pair in zip(settings_of(other), *ends, strict=True))
-            and not _is_shown(posterior, own, place)
-        ]
-        nearest = min(
-            found,
-            key=lambda place: preference(self.configs[place], self.configs[0]),
-            default=own,
-        )
-        return None if nearest in (0, own) else self.configs[nearest]
+        found = candidates(self.standings(), excluded, measured_only=measured_only)
+        simpler = self.simpler(found[0]) if found else None
+        return found if simpler is None or simpler in excluded else (*found, simpler)
+
+    def simpler(self, config: ThroughputConfig) -> ThroughputConfig | None:
+        """See `Expectations`."""
+        return self._expectations(self._posterior()).simpler(config)
 
     def _rank(self, posterior: Posterior) -> list[Standing]:
-        measured = self._measured
-        may_run = self._may_run()
-        if not may_run.any():
-            # Nothing runs any more; what did is the answer.
-            may_run[list(measured)] = True
-        near = probabilities_near_best(posterior, may_run, within=INDIFFERENCE, seed=self._seed)
-        covariance = posterior.covariance
-        ratio_variance = posterior.variance + covariance[0, 0] - 2 * covariance[0]
-        order = sorted(np.flatnonzero(may_run).tolist(), key=lambda place: -posterior.mean[place])
-        top = posterior.mean[order[0]]
-        equals = [place for place in order if posterior.mean[place] >= top - _TIE]
-        chosen = min(equals, key=lambda place: preference(self.configs[place], self.configs[0]))
-        chosen = self._with_first_words(chosen, posterior, may_run)
-        order.remove(chosen)
-        return [
-            Standing(
-                config=self.configs[place],
-                probability=float(near[place]),
-                units_per_s=math.exp(posterior.mean[place]),
-                log_ratio=float(posterior.mean[place] - posterior.mean[0]),
-                log_ratio_sd=math.sqrt(max(0.0, float(ratio_variance[place]))),
-                was_measured=place in measured,
-            )
-            for place in (chosen, *order)
-        ]
+        return self._expectations(posterior).rank(self._seed)
 
-    def _with_first_words(
-        self, place: int, posterior: Posterior, may_run: NDArray[np.bool_]
-    ) -> int:
-        """The same settings with the first configuration's collector and allocator.
-
-        Each where that is no loss.
-        """
-        chosen = place
-        for name in (name for name, axis in AXES.items() if axis.kind is Kind.WORD):
-            value = getattr(self.configs[0], name)
-            config = dataclasses.replace(self.configs[place], **{name: value})
-            twin = self._places.get(config, place)
-            if may_run[twin] and not _is_shown(posterior, chosen, twin):
-                place = twin
-        return place
+    def _expectations(self, posterior: Posterior) -> Expectations:
+        return Expectations(
+            configs=self.configs,
+            posterior=posterior,
+            may_run=self._may_run(),
+            measured=self._measured,
+        )
 
     def _costs_s(self, posterior: Posterior) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """What starting a run of each configuration takes, and a block, [N] each."""
@@ -505,18 +452,6 @@ class AdaptiveOptimizer:
 def _samples_per_step(config: ThroughputConfig) -> int:
     """Of all ranks."""
     return config.batch_size * config.num_ranks
-
-
-def _is_shown(posterior: Posterior, place: int, other: int) -> bool:
-    """Whether one is shown to be faster than another by more than what is no matter.
-
-    It is not where the 95 % interval of what it gains holds 0.
-    """
-    covariance = posterior.covariance
-    variance = covariance[place, place] + covariance[other, other] - 2 * covariance[place, other]
-    gain = posterior.mean[place] - posterior.mean[other]
-    error = math.sqrt(max(0.0, float(variance)))
-    return float(gain) >= max(INDIFFERENCE, TWO_SIDED_95 * error)
 
 
 def _costs(config: ThroughputConfig, reading: Reading) -> Costs:

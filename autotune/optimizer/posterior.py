@@ -33,7 +33,7 @@ _LEAST_WORKERS = 0.03
 # into a cache, or into memory, makes larger batches slower at once.
 _CHANGE = 3.0
 # Seconds within which the machine's speed is about the same.
-_DRIFT_S = 20.0
+DRIFT_S = 20.0
 # What was measured on other machines is said to have been so much earlier, and more (see
 # `study.relative`). Of the logarithm of rates, by how much their levels may still differ.
 SAME_MACHINE_S, _MACHINES_SD = 1e8, 0.05
@@ -339,7 +339,7 @@ class _Columns:
 def _drift(hyperparameters: Hyperparameters, seen: _Columns, others_s: Array) -> Array:
     """The covariance that measurements have by their times, and by their machines."""
     apart_s = np.abs(seen.at_s[:, None] - others_s)
-    drift = hyperparameters.drift**2 * np.exp(-apart_s / _DRIFT_S)
+    drift = hyperparameters.drift**2 * np.exp(-apart_s / DRIFT_S)
     return np.asarray(drift + np.where(apart_s < SAME_MACHINE_S, _level_sd(seen) ** 2, 0.0))
 
 

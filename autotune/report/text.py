@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 _FEWEST_SIZES = 2
 # Less than this share of loading may be noise.
 _LEAST_SHARE = 0.05
-
-
 # A probability below it says no more than that the search had too little time.
 _LEAST_PROBABILITY = 0.01
+# Where the end of a range is so many times its beginning, the machine is noisy.
+_NOISY = 1.3
 
 
 def so_far(view: StudyView) -> str:
@@ -308,6 +308,18 @@ def _changes(result: Result) -> list[str]:
     return lines
 
 
+def _noise(result: Result) -> list[str]:
+    """That runs differ much, where that was seen."""
+    expected = result.best.expected
+    low, high = expected.samples_per_s_low, expected.samples_per_s_high
+    if high <= low * _NOISY or result.num_rounds == 1:
+        return []
+    return [
+        f"note: one more run may reach anything from {figure(low)} to {figure(high)} samples/s: on "
+        "this machine runs differ that much from one minute, or process, to the next"
+    ]
+
+
 def warnings(result: Result) -> list[str]:
     """What a person must know before relying on the figures."""
     lines = []
@@ -342,6 +354,7 @@ def warnings(result: Result) -> list[str]:
             "as long: they are not used. Does an epoch hold more samples with them?"
         )
     lines += _changes(result)
+    lines += _noise(result)
     if result.num_rounds == 1:
         lines.append(
             "note: there was time for one round only, so the intervals come from how much runs "

@@ -28,7 +28,7 @@ MOST_ROUNDS = 2
 # Of what the adaptive search finds, so much is confirmed beside the baseline at most.
 MOST_CANDIDATES = 2
 # The explanation may take so long; of a budget, no more than a share is kept for it.
-EXPLANATION_S, _EXPLANATION_SHARE = 15.0, 0.1
+EXPLANATION_S, EXPLANATION_SHARE = 15.0, 0.1
 
 _Seconds = Annotated[float, Field(gt=0, le=86400 * 30, allow_inf_nan=False)]
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -100,7 +100,7 @@ class StudyDefinition:
     @property
     def explanation_s(self) -> float:
         """Time kept for the explanation."""
-        return min(EXPLANATION_S, _EXPLANATION_SHARE * self.budget_s)
+        return min(EXPLANATION_S, EXPLANATION_SHARE * self.budget_s)
 
     def __post_init__(self) -> None:
         if not self.command or not self.command[0]:

@@ -71,7 +71,7 @@ def apply_requirements(
         raise NothingWorkedError(
             "there was no time for a whole round of the comparison: give more with --budget"
         )
-    choice = choose_by_runs(found.runs, found.baseline)
+    choice = choose_by_runs(found.runs, found.baseline, explored.estimates.run_spread)
     objective = requirements.objective
     saving = _saving(objective, found.runs, found.baseline, wanted)
     if saving is None:

@@ -23,7 +23,7 @@ _DEVICE_SHARE = 0.5
 # Timing step and loader by themselves takes about so long.
 _PROBED_S = 1.0
 # Of the budget, what is kept for the confirmation at most.
-_LARGEST_SHARE = 0.5
+LARGEST_SHARE = 0.5
 
 
 def confirmation_s(
@@ -31,7 +31,7 @@ def confirmation_s(
 ) -> float:
     """Time kept for the confirmation: what it takes, but never most of the budget."""
     num_runs = (num_candidates + 1) * definition.confirm_rounds
-    return min(num_runs * _run_s(definition, baseline), _LARGEST_SHARE * definition.budget_s)
+    return min(num_runs * _run_s(definition, baseline), LARGEST_SHARE * definition.budget_s)
 
 
 class Confirmation:

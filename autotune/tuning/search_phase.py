@@ -6,21 +6,15 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 from autotune.analysis.estimates import make_optimizer
 from autotune.analysis.result import RunnerUp
 from autotune.config import ThroughputConfig
-from autotune.intervals import Ratio
+from autotune.intervals import Ratio, RunSpread
 from autotune.measurement import Measurement
-from autotune.optimizer.adaptive import (
-    HORIZON_S,
-    MOST_CHECKS,
-    AdaptiveOptimizer,
-    Standing,
-    candidates,
-    measured_gains,
-)
+from autotune.optimizer.adaptive import HORIZON_S, MOST_CHECKS, AdaptiveOptimizer
+from autotune.optimizer.standings import Standing, candidates, measured_gains
 from autotune.study.definition import MOST_CANDIDATES
 from autotune.study.records import Phase, TrialRecord
 from autotune.system.machine import this_machine
@@ -131,21 +125,14 @@ class SearchPhase:
     ) -> tuple[ThroughputConfig, ...]:
         """The configurations beside those excluded that are to be confirmed, two at most.
 
-        What was measured as a gain comes first, however much is expected of others. Without that
-        it is the best, be it one that was never measured if there is time for a round of the
-        confirmation, and for another one with one that was, should the first fail. The second is
-        the first with those settings taken back that are not shown to gain: the confirmation,
-        where both are measured in turn, tells a few per cent that the search cannot.
+        One that was never measured is among them only if there is time for a round of the
+        confirmation, and for another one with one that was, should the first fail.
         """
         optimizer = self._prepare(plan, plan.baseline)
         definition = self._executor.definition
         rounds_s = confirmation_s(definition, self._baseline, num_candidates=1)
         num_rounds = definition.confirm_rounds * self._executor.left_s / rounds_s
-        found = candidates(
-            optimizer.standings(), excluded, measured_only=num_rounds < _ROUNDS_OF_UNMEASURED
-        )
-        simpler = optimizer.simpler(found[0]) if found else None
-        return found if simpler is None or simpler in excluded else (*found, simpler)
+        return optimizer.to_confirm(excluded, measured_only=num_rounds < _ROUNDS_OF_UNMEASURED)
 
     def measured_gain(
         self, plan: Plan, excluded: Set[ThroughputConfig]
@@ -153,6 +140,15 @@ class SearchPhase:
         """The best configuration beside those excluded that was measured as a gain, if any was."""
         standings = self._prepare(plan, plan.baseline).standings()
         return candidates(measured_gains(standings), excluded)
+
+    def run_spread(self, plan: Plan, runs: Sequence[TrialRecord]) -> RunSpread | None:
+        """How much runs differ, by all trials beside the confirming `runs`.
+
+        None where too few trials tell, or the runs are those of several machines: they differ more.
+        """
+        if len({run.host for run in runs}) > 1:
+            return None
+        return self._prepare(plan, plan.baseline, without=runs).run_spread()
 
     def rank(self, plan: Plan, chosen: ThroughputConfig) -> tuple[float, tuple[RunnerUp, ...]]:
         """How probably a configuration is within 2 % of the fastest; and the next best ones."""
@@ -163,16 +159,19 @@ class SearchPhase:
         others.sort(key=lambda found: -found.log_ratio)
         return probability, tuple(map(_runner_up, others[:_NUM_RUNNERS_UP]))
 
-    def _prepare(self, plan: Plan, first: ThroughputConfig) -> AdaptiveOptimizer:
+    def _prepare(
+        self, plan: Plan, first: ThroughputConfig, *, without: Sequence[TrialRecord] = ()
+    ) -> AdaptiveOptimizer:
         """The optimizer, told all that was measured so far; ratios are to `first`."""
         measurement = self._baseline.measurement
         assert measurement is not None
         records = self._executor.store.trusted_records()
         self._bench.knows(records)
+        left_out = {record.number for record in without}
         return make_optimizer(
             (plan.baseline, *plan.configurations),
             first,
-            records,
+            [record for record in records if record.number not in left_out],
             earlier=self._earlier,
             usable_cores=this_machine().usable_cores,
             block_s=self._executor.definition.block_s,

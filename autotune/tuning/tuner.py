@@ -432,7 +432,8 @@ class Tuner:
     def _answer(self, confirmed: _Confirmed, search: SearchPhase) -> Result:
         """Choose by the confirming runs, and gather what is to be told."""
         plan, runs, complete = confirmed.plan, confirmed.runs, confirmed.complete
-        choice = choose_by_runs(runs, plan.baseline)
+        run_spread = search.run_spread(plan, [run for found in runs.values() for run in found])
+        choice = choose_by_runs(runs, plan.baseline, run_spread)
         best = make_best_config(
             choice,
             runs,
@@ -470,7 +471,10 @@ class Tuner:
             ),
             disturbed_by=disturbed_by(records, self._executor.keeper),
             waited_s=self._executor.keeper.waited_s,
-            fork_differences=fork_differences(choice, records, (plan.baseline, best.config)),
+            # Forked trials are short, and vary more than runs do.
+            fork_differences=fork_differences(
+                choose_by_runs(runs, plan.baseline), records, (plan.baseline, best.config)
+            ),
             baseline_bottleneck=diagnose(plan.baseline, runs[plan.baseline], searched),
             bottleneck=diagnose(best.config, runs[best.config], searched),
             baseline_straggler=find_straggler(runs[plan.baseline]),

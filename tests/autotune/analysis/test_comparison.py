@@ -1,11 +1,13 @@
 import dataclasses
 import math
 import random
+import statistics
 
 import pytest
 
 from autotune.analysis.comparison import choose, choose_by_runs
 from autotune.config import ThroughputConfig
+from autotune.intervals import RunSpread
 from autotune.space import preference
 
 from ..made_up import block_at, record
@@ -127,6 +129,41 @@ def test_one_more_run_falls_into_its_interval_where_rounds_share_their_drift(dri
         again = 10 * math.exp(random_.gauss(0, drift) + random_.gauss(0, 0.01))
         contained += choice.rates[BASELINE].low <= again <= choice.rates[BASELINE].high
     assert contained >= 0.93 * num_studies
+
+
+@pytest.mark.parametrize("drift", [0.01, 0.05])
+def test_ranges_are_narrower_with_what_a_search_has_learned_and_hold(drift):
+    learned = RunSpread(own=0.01, own_freedom=12, drift=drift, drift_freedom=5)
+    random_ = random.Random(3)
+    contained = 0
+    widths, guessed_widths = [], []
+    num_studies = 600
+    for _ in range(num_studies):
+        configs = (BASELINE, CHEAP)
+        rates = {config: [] for config in configs}
+        for _ in range(3):
+            shared = random_.gauss(0, drift)
+            for config in configs:
+                rates[config].append(10 * math.exp(shared + random_.gauss(0, 0.01)))
+        found, guessed = (
+            choose(rates, BASELINE, spread=spread).rates[BASELINE] for spread in (learned, None)
+        )
+        again = 10 * math.exp(random_.gauss(0, drift) + random_.gauss(0, 0.01))
+        contained += found.low <= again <= found.high
+        widths.append(found.high / found.low)
+        guessed_widths.append(guessed.high / guessed.low)
+    assert contained >= 0.93 * num_studies
+    assert math.log(statistics.median(widths)) < math.log(statistics.median(guessed_widths))
+
+
+def test_rounds_that_differ_more_than_what_was_learned_widen_the_range():
+    learned = RunSpread(own=0.01, own_freedom=12, drift=0.01, drift_freedom=5)
+    alike, apart = (
+        choose({BASELINE: rates, CHEAP: rates}, BASELINE, spread=learned).rates[CHEAP]
+        for rates in ([10.0, 10.0, 10.0], [8.0, 10.0, 12.0])
+    )
+    assert alike.high / alike.low < 1.1
+    assert apart.high / apart.low > 1.3
 
 
 def test_rounds_that_happen_to_agree_are_no_surer_than_their_blocks():

@@ -11,6 +11,7 @@ import pytest
 from autotune.config import ThroughputConfig
 from autotune.measurement import Failure, FailureCause
 from autotune.optimizer.adaptive import AdaptiveOptimizer, Reading, ShortTrial
+from autotune.optimizer.posterior import Hyperparameters
 from autotune.tuning.search_loop import check_best, search
 
 CONFIGS = [
@@ -127,6 +128,38 @@ def test_the_collector_is_changed_where_that_gains_and_kept_where_it_does_not(sh
     assert best.was_measured
     assert bench.seconds(best.config) <= 1.03 * min(map(bench.seconds, space))
     assert {visit.config.gc for visit in bench.trials} == {"default", "frozen"}
+
+
+class VaryingBench(MadeUpBench):
+    """Processes that differ, at times that lie minutes apart."""
+
+    def __init__(self, sd, **options):
+        super().__init__(noise=0.001, start_s=100.0, **options)
+        self._sd = sd
+
+    def _measure(self, config, num_blocks):
+        found = super()._measure(config, num_blocks)
+        return dataclasses.replace(
+            found, num_units=found.num_units * math.exp(self._random.gauss(0, self._sd))
+        )
+
+
+@pytest.mark.parametrize("sd", [0.01, 0.15])
+def test_how_much_runs_differ_is_what_was_seen_of_it(sd):
+    bench, optimizer = VaryingBench(sd), optimizer_of()
+    assert optimizer.run_spread() is None
+    for number, config in enumerate(CONFIGS[:8] * 5):
+        optimizer.tell(ShortTrial(config=config, outcome=bench.run(config, 8)))
+        if number == 3:
+            assert optimizer.run_spread() is None
+    found = optimizer.run_spread()
+    guess = Hyperparameters()
+    guessed = math.hypot(guess.process, guess.drift)
+    learned = math.hypot(found.own, found.drift)
+    # Far from the guess, towards what is true.
+    assert abs(math.log(learned / sd)) < 0.6 * abs(math.log(guessed / sd))
+    assert 2 < found.own_freedom <= 10
+    assert 2 < found.drift_freedom <= 10
 
 
 def hates_small_batches(config):
