@@ -48,7 +48,7 @@ _SURPRISE = 4.0
 # Of a first guess of a standard deviation whose logarithm may be off by 0.5: 1 / (2 · 0.5²). And
 # what is never exceeded, since machines do not stay as they are.
 _GUESSED_FREEDOM, _MOST_FREEDOM = 2.0, 10.0
-# A confirming run is measured for so long, or longer.
+# A confirming run is measured for so long by default.
 _RUN_S = 2.5
 # A loop with workers that waits for so large a share of its time is held back by loading.
 _WAITS = 0.1
@@ -269,28 +269,21 @@ class AdaptiveOptimizer:
     def run_spread(self) -> RunSpread | None:
         """How much confirming runs of one configuration differ; None with too few trials.
 
-        A first guess is worth some degrees of freedom, by the width of its prior. Beyond that, a
-        trial of a configuration that had run before tells how much runs differ, and each time of
-        its own how much the machine does; but what was seen in minutes is never taken for sure.
+        How fresh processes differ stays a guess: forked ones share what chance gave the process
+        that they come from. What the machine does is known the better, the longer it was looked at;
+        but what was seen in minutes is never taken for sure.
         """
-        if self._readings:
-            self._posterior()
-        if not self._num_fitted:
+        if len(self._readings) < _FIRST_FIT:
             return None
+        if not self._num_fitted:
+            self._posterior()
         found = self._hyperparameters
-        last_s = max(reading.at_s for _, reading in self._readings)
-        here = [
-            (place, reading)
-            for place, reading in self._readings
-            if last_s - reading.at_s < SAME_MACHINE_S and not reading.started_at_once
-        ]
-        num_repeats = len(here) - len({place for place, _ in here})
-        times = {reading.at_s // DRIFT_S for _, reading in here}
-        with_workers = any(self.configs[place].num_workers for place, _ in here)
-        noise = found.workers_noise if with_workers else found.noise
+        times_s = [reading.at_s for _, reading in self._readings]
+        times = {at_s // DRIFT_S for at_s in times_s if max(times_s) - at_s < SAME_MACHINE_S}
+        noise = max(found.workers_noise, found.noise)
         return RunSpread(
             own=math.hypot(found.process, noise / math.sqrt(_RUN_S)),
-            own_freedom=min(_GUESSED_FREEDOM + num_repeats, _MOST_FREEDOM),
+            own_freedom=_GUESSED_FREEDOM,
             drift=found.drift,
             drift_freedom=min(_GUESSED_FREEDOM + len(times) / 2, _MOST_FREEDOM),
         )

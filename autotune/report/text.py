@@ -27,7 +27,7 @@ _FEWEST_SIZES = 2
 _LEAST_SHARE = 0.05
 # A probability below it says no more than that the search had too little time.
 _LEAST_PROBABILITY = 0.01
-# Where the end of a range is so many times its beginning, the machine is noisy.
+# Where the end of a range is so many times its beginning, that is told.
 _NOISY = 1.3
 
 
@@ -309,14 +309,15 @@ def _changes(result: Result) -> list[str]:
 
 
 def _noise(result: Result) -> list[str]:
-    """That runs differ much, where that was seen."""
+    """That one more run may be far from what is stated."""
     expected = result.best.expected
     low, high = expected.samples_per_s_low, expected.samples_per_s_high
     if high <= low * _NOISY or result.num_rounds == 1:
         return []
     return [
-        f"note: one more run may reach anything from {figure(low)} to {figure(high)} samples/s: on "
-        "this machine runs differ that much from one minute, or process, to the next"
+        f"note: one more run may reach anything from {figure(low)} to {figure(high)} samples/s: "
+        f"the machine's speed varies, or {result.num_rounds} rounds are too few to tell that it "
+        "does not"
     ]
 
 

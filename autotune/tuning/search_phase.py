@@ -125,7 +125,7 @@ class SearchPhase:
     ) -> tuple[ThroughputConfig, ...]:
         """The configurations beside those excluded that are to be confirmed, two at most.
 
-        One that was never measured is among them only if there is time for a round of the
+        The first is one that was never measured only if there is time for a round of the
         confirmation, and for another one with one that was, should the first fail.
         """
         optimizer = self._prepare(plan, plan.baseline)

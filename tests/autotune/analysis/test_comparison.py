@@ -133,7 +133,7 @@ def test_one_more_run_falls_into_its_interval_where_rounds_share_their_drift(dri
 
 @pytest.mark.parametrize("drift", [0.01, 0.05])
 def test_ranges_are_narrower_with_what_a_search_has_learned_and_hold(drift):
-    learned = RunSpread(own=0.01, own_freedom=12, drift=drift, drift_freedom=5)
+    learned = RunSpread(own=0.01, own_freedom=2, drift=drift, drift_freedom=5)
     random_ = random.Random(3)
     contained = 0
     widths, guessed_widths = [], []
@@ -157,7 +157,7 @@ def test_ranges_are_narrower_with_what_a_search_has_learned_and_hold(drift):
 
 
 def test_rounds_that_differ_more_than_what_was_learned_widen_the_range():
-    learned = RunSpread(own=0.01, own_freedom=12, drift=0.01, drift_freedom=5)
+    learned = RunSpread(own=0.01, own_freedom=2, drift=0.01, drift_freedom=5)
     alike, apart = (
         choose({BASELINE: rates, CHEAP: rates}, BASELINE, spread=learned).rates[CHEAP]
         for rates in ([10.0, 10.0, 10.0], [8.0, 10.0, 12.0])

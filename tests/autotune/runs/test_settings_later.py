@@ -49,7 +49,9 @@ def change(**settings):
     BEST.write_text(yaml.safe_dump(data))
 
 
-@pytest.mark.long
+# By itself: what one round measures is compared with what another stated, and beside other tests a
+# step that sleeps may take twice as long.
+@pytest.mark.alone
 def test_another_batch_size_is_taken_without_a_search(tuned):
     options, printed = tuned
     assert "the best settings of each batch size" in printed
@@ -85,7 +87,7 @@ def test_another_batch_size_is_taken_without_a_search(tuned):
     assert read_best_config(Path("own.yaml")).config.batch_size == 4
 
 
-@pytest.mark.long
+@pytest.mark.alone
 def test_a_file_is_checked_by_running_it(tuned):
     done = check()
     assert done.returncode == 0, done.stdout + done.stderr
