@@ -185,15 +185,15 @@ class _MeanSquares:
         Source: Satterthwaite 1946, "An Approximate Distribution of Estimates of Variance
         Components".
         """
-        own, own_freedom = _moderate(
+        own, own_freedom = _pool(
             self.of_rest, self.rest_freedom, prior_sd=spread.own, prior_freedom=spread.own_freedom
         )
-        drift, drift_freedom = _moderate(
-            max(0.0, self.of_rounds - own) / self.num_configs,
-            self.num_rounds - 1,
-            prior_sd=spread.drift,
-            prior_freedom=spread.drift_freedom,
-        )
+        drift, freedom = max(0.0, self.of_rounds - own) / self.num_configs, self.num_rounds - 1
+        prior_sd, prior_freedom = spread.drift, spread.drift_freedom
+        if freedom and fdtr(freedom, prior_freedom, drift / prior_sd**2) > _CONTRADICTED:
+            # The machine is not as it was: what is left is what is known of any.
+            prior_sd, prior_freedom = max(prior_sd, _ANY_LOOP.drift), _ANY_LOOP.drift_freedom
+        drift, drift_freedom = _pool(drift, freedom, prior_sd=prior_sd, prior_freedom=prior_freedom)
         # Rounds that follow each other share some of what the machine does.
         alike = (1 + (self.num_rounds - 1) * _ROUNDS_ALIKE) / self.num_rounds
         own, drift = own * (1 + 1 / self.num_rounds), drift * (1 + alike)
@@ -214,12 +214,15 @@ def _compare(
     Half of it is no narrower than `least`, on the scale of logarithms.
     """
     squares = _MeanSquares.of(logs)
-    variance, freedom = _moderate(
-        squares.of_rest,
-        squares.rest_freedom,
-        prior_sd=_PAIRED_LOG_SD,
-        prior_freedom=_GUESSED_FREEDOM,
-    )
+    variance, freedom = squares.of_rest, float(squares.rest_freedom)
+    if freedom and variance >= _PAIRED_LOG_SD**2:
+        # A spread that is larger than a guess was seen, and is not talked down by it; but Student's
+        # t for a single degree of freedom, 12.7, would leave a gain of a half in doubt.
+        freedom = max(freedom, _GUESSED_FREEDOM)
+    else:
+        variance, freedom = _pool(
+            variance, freedom, prior_sd=_PAIRED_LOG_SD, prior_freedom=_GUESSED_FREEDOM
+        )
     half_width = _half_width(
         variance * 2 / squares.num_rounds, freedom, num_comparisons=squares.num_configs - 1
     )
@@ -249,20 +252,13 @@ def _predict(
     }
 
 
-def _moderate(
+def _pool(
     variance: float, freedom: float, *, prior_sd: float, prior_freedom: float
 ) -> tuple[float, float]:
     """A variance and its degrees of freedom, moderated by a prior.
 
     Source: Smyth 2004, "Linear Models and Empirical Bayes Methods".
     """
-    # A spread that is larger than a guess was seen, and is not talked down by that, nor by one that
-    # it contradicts; but Student's t for a single degree of freedom, 12.7, would leave a gain of a
-    # half in doubt.
-    if freedom and variance >= prior_sd**2:
-        is_guess = prior_freedom <= _GUESSED_FREEDOM
-        if is_guess or fdtr(freedom, prior_freedom, variance / prior_sd**2) > _CONTRADICTED:
-            return variance, max(freedom, _GUESSED_FREEDOM)
     total = freedom + prior_freedom
     return (freedom * variance + prior_freedom * prior_sd**2) / total, total
 

@@ -113,8 +113,10 @@ def test_rounds_that_agree_say_little_of_other_times_however_many_configurations
     assert interval.high / interval.low > 1.2
 
 
-@pytest.mark.parametrize("drift", [0.02, 0.1])
-def test_one_more_run_falls_into_its_interval_where_rounds_share_their_drift(drift):
+@pytest.mark.parametrize(("drift", "least"), [(0.02, 0.95), (0.05, 0.95), (0.1, 0.91), (0.2, 0.85)])
+def test_one_more_run_falls_into_its_interval_where_rounds_share_their_drift(drift, least):
+    # Of machines that vary by more than most, three rounds tell too little for a range that always
+    # holds and says anything.
     random_ = random.Random(2)
     contained = 0
     num_studies = 600
@@ -128,7 +130,15 @@ def test_one_more_run_falls_into_its_interval_where_rounds_share_their_drift(dri
         choice = choose(rates, BASELINE)
         again = 10 * math.exp(random_.gauss(0, drift) + random_.gauss(0, 0.01))
         contained += choice.rates[BASELINE].low <= again <= choice.rates[BASELINE].high
-    assert contained >= 0.93 * num_studies
+    assert contained >= least * num_studies
+
+
+def test_rounds_that_differ_much_leave_a_range_that_says_something():
+    # A run printed 7.4 to 48.8 here, by Student's t of two degrees of freedom.
+    rates = {BASELINE: [15.0, 20.0, 24.0], CHEAP: [16.0, 19.5, 26.0]}
+    interval = choose(rates, BASELINE).rates[BASELINE]
+    assert interval.high / interval.low < 5
+    assert interval.low < 15 and interval.high > 24
 
 
 @pytest.mark.parametrize("drift", [0.01, 0.05])
