@@ -408,15 +408,16 @@ class Probes:
     """The two halves of a loop, each by itself, and the cost of an epoch's end.
 
     Attributes:
-        compute_units_per_s: Throughput of the step when a batch costs nothing.
-        load_units_per_s: Throughput of the loader when the step costs nothing.
+        compute_units_per_s: Throughput of the step when a batch costs nothing; None where it was
+            not timed.
+        load_units_per_s: The same of the loader when the step costs nothing.
         epoch_start_s: From asking for a new epoch to its first batch; None where the data cannot
             be read again.
         copy_s: Seconds of a step in which the loop waits for its batch to be copied to a GPU; None
             without one.
     """
 
-    compute_units_per_s: float
-    load_units_per_s: float
+    compute_units_per_s: float | None = None
+    load_units_per_s: float | None = None
     epoch_start_s: float | None = None
     copy_s: float | None = None

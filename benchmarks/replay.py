@@ -94,8 +94,11 @@ class TruthTable:
         """The same of one configuration; at least a step is measured."""
         runs = self.runs[config]
         settle_s = sum(run.start_s for run in runs) / len(runs)
-        step_s = max(float(run.duration_s.sum() / run.num_steps.sum()) for run in runs)
-        return self.fresh_start_s + settle_s + max(measure_s, step_s)
+        return self.fresh_start_s + settle_s + max(measure_s, self.step_s(config))
+
+    def step_s(self, config: ThroughputConfig) -> float:
+        """The longest that a step took on average in a run of a configuration."""
+        return max(float(run.duration_s.sum() / run.num_steps.sum()) for run in self.runs[config])
 
 
 def read_truth(blocks: Path) -> TruthTable:

@@ -8,6 +8,7 @@ the exhaustive search: every configuration in a fresh process, measured for 4 s.
   auto, 5 %    the same, bounded to that share of the exhaustive search
   no bounds    auto without the law of bottlenecks
   long trials  auto with trials of 1.5 s at least, in place of 0.25 s
+  race         is told which are within 5 % of the best, and measures only these, in turn
   others       a fresh process for each trial, measured for 4 s; the fastest trial wins
 """
 
@@ -25,14 +26,14 @@ from pathlib import Path
 import numpy as np
 from replay import RecordedRun, TruthTable, read_truth
 from scipy.stats import binomtest
-from search_methods import MEASURE_S, METHODS, SHARE, SLOW_LIMIT_S, SLOW_METHODS, Answer
+from search_methods import BLOCK_S, MEASURE_S, METHODS, SHARE, Answer, methods, slow_limit_s
 from threadpoolctl import threadpool_limits
+
+from autotune.optimizer.trial_cost import settling_s
 
 TRUTH = Path(__file__).with_name("truth")
 NEAR = 0.02
 OURS = ("auto", "auto, 5 %", "no bounds", "long trials")
-# Uncounted steps at the start of a run whose steps take seconds.
-SETTLE_STEPS = 2.0
 
 
 def main() -> None:
@@ -48,8 +49,7 @@ def main() -> None:
     args = parser.parse_args()
     paths = sorted(args.truth.glob("*.csv.gz"))
     names = args.table or [path.name.removesuffix(".csv.gz") for path in paths]
-    methods = args.method or (SLOW_METHODS if args.slow else METHODS)
-    limit = f"{SLOW_LIMIT_S:.0f} s" if args.slow else f"{100 * SHARE:.0f} %"
+    limit = f"{slow_limit_s(args.slow):.0f} s" if args.slow else f"{100 * SHARE:.0f} %"
     print(
         f"{'table':12} {'method':12} {f'near at <= {limit}':>22} {'near in the end':>22} "
         f"{'regret: median':>15} {'p90':>7} {'cost: median':>13}"
@@ -59,9 +59,11 @@ def main() -> None:
         for name in names:
             path = args.truth / f"{name}.csv.gz"
             table = cached_truth(path, args.slow, args.workers)
-            limit_s = SLOW_LIMIT_S if args.slow else SHARE * table.exhaustive_s(MEASURE_S)
+            limit_s = (
+                slow_limit_s(args.slow) if args.slow else SHARE * table.exhaustive_s(MEASURE_S)
+            )
             ours = None
-            for method in methods:
+            for method in args.method or METHODS:
                 work = functools.partial(run_seeds, path, args.slow, args.workers, method)
                 parts = [range(n, args.seeds, 8) for n in range(8)]
                 runs = [run for part in pool.map(work, parts) for run in part]
@@ -88,7 +90,7 @@ def cached_truth(path: Path, slow_s: float | None, num_workers: int) -> TruthTab
 def run_seeds(
     path: Path, slow_s: float | None, num_workers: int, method: str, seeds: Sequence[int]
 ) -> list[list[Answer]]:
-    run = (METHODS if slow_s is None else SLOW_METHODS)[method]
+    run = methods(slow_s)[method]
     return [run(cached_truth(path, slow_s, num_workers), seed) for seed in seeds]
 
 
@@ -154,12 +156,15 @@ def slowed(table: TruthTable, step_s: float) -> TruthTable:
     factor = step_s / float(np.median(steps_s))
 
     def slow(run: RecordedRun) -> RecordedRun:
-        # A block of a quarter of a second becomes one of a single step, or of several.
+        # A block of a quarter of a second becomes one of a single step, or of several. A step that
+        # takes seconds is as long as so many recorded blocks, and as noisy as their mean.
         steps = np.maximum(1.0, np.round(run.num_steps / run.num_steps.mean()))
         per_step = run.duration_s / run.num_steps * factor
+        blocks = max(1, min(len(per_step), round(float(per_step.mean()) / BLOCK_S)))
+        per_step = np.array([np.roll(per_step, -n)[:blocks].mean() for n in range(len(per_step))])
         return dataclasses.replace(
             run,
-            start_s=run.start_s + SETTLE_STEPS * float(per_step.mean()),
+            start_s=run.start_s + float(settling_s(per_step.mean())),
             duration_s=per_step * steps,
             num_units=run.num_units / run.num_steps * steps,
             wait_s=run.wait_s / run.num_steps * steps * factor,

@@ -10,8 +10,10 @@ import dataclasses
 import functools
 import math
 import random
+import statistics
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import optuna
 from replay import ReplayBench, TruthTable
@@ -20,6 +22,7 @@ from autotune.analysis.comparison import choose
 from autotune.config import ThroughputConfig
 from autotune.intervals import INDIFFERENCE
 from autotune.optimizer.adaptive import MOST_CHECKS, AdaptiveOptimizer, Request, Stop
+from autotune.optimizer.trial_cost import LONGEST_UPDATE_S, ConfirmingCost
 from autotune.study.definition import EXPLANATION_S, EXPLANATION_SHARE, MOST_CANDIDATES
 from autotune.tuning.confirmation import LARGEST_SHARE
 from autotune.tuning.search_loop import check_best, search
@@ -30,13 +33,16 @@ PARTS_S = (1.0, 1.0, 2.0)
 CORES = 2.0
 # Of the exhaustive search, what a search should cost at most.
 SHARE = 0.05
-# What a search of a slow loop may take.
-SLOW_LIMIT_S = 600.0
+# What a search of a slow loop may take, and one of a loop with steps of more than so many seconds.
+SLOW_LIMIT_S, VERY_SLOW_LIMIT_S, VERY_SLOW_S = 600.0, 1800.0, 10.0
+# A race is run among those within so much of the best, in so many rounds of so many blocks.
+RACED, RACE_ROUNDS, RACE_BLOCKS = 0.05, 20, 2
 ROUNDS = 3
 # What starting each of several fresh processes at once takes, in starts of one alone.
 TOGETHER = 0.6
-# What timing step and loader by themselves takes.
-PROBE_S = 1.0
+# Timing step and loader by themselves takes so long, or so many steps; where these are long, it is
+# done once, if there is time for it.
+PROBE_S, PROBE_STEPS = 1.0, 2
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +79,8 @@ def auto(
     `limit_s` is one in seconds.
     """
     bench = ReplayBench(table, seed)
-    fresh_run(bench, table.baseline, CONFIRM_S)
+    baseline_s = confirmed_s(table, table.baseline)
+    fresh_run(bench, table.baseline, baseline_s)
     # The host starts once, and is forked from then on.
     bench.now_s += table.fresh_start_s
     optimizer = kind(
@@ -81,24 +88,26 @@ def auto(
         table.baseline,
         usable_cores=CORES,
         block_s=BLOCK_S,
+        confirming=ConfirmingCost(start_s=table.fresh_start_s, measured_s=CONFIRM_S),
         seed=seed,
     )
     end_s = min(budget * table.exhaustive_s(MEASURE_S), limit_s)
     # As `SearchPhase` does.
-    run_s = table.fresh_s(table.baseline, CONFIRM_S) + PROBE_S
+    run_s = table.fresh_s(table.baseline, baseline_s) + PROBE_S
     reserved_s = min((MOST_CANDIDATES + 1) * ROUNDS * run_s, LARGEST_SHARE * end_s)
-    search(optimizer, bench, end_s - reserved_s - min(EXPLANATION_S, EXPLANATION_SHARE * end_s))
+    reserved_s += min(EXPLANATION_S, EXPLANATION_SHARE * end_s)
+    search(optimizer, bench, end_s, reserved_s=reserved_s)
     for _ in range(MOST_CHECKS):
-        if not check_best(optimizer, bench, end_s - 2 * run_s):
+        if not check_best(optimizer, bench, end_s):
             break
     standings = optimizer.standings()
     search_s = bench.now_s
     rates: dict[ThroughputConfig, list[float]] = {}
     chosen = table.baseline
-    found = optimizer.to_confirm({table.baseline})
+    found = optimizer.to_confirm({table.baseline}, left_s=end_s - bench.now_s)
     for number in range(2 * ROUNDS if found else 0):
         before_s = bench.now_s
-        confirm_round(bench, (table.baseline, *found), rates)
+        confirm_round(bench, (table.baseline, *found), rates, end_s)
         choice = choose(rates, table.baseline)
         speedup = choice.speedup
         chosen = choice.best if speedup.significant else table.baseline
@@ -123,20 +132,34 @@ def confirm_round(
     bench: ReplayBench,
     configs: Sequence[ThroughputConfig],
     rates: dict[ThroughputConfig, list[float]],
+    end_s: float = math.inf,
 ) -> None:
     """A fresh process for each, measured in turn."""
     bench.now_s += TOGETHER * len(configs) * bench.table.fresh_start_s
     runs = {config: bench.start(config) for config in configs}
     units = dict.fromkeys(configs, 0.0)
     seconds = dict.fromkeys(configs, 0.0)
-    while min(seconds.values()) < CONFIRM_S:
-        for config, run in runs.items():
-            reading = run.measure(1)
+    steps_s = dict.fromkeys(configs, 0.0)
+    wanted_s = {config: confirmed_s(bench.table, config) for config in configs}
+    while waiting := [config for config in configs if seconds[config] < wanted_s[config]]:
+        for config in waiting:
+            reading = runs[config].measure(1)
             units[config] += reading.num_units
             seconds[config] += reading.duration_s
-    bench.now_s += PROBE_S * len(configs)
+            steps_s[config] = reading.duration_s / reading.num_steps
     for config in configs:
+        probe_s = PROBE_STEPS * steps_s[config]
+        if steps_s[config] <= PROBE_S:
+            bench.now_s += PROBE_S
+        elif config not in rates and bench.now_s + probe_s <= end_s:
+            bench.now_s += probe_s
         rates.setdefault(config, []).append(units[config] / seconds[config])
+
+
+def confirmed_s(table: TruthTable, config: ThroughputConfig) -> float:
+    """How long a run of the confirmation is measured: an optimizer step at least, as a rule."""
+    update_s = table.step_s(config) * config.gradient_accumulation_steps
+    return max(CONFIRM_S, min(LONGEST_UPDATE_S, update_s))
 
 
 def fresh_run(bench: ReplayBench, config: ThroughputConfig, seconds: float = MEASURE_S) -> float:
@@ -165,6 +188,30 @@ def exhaustive(table: TruthTable, seed: int) -> list[Answer]:
     order = list(table.runs)
     random.Random(seed).shuffle(order)
     return fastest_of(table, seed, iter(order), lambda _: None)
+
+
+def race(table: TruthTable, seed: int) -> list[Answer]:
+    """What no method can be expected to surpass by much, since it is told most of the answer.
+
+    It knows which configurations are within 5 % of the best, runs forked trials of these alone, one
+    after another in random order, and answers with the best mean so far.
+    """
+    bench = ReplayBench(table, seed)
+    fresh_run(bench, table.baseline, CONFIRM_S)
+    bench.now_s += table.fresh_start_s
+    raced = [config for config in table.runs if table.regret(config) <= RACED]
+    logs: dict[ThroughputConfig, list[float]] = {config: [] for config in raced}
+    shuffle = random.Random(seed)
+    answers = []
+    for _ in range(RACE_ROUNDS):
+        shuffle.shuffle(raced)
+        for config in raced:
+            reading = bench.start(config).measure(RACE_BLOCKS)
+            logs[config].append(math.log(reading.num_units / reading.duration_s))
+            found = [other for other in raced if logs[other]]
+            best = max(found, key=lambda other: statistics.mean(logs[other]))
+            answers.append(Answer(cost_s=bench.now_s, config=best))
+    return answers
 
 
 def coordinates(table: TruthTable, seed: int) -> list[Answer]:
@@ -264,9 +311,9 @@ class WithoutBounds(AdaptiveOptimizer):
 class LongTrials(AdaptiveOptimizer):
     """Every trial has at least six blocks, as those of the other samplers have at most."""
 
-    def ask(self, *, now_s: float, left_s: float = math.inf) -> Request | Stop:
+    def ask(self, **times: Any) -> Request | Stop:  # noqa: ANN401
         """See `AdaptiveOptimizer`."""
-        asked = super().ask(now_s=now_s, left_s=left_s)
+        asked = super().ask(**times)
         if isinstance(asked, Stop):
             return asked
         return dataclasses.replace(asked, num_blocks=max(asked.num_blocks, 6))
@@ -277,6 +324,7 @@ METHODS: dict[str, Method] = {
     "auto, 5 %": functools.partial(auto, budget=SHARE),
     "no bounds": functools.partial(auto, kind=WithoutBounds),
     "long trials": functools.partial(auto, kind=LongTrials),
+    "race": race,
     "random": functools.partial(
         optuna_search, lambda s: optuna.samplers.RandomSampler(seed=s), 120
     ),
@@ -291,8 +339,19 @@ METHODS: dict[str, Method] = {
     ),
     "exhaustive": exhaustive,
 }
-SLOW_METHODS: dict[str, Method] = {
-    **METHODS,
-    "auto": functools.partial(auto, limit_s=SLOW_LIMIT_S),
-    "no bounds": functools.partial(auto, kind=WithoutBounds, limit_s=SLOW_LIMIT_S),
-}
+
+
+def slow_limit_s(step_s: float) -> float:
+    """What a search of a loop with such steps may take."""
+    return VERY_SLOW_LIMIT_S if step_s > VERY_SLOW_S else SLOW_LIMIT_S
+
+
+def methods(slow_s: float | None) -> dict[str, Method]:
+    """By name; with slow steps, autotune's own have a limit."""
+    if slow_s is None:
+        return METHODS
+    limit_s = slow_limit_s(slow_s)
+    return METHODS | {
+        "auto": functools.partial(auto, limit_s=limit_s),
+        "no bounds": functools.partial(auto, kind=WithoutBounds, limit_s=limit_s),
+    }

@@ -113,11 +113,11 @@ def make_optimizer(
         earlier: Those of the earlier study; empty where there was none.
         options: See `AdaptiveOptimizer`.
     """
-    prior = None
     if earlier:
         before = AdaptiveOptimizer(configs, first, **options)
         before.learn(recall(earlier))
-        prior = before.posterior()
-    optimizer = AdaptiveOptimizer(configs, first, prior=prior, **options)
+        options["prior"] = before.posterior()
+        options["hyperparameters"] = before.hyperparameters
+    optimizer = AdaptiveOptimizer(configs, first, **options)
     optimizer.learn(recall(records))
     return optimizer

@@ -49,7 +49,7 @@ def propose(
     start_s: Array,
     block_s: Array,
     now_s: float,
-    left_s: float,
+    left_s: Array,
     tie: float,
 ) -> Proposal | None:
     """The best measurement; None where none fits into the time that is left.
@@ -60,7 +60,7 @@ def propose(
         start_s: Seconds until the first block of each can begin, [N].
         block_s: Seconds that a block of each takes, [N].
         now_s: The time, as in the observations.
-        left_s: Seconds that a measurement may take.
+        left_s: Seconds that a measurement of each may take, [N].
         tie: See `expected_gains`.
     """
     places = posterior.within_reach(may_run, _TRIED)
@@ -75,9 +75,10 @@ def propose(
         # By how much a result one standard deviation above the expected would raise each mean.
         shifts = covariance[near] / np.sqrt(variance + posterior.noise(places, durations_s))
         gains = expected_gains(posterior.mean[near], shifts, tie)
-        rates = np.where(costs_s <= left_s, gains / costs_s, 0.0)
+        fits = costs_s <= left_s[places]
+        rates = np.where(fits, gains / costs_s, 0.0)
         top = int(np.argmax(rates))
-        if costs_s[top] <= left_s and (found is None or rates[top] > found.gain_per_s):
+        if fits[top] and (found is None or rates[top] > found.gain_per_s):
             found = Proposal(
                 index=int(places[top]), num_blocks=num_blocks, gain_per_s=float(rates[top])
             )

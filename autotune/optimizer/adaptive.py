@@ -29,7 +29,7 @@ from autotune.optimizer.posterior import (
     fit_hyperparameters,
 )
 from autotune.optimizer.standings import Expectations, Standing, candidates
-from autotune.optimizer.trial_cost import TrialCost
+from autotune.optimizer.trial_cost import ConfirmingCost, TrialCost
 
 # A second of tuning must bring more than it costs in training that goes on for so long.
 HORIZON_S = 3 * 3600.0
@@ -52,6 +52,8 @@ _GUESSED_FREEDOM, _MOST_FREEDOM = 2.0, 10.0
 _RUN_S = 2.5
 # A loop with workers that waits for so large a share of its time is held back by loading.
 _WAITS = 0.1
+# A round of the confirmation takes up to so many times as long as expected.
+_AT_MOST = 1.1
 # So many configurations that never ran are looked at before one is confirmed.
 MOST_CHECKS = 3
 
@@ -131,10 +133,15 @@ class AdaptiveOptimizer:
         usable_cores: Cores that the loop may use.
         block_s: Shortest duration of a block.
         horizon_s: How long training will go on.
+        confirming: What confirming a configuration takes. What there would be no time left for to
+            confirm is not looked at, and the best so far is left that time. None where nothing is
+            confirmed.
         starts_at_once: Whether a trial of a configuration would go on in the process of the last
             one, at little cost.
         prior: What an earlier search of the same loop expected of all configurations (see
             `posterior`), in place of the bottleneck model; None where there was none.
+        hyperparameters: What the parts of the posterior's sum are taken for at first; of those of
+            an earlier search, what its processes, machine and noise did.
         rules_out: Whether a configuration that never ran is not to be tried, by what failures of
             others teach (see `lessons`).
         seed: For the probabilities, which are reckoned by drawing.
@@ -148,7 +155,9 @@ class AdaptiveOptimizer:
         usable_cores: float,
         block_s: float,
         horizon_s: float = HORIZON_S,
+        confirming: ConfirmingCost | None = None,
         prior: Posterior | None = None,
+        hyperparameters: Hyperparameters | None = None,
         starts_at_once: Callable[[ThroughputConfig], bool] = never,
         rules_out: Callable[[ThroughputConfig], bool] = never,
         seed: int = 0,
@@ -160,12 +169,13 @@ class AdaptiveOptimizer:
         self._cores = usable_cores
         self._block_s = block_s
         self._horizon_s = horizon_s
+        self._confirming = confirming
         self._rules_out = rules_out
         self._seed = seed
         self._kernel = Kernel.of(self.configs)
-        self._first_hyperparameters = Hyperparameters()
+        self._first_hyperparameters = hyperparameters or Hyperparameters()
         if prior is not None:
-            self._first_hyperparameters = _AFTER_ANOTHER
+            self._first_hyperparameters = _AFTER_ANOTHER.with_noise_of(self._first_hyperparameters)
             self._kernel = dataclasses.replace(self._kernel, earlier=prior.covariance)
         self._hyperparameters = self._first_hyperparameters
         self._num_fitted = 0
@@ -198,6 +208,7 @@ class AdaptiveOptimizer:
         *,
         now_s: float,
         left_s: float = math.inf,
+        reserved_s: float = 0.0,
         pending: Collection[ThroughputConfig] = (),
     ) -> Request | Stop:
         """The trial that is worth most; a stop where the choice is sure, or none is worth its time.
@@ -206,7 +217,8 @@ class AdaptiveOptimizer:
 
         Args:
             now_s: The time, on the clock of the readings.
-            left_s: Seconds within which the trial must have ended.
+            left_s: Seconds that are left for this trial and the confirmation.
+            reserved_s: Of these, what the confirmation is to have at least.
             pending: Configurations of which others run a trial now. They are not asked for, and
                 are taken to show what is expected of them, so that what they will tell is not
                 measured twice ("kriging believer": Ginsbourger, Le Riche & Carraro 2010).
@@ -220,27 +232,36 @@ class AdaptiveOptimizer:
         believed = posterior
         if places:
             believed = posterior.believing(places, at_s=now_s, duration_s=self._block_s)
-        proposal = self._propose(believed, now_s, left_s, places)
+        eligible = self._eligible(posterior, left_s)
+        best = self._rank(posterior, eligible)[0]
+        rounds_s = self._rounds_s(posterior)
+        # What was tried may turn out to be the best, or may not.
+        best_s = rounds_s[self._places[best.config]] if best.was_measured else 0.0
+        kept_s = np.maximum(max(reserved_s, best_s), rounds_s)
+        eligible[places] = False
+        proposal = self._propose(believed, eligible, now_s, left_s - kept_s)
         if proposal is None:
             return Stop(complete=False)
-        best = self._rank(posterior)[0]
         if best.probability < _SURE and proposal.gain_per_s * self._horizon_s >= 1.0:
             config = self.configs[proposal.index]
             return Request(config=config, num_blocks=proposal.num_blocks)
         if best.was_measured or best.config in pending:
-            return Stop(complete=True)
+            return Stop(complete=not np.any(self._may_run() & ~self._eligible(posterior, left_s)))
         # What was never measured is no answer, however good it is expected to be.
-        return self._check(best, posterior, left_s)
+        return self._check(best, posterior, left_s - reserved_s)
 
     def ask_for_check(self, *, left_s: float) -> Request | Stop:
-        """A trial of the best configuration where none was made, if that fits.
+        """A trial of the best configuration where none was made, if it fits.
 
         Args:
-            left_s: Seconds within which it must have ended.
+            left_s: Seconds that are left for it and a round of the confirmation.
         """
         posterior = self._posterior()
-        best = self._rank(posterior)[0]
-        return Stop(complete=True) if best.was_measured else self._check(best, posterior, left_s)
+        best = self._rank(posterior, self._eligible(posterior, left_s))[0]
+        if best.was_measured:
+            return Stop(complete=True)
+        place = self._places[best.config]
+        return self._check(best, posterior, left_s - self._rounds_s(posterior)[place])
 
     def _check(self, best: Standing, posterior: Posterior, left_s: float) -> Request | Stop:
         place = self._places[best.config]
@@ -259,12 +280,20 @@ class AdaptiveOptimizer:
 
         As `ask` without an end, for studies that somebody else ends.
         """
-        proposal = self._propose(self._posterior(), now_s, math.inf) if self._readings else None
-        return self.configs[proposal.index if proposal else int(np.argmax(self._may_run()))]
+        may_run, proposal = self._may_run(), None
+        if self._readings:
+            left_s = np.full(len(self.configs), math.inf)
+            proposal = self._propose(self._posterior(), may_run, now_s, left_s)
+        return self.configs[proposal.index if proposal else int(np.argmax(may_run))]
 
     def posterior(self) -> Posterior | None:
         """What is expected of all configurations, the baseline first; None where nothing ran."""
         return self._posterior() if self._readings else None
+
+    @property
+    def hyperparameters(self) -> Hyperparameters:
+        """What the parts of the posterior's sum are taken for by now."""
+        return self._hyperparameters
 
     def run_spread(self) -> RunSpread | None:
         """How much confirming runs of one configuration differ; None with too few trials.
@@ -293,50 +322,93 @@ class AdaptiveOptimizer:
         return self._rank(self._posterior())
 
     def to_confirm(
-        self, excluded: Set[ThroughputConfig], *, measured_only: bool = False
+        self,
+        excluded: Set[ThroughputConfig],
+        *,
+        measured_only: bool = False,
+        left_s: float = math.inf,
     ) -> tuple[ThroughputConfig, ...]:
         """What is to be confirmed, two at most: see `candidates`.
 
         The second is the first with those settings taken back that are not shown to gain: the
         confirmation, where both are measured in turn, tells a few per cent that the search cannot.
+
+        Args:
+            excluded: What is not.
+            measured_only: See `candidates`.
+            left_s: Seconds that are left. What takes longer is no candidate where anything else is,
+                and there is a second only if they allow a round with both.
         """
-        found = candidates(self.standings(), excluded, measured_only=measured_only)
+        posterior = self._posterior()
+        eligible, rounds_s = self._eligible(posterior, left_s), self._rounds_s(posterior)
+        found = candidates(
+            self._rank(posterior, eligible), excluded, measured_only=measured_only
+        ) or candidates(self._rank(posterior), excluded, measured_only=measured_only)
         simpler = self.simpler(found[0]) if found else None
-        return found if simpler is None or simpler in excluded else (*found, simpler)
+        if simpler is None or simpler in excluded:
+            return found
+        places = [self._places[config] for config in (*found, simpler)]
+        return found if rounds_s[places].sum() - rounds_s[0] > left_s else (*found, simpler)
 
     def simpler(self, config: ThroughputConfig) -> ThroughputConfig | None:
         """See `Expectations`."""
         return self._expectations(self._posterior()).simpler(config)
 
-    def _rank(self, posterior: Posterior) -> list[Standing]:
-        return self._expectations(posterior).rank(self._seed)
+    def _rank(
+        self, posterior: Posterior, eligible: NDArray[np.bool_] | None = None
+    ) -> list[Standing]:
+        return self._expectations(posterior, eligible).rank(self._seed)
 
-    def _expectations(self, posterior: Posterior) -> Expectations:
+    def _expectations(
+        self, posterior: Posterior, eligible: NDArray[np.bool_] | None = None
+    ) -> Expectations:
         return Expectations(
             configs=self.configs,
             posterior=posterior,
-            may_run=self._may_run(),
+            may_run=self._may_run() if eligible is None else eligible,
             measured=self._measured,
         )
 
+    def _eligible(self, posterior: Posterior, left_s: float) -> NDArray[np.bool_]:
+        """What can run, and can be confirmed in the time that is left, [N]; the baseline anyway."""
+        start_s, block_s = self._costs_s(posterior)
+        needed_s = self._rounds_s(posterior)
+        if self._confirming is not None:
+            is_new = np.ones(len(self.configs), dtype=bool)
+            is_new[list(self._measured)] = False
+            needed_s = needed_s + is_new * (start_s + block_s)
+        fits = needed_s <= left_s
+        fits[0] = True
+        return np.asarray(self._may_run() & fits)
+
     def _costs_s(self, posterior: Posterior) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """What starting a run of each configuration takes, and a block, [N] each."""
-        step_s = np.exp(-posterior.mean) * self._units_per_step()
+        step_s = self._step_s(posterior)
         return self._start_s(step_s), np.maximum(self._block_s, step_s)
+
+    def _rounds_s(self, posterior: Posterior) -> NDArray[np.float64]:
+        """What a round of the confirmation takes with each configuration and the baseline, [N]."""
+        if self._confirming is None:
+            return np.zeros(len(self.configs))
+        accumulated = [float(config.gradient_accumulation_steps) for config in self.configs]
+        runs_s = self._confirming.run_s(self._step_s(posterior), np.array(accumulated))
+        return _AT_MOST * np.concatenate((runs_s[:1], runs_s[0] + runs_s[1:]))
+
+    def _step_s(self, posterior: Posterior) -> NDArray[np.float64]:
+        """What a micro-step of each configuration takes, [N]."""
+        return np.asarray(np.exp(-posterior.mean) * self._units_per_step())
 
     def _propose(
         self,
         posterior: Posterior,
+        eligible: NDArray[np.bool_],
         now_s: float,
-        left_s: float,
-        pending: Sequence[int] = (),
+        left_s: NDArray[np.float64],
     ) -> Proposal | None:
         start_s, block_s = self._costs_s(posterior)
-        may_run = self._may_run()
-        may_run[list(pending)] = False
         return propose(
             posterior,
-            may_run,
+            eligible,
             start_s=start_s,
             block_s=block_s,
             now_s=now_s,

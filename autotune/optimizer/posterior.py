@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,6 +100,11 @@ class Hyperparameters:
     drift: float = 0.04
     noise: float = 0.02
     workers_noise: float = 0.045
+
+    def with_noise_of(self, other: Self) -> Self:
+        """These, with what another search found processes, the machine and noise to do."""
+        names = ("process", "drift", "noise", "workers_noise")
+        return dataclasses.replace(self, **{name: getattr(other, name) for name in names})
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)

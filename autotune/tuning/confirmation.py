@@ -11,6 +11,7 @@ from autotune.analysis.knowledge import Knowledge
 from autotune.config import ThroughputConfig
 from autotune.intervals import INDIFFERENCE
 from autotune.measurement import FailureCause
+from autotune.optimizer.trial_cost import LONGEST_UPDATE_S, ConfirmingCost
 from autotune.study.definition import MOST_ROUNDS, StudyDefinition
 from autotune.study.records import Phase, TrialRecord, telling_failures
 from autotune.system.memory import memory_left_bytes, shared_memory_left_bytes
@@ -32,6 +33,11 @@ def confirmation_s(
     """Time kept for the confirmation: what it takes, but never most of the budget."""
     num_runs = (num_candidates + 1) * definition.confirm_rounds
     return min(num_runs * _run_s(definition, baseline), LARGEST_SHARE * definition.budget_s)
+
+
+def confirming_cost(definition: StudyDefinition, baseline: TrialRecord) -> ConfirmingCost:
+    """What a confirming run takes, by the baseline's start; see `ConfirmingCost`."""
+    return ConfirmingCost(start_s=baseline.start_up_s or 0.0, measured_s=definition.confirm_s)
 
 
 class Confirmation:
@@ -280,6 +286,7 @@ def _run_s(definition: StudyDefinition, baseline: TrialRecord) -> float:
     measurement = baseline.measurement
     if measurement is None or baseline.start_up_s is None:
         return baseline.duration_s
-    measured_s = max(definition.confirm_s, measurement.seconds_per_optimizer_step)
+    update_s = min(LONGEST_UPDATE_S, measurement.seconds_per_optimizer_step)
+    measured_s = max(definition.confirm_s, update_s)
     run_s = baseline.start_up_s + measurement.warm_up_s + measured_s + _PROBED_S
     return min(baseline.duration_s, run_s)

@@ -162,7 +162,7 @@ class Executor:
         Args:
             config: What runs.
             phase: Why.
-            num_blocks: See `trial_runs.run_short`; None for as many as there may be.
+            num_blocks: See `trial_runs.run_short`.
             incumbent: See there.
 
         Raises:
@@ -235,7 +235,7 @@ class Executor:
                 found = run_short(
                     trial,
                     self.definition,
-                    num_blocks=num_blocks or self.definition.max_blocks,
+                    num_blocks=num_blocks,
                     incumbent=incumbent,
                     limits=self.limits(config),
                     keeper=self.keeper,
@@ -272,6 +272,13 @@ class Executor:
             limits_of=self.limits,
             keeper=self.keeper,
             side_by_side=side_by_side,
+            probed_before={
+                record.config
+                for record in self.store.records()
+                if record.phase is Phase.CONFIRM
+                and record.measurement is not None
+                and record.measurement.compute_units_per_s is not None
+            },
         )
         return [
             self.keep(numbers[config], found, StartMode.FRESH, None)

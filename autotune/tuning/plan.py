@@ -14,7 +14,7 @@ from autotune.blocks import LoopFacts, Sample
 from autotune.config import ThroughputConfig
 from autotune.ipc.introductions import Introduction
 from autotune.measurement import Measurement, fullest_device
-from autotune.optimizer.trial_cost import TrialCost
+from autotune.optimizer.trial_cost import LONGEST_UPDATE_S, TrialCost
 from autotune.space import Space, default_axes
 from autotune.study.definition import MOST_CANDIDATES, MOST_ROUNDS, SamplerName, StudyDefinition
 from autotune.system.machine import this_machine
@@ -264,7 +264,7 @@ def estimate(
     run_s = (
         start_up_s
         + settling_s(baseline.seconds_per_step)
-        + max(definition.confirm_s, baseline.seconds_per_optimizer_step)
+        + max(definition.confirm_s, min(LONGEST_UPDATE_S, baseline.seconds_per_optimizer_step))
     )
     adaptive = definition.sampler is SamplerName.AUTO
     fewest, most = (1, MOST_CANDIDATES) if adaptive else (definition.num_candidates,) * 2

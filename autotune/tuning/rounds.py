@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 from autotune.blocks import Sample
 from autotune.config import ThroughputConfig
@@ -22,6 +22,9 @@ from autotune.study.records import Outcome
 from autotune.system.load import QuietKeeper
 from autotune.trials.trial import Trial, TrialFailedError
 from autotune.tuning.trial_runs import MAX_REPEATS, Limits, Run
+
+# Step and loader are timed by themselves in each round where a block takes no longer.
+_SHORT_S = 1.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +37,8 @@ class RoundPlan:
         keeper: Waits for a quiet machine.
         side_by_side: Whether all trials are open at once; else one after another.
         probed: Whether step and loader are timed by themselves, too.
+        probed_before: Configurations of which they were: once is enough where a step takes long,
+            and not at all where there is no time for it.
     """
 
     definition: StudyDefinition
@@ -41,6 +46,7 @@ class RoundPlan:
     keeper: QuietKeeper
     side_by_side: bool
     probed: bool = True
+    probed_before: Set[ThroughputConfig] = frozenset()
 
 
 def measure_round(
@@ -99,10 +105,13 @@ class _Round:
                 if config in self._runs:
                     self._attempt(config, run.check_finite)
             if self._plan.probed:
-                for run in self._runs.values():
+                for config, run in self._runs.items():
+                    left_s = self._plan.limits_of(config).left_s
+                    is_new = config not in self._plan.probed_before
+                    halves = run.block_s <= _SHORT_S or (is_new and run.probes_s <= left_s)
                     # What was measured stands, even if the loop does not bear to be probed.
                     with contextlib.suppress(TrialFailedError):
-                        run.probe()
+                        run.probe(halves=halves)
             return self._failures | {c: run.outcome() for c, run in self._runs.items()}
 
     def _begin(self, config: ThroughputConfig, stack: contextlib.ExitStack) -> None:

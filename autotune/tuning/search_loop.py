@@ -48,6 +48,7 @@ def search(
     bench: Bench,
     end_s: float,
     *,
+    reserved_s: float = 0.0,
     others: Others | None = None,
     max_trials: int | None = None,
     after_each: Callable[[], None] = lambda: None,
@@ -57,7 +58,8 @@ def search(
     Args:
         optimizer: Asks.
         bench: Runs the trials.
-        end_s: When no trial may run any more, on the bench's clock.
+        end_s: When the time is up, on the bench's clock.
+        reserved_s: What is kept of it for the confirmation at least.
         others: Who searches as well; None for nobody.
         max_trials: Most trials beside the baseline's first; None for no limit.
         after_each: Called after each of these.
@@ -72,10 +74,12 @@ def search(
                 optimizer.learn(news)
             pending = others.pending()
         now_s = bench.now_s
-        asked = optimizer.ask(now_s=now_s, left_s=end_s - now_s, pending=pending)
+        asked = optimizer.ask(
+            now_s=now_s, left_s=end_s - now_s, reserved_s=reserved_s, pending=pending
+        )
         if isinstance(asked, Stop):
             if waits_until_s is None:
-                waits_until_s = min(end_s, now_s + _LONGEST_WAIT_S)
+                waits_until_s = min(end_s - reserved_s, now_s + _LONGEST_WAIT_S)
             if others is None or not pending or now_s >= waits_until_s:
                 return asked.complete
             # What the others find may make more of it worth measuring.
@@ -98,7 +102,7 @@ def check_best(optimizer: AdaptiveOptimizer, bench: Bench, end_s: float) -> bool
     Args:
         optimizer: Knows which is the best.
         bench: Runs the trial.
-        end_s: When it must have ended, on the bench's clock.
+        end_s: When the time is up, on the bench's clock.
     """
     asked = optimizer.ask_for_check(left_s=end_s - bench.now_s)
     if isinstance(asked, Stop):

@@ -19,7 +19,7 @@ from autotune.study.definition import MOST_CANDIDATES
 from autotune.study.records import Phase, TrialRecord
 from autotune.system.machine import this_machine
 from autotune.system.memory import memory_left_bytes
-from autotune.tuning.confirmation import confirmation_s
+from autotune.tuning.confirmation import confirmation_s, confirming_cost
 from autotune.tuning.executor import Executor
 from autotune.tuning.live import LiveBench
 from autotune.tuning.plan import Plan, widen
@@ -75,7 +75,8 @@ class SearchPhase:
             complete = search(
                 optimizer,
                 self._bench,
-                self._bench.now_s + executor.left_s - reserved_s,
+                self._bench.now_s + executor.left_s,
+                reserved_s=reserved_s,
                 others=self._bench,
                 max_trials=left,
                 after_each=functools.partial(self._show, plan, optimizer),
@@ -83,6 +84,7 @@ class SearchPhase:
             if not complete and optimizer.num_tried < _FEWEST and left != 0:
                 # Without a single candidate there would be nothing to confirm, whatever is kept
                 # for that.
+                optimizer = self._prepare(plan, plan.baseline, keeps_rounds=False)
                 end_s = self._bench.now_s + executor.left_s
                 complete = search(optimizer, self._bench, end_s, max_trials=1)
             standings = optimizer.standings()
@@ -109,14 +111,10 @@ class SearchPhase:
         A short run of what never ran costs far less than the rounds that would show it.
         """
         executor = self._executor
-        definition = executor.definition
-        round_s = confirmation_s(definition, self._baseline, num_candidates=1)
-        round_s /= definition.confirm_rounds
+        most = executor.definition.max_trials
         for _ in range(MOST_CHECKS):
-            is_over = definition.max_trials is not None and (
-                self._bench.num_trials >= definition.max_trials
-            )
-            end_s = self._bench.now_s + executor.left_s - round_s
+            is_over = most is not None and self._bench.num_trials >= most
+            end_s = self._bench.now_s + executor.left_s
             if is_over or not check_best(optimizer, self._bench, end_s):
                 return
 
@@ -126,13 +124,18 @@ class SearchPhase:
         """The configurations beside those excluded that are to be confirmed, two at most.
 
         The first is one that was never measured only if there is time for a round of the
-        confirmation, and for another one with one that was, should the first fail.
+        confirmation, and for another one with one that was, should the first fail. There is a
+        second only if there is time for a round with both.
         """
         optimizer = self._prepare(plan, plan.baseline)
         definition = self._executor.definition
         rounds_s = confirmation_s(definition, self._baseline, num_candidates=1)
         num_rounds = definition.confirm_rounds * self._executor.left_s / rounds_s
-        return optimizer.to_confirm(excluded, measured_only=num_rounds < _ROUNDS_OF_UNMEASURED)
+        return optimizer.to_confirm(
+            excluded,
+            measured_only=num_rounds < _ROUNDS_OF_UNMEASURED,
+            left_s=self._executor.left_s,
+        )
 
     def measured_gain(
         self, plan: Plan, excluded: Set[ThroughputConfig]
@@ -160,11 +163,24 @@ class SearchPhase:
         return probability, tuple(map(_runner_up, others[:_NUM_RUNNERS_UP]))
 
     def _prepare(
-        self, plan: Plan, first: ThroughputConfig, *, without: Sequence[TrialRecord] = ()
+        self,
+        plan: Plan,
+        first: ThroughputConfig,
+        *,
+        without: Sequence[TrialRecord] = (),
+        keeps_rounds: bool = True,
     ) -> AdaptiveOptimizer:
-        """The optimizer, told all that was measured so far; ratios are to `first`."""
+        """The optimizer, told all that was measured so far; ratios are to `first`.
+
+        Args:
+            plan: What is searched.
+            first: What ratios are to.
+            without: Trials that it is not told of.
+            keeps_rounds: Whether it leaves time to confirm what it finds.
+        """
         measurement = self._baseline.measurement
         assert measurement is not None
+        definition = self._executor.definition
         records = self._executor.store.trusted_records()
         self._bench.knows(records)
         left_out = {record.number for record in without}
@@ -174,11 +190,12 @@ class SearchPhase:
             [record for record in records if record.number not in left_out],
             earlier=self._earlier,
             usable_cores=this_machine().usable_cores,
-            block_s=self._executor.definition.block_s,
+            block_s=definition.block_s,
             horizon_s=self._horizon_s(measurement),
+            confirming=confirming_cost(definition, self._baseline) if keeps_rounds else None,
             starts_at_once=self._executor.starts_at_once,
             rules_out=self._executor.rules_out,
-            seed=self._executor.definition.seed,
+            seed=definition.seed,
         )
 
     def _horizon_s(self, baseline: Measurement) -> float:

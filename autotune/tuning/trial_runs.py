@@ -11,13 +11,12 @@ import time
 
 from autotune.blocks import BlockMode, BlockRequest, Probes, Sample
 from autotune.measurement import Failure, FailureCause, StartMode, fullest_device, summarise
+from autotune.optimizer.trial_cost import LONGEST_UPDATE_S, SETTLE_S, SLOW_S
 from autotune.study.definition import StudyDefinition
 from autotune.study.records import Outcome
 from autotune.system.load import QuietKeeper
 from autotune.trials.trial import Trial, TrialFailedError
 
-# About the longest time for a loop to reach its steady state.
-SETTLE_S = 1.0
 # The first step of all is taken to last as long as so many others.
 _FIRST_STEP = 3
 # A short trial goes on while its rate is at least this share of the best one so far.
@@ -71,15 +70,21 @@ class Limits:
     gpu_headroom: float | None = None
 
     @property
+    def left_s(self) -> float:
+        """Seconds until the time is up."""
+        return self.end_s - time.monotonic()
+
+    @property
     def are_reached(self) -> bool:
         """Whether the time is up."""
-        return time.monotonic() > self.end_s
+        return self.left_s < 0
 
     def patience_s(self, expected_s: float) -> float:
         """Seconds after which an answer that should take `expected_s` is given up."""
         patience_s = max(_LEAST_PATIENCE_S, _PATIENCE * expected_s)
-        left_s = self.end_s - time.monotonic()
-        return min(patience_s, max(left_s, _LATE_PATIENCE * expected_s, _LEAST_LATE_PATIENCE_S))
+        return min(
+            patience_s, max(self.left_s, _LATE_PATIENCE * expected_s, _LEAST_LATE_PATIENCE_S)
+        )
 
 
 class Run:
@@ -89,7 +94,7 @@ class Run:
         trial: Ready, not yet asked for anything.
         definition: Says how long a block is.
         limits: What the trial may take.
-        whole: Whether blocks are whole optimizer steps, however long these are.
+        whole: Whether blocks are whole optimizer steps, unless these are very long.
     """
 
     def __init__(
@@ -108,14 +113,16 @@ class Run:
         self._request = BlockRequest(
             min_s=definition.block_s,
             multiple_of=math.lcm(self._steps_per_update, self._period),
-            cut_s=None if whole else 2 * definition.block_s,
+            cut_s=LONGEST_UPDATE_S if whole else 2 * definition.block_s,
         )
         # Of a loop that ends by itself, the batches from its start to its end.
         self._life_steps: int | None = None
         self._has_ended = False
         self._num_renewals = 0
         self._step_s = 0.0
-        self._settle()
+        # Whether one step was taken to be enough to settle, and no block has shown whether it was.
+        self._is_hasty = limits.step_s is not None and limits.step_s >= SLOW_S
+        self._settle(num_steps=1 if self._is_hasty else None)
 
     @property
     def is_spent(self) -> bool:
@@ -126,7 +133,14 @@ class Run:
     @property
     def block_s(self) -> float:
         """About what a block takes."""
-        return max(self._request.min_s, self._request.multiple_of * self._step_s)
+        request = self._request
+        block_s = max(request.min_s, request.multiple_of * self._step_s)
+        return block_s if request.cut_s is None else min(block_s, request.cut_s + self._step_s)
+
+    @property
+    def probes_s(self) -> float:
+        """About what timing step and loader takes, each by itself."""
+        return 2 * self.block_s
 
     @property
     def units_per_s(self) -> float:
@@ -147,6 +161,12 @@ class Run:
             self._request, num_blocks=num_blocks, min_s=max(min_s, self._request.min_s)
         )
         sample = self._ask(request, num_blocks * max(min_s, self.block_s))
+        if self._is_hasty and sample.blocks and not self._has_ended:
+            self._is_hasty = False
+            first = sample.blocks[0]
+            if first.num_compiled or first.duration_s < SETTLE_S * first.num_steps:
+                self._settle(num_steps=None)
+                sample = self._ask(request, num_blocks * max(min_s, self.block_s))
         while not sample.blocks and not self.is_spent:
             # The loop ended before there was one.
             sample = self._ask(request, num_blocks * max(min_s, self.block_s))
@@ -236,13 +256,19 @@ class Run:
         )
         raise TrialFailedError(Failure(cause=FailureCause.NO_HEADROOM, message=message))
 
-    def probe(self) -> None:
+    def probe(self, *, halves: bool = True) -> None:
         """Time the step and the loader, each by itself, and the start of an epoch.
 
         A loop that ends by itself is too short for that, and ranks that can only go on together
         cannot do one of the two.
+
+        Args:
+            halves: Whether step and loader are timed, beside the start of an epoch.
         """
         if self._life_steps is not None or self.trial.facts.lockstep:
+            return
+        if not halves:
+            self.probes = Probes(epoch_start_s=self._epoch_start_s())
             return
         num_workers = max(1, self.trial.config.num_workers)
         compute = dataclasses.replace(self._request, mode=BlockMode.COMPUTE)
@@ -260,10 +286,12 @@ class Run:
             copy_s=copy_s,
             compute_units_per_s=compute_sample.blocks[0].units_per_s,
             load_units_per_s=load_sample.blocks[0].units_per_s,
-            epoch_start_s=self.trial.begin_epoch(
-                limit_s=_REST_S, deadline_s=self._limits.patience_s(_REST_S + self.block_s)
-            ),
+            epoch_start_s=self._epoch_start_s(),
         )
+
+    def _epoch_start_s(self) -> float | None:
+        deadline_s = self._limits.patience_s(_REST_S + self.block_s)
+        return self.trial.begin_epoch(limit_s=_REST_S, deadline_s=deadline_s)
 
     def outcome(self) -> Outcome:
         """What is to be stored."""
@@ -283,8 +311,10 @@ class Run:
             unit=self.trial.facts.unit,
         )
 
-    def _settle(self) -> None:
-        request = dataclasses.replace(self._request, num_blocks=0, settle_s=SETTLE_S)
+    def _settle(self, num_steps: int | None) -> None:
+        request = dataclasses.replace(
+            self._request, num_blocks=0, settle_s=SETTLE_S, settle_steps=num_steps
+        )
         limits = self._limits
         patience_s = limits.first_step_deadline_s
         if limits.step_s is not None:
@@ -359,7 +389,7 @@ def run_short(
     trial: Trial,
     definition: StudyDefinition,
     *,
-    num_blocks: int,
+    num_blocks: int | None,
     incumbent: float,
     limits: Limits,
     keeper: QuietKeeper,
@@ -369,13 +399,16 @@ def run_short(
     Args:
         trial: Ready, not yet asked for anything.
         definition: Says how long a block is.
-        num_blocks: How many at most, disturbed ones apart.
+        num_blocks: How many at most, disturbed ones apart; None for as many as the study says, or
+            fewer long ones that take as long.
         incumbent: Units per second of the best configuration so far, 0 for none.
         limits: What the trial may take.
         keeper: Waits for a quiet machine.
     """
     run = Run(trial, definition, limits, whole=False)
     run.pass_first_epoch()
+    if num_blocks is None:
+        num_blocks = math.ceil(definition.max_blocks * definition.block_s / run.block_s)
     run.measure_until(num_blocks, keeper, least_units_per_s=_KEEPS_UP * incumbent)
     run.check_headroom()
     run.check_finite()

@@ -12,6 +12,7 @@ from autotune.config import ThroughputConfig
 from autotune.measurement import Failure, FailureCause
 from autotune.optimizer.adaptive import AdaptiveOptimizer, Reading, ShortTrial
 from autotune.optimizer.posterior import Hyperparameters
+from autotune.optimizer.trial_cost import ConfirmingCost
 from autotune.tuning.search_loop import check_best, search
 
 CONFIGS = [
@@ -395,10 +396,44 @@ def test_a_start_that_takes_long_is_charged_to_large_batches_as_it_is_to_small_o
     bench = MadeUpBench(start_s=20.0)
     optimizer = optimizer_of()
     search(optimizer, bench, math.inf, max_trials=3)
-    step_s = np.linspace(0.01, 1.0, len(optimizer.configs))
+    step_s = np.linspace(0.01, 4.0, len(optimizer.configs))
     start_s = optimizer._start_s(step_s)
-    assert start_s[-1] - start_s[0] == pytest.approx(3 * 0.99)
-    assert 12.0 < start_s[0] < 20.0
+    # Where steps are long, fewer are enough to settle.
+    assert start_s[-1] - start_s[0] == pytest.approx(2 * 4.0 - 4 * 0.01)
+    assert 10.0 < start_s[0] < 20.0
+
+
+@pytest.mark.parametrize("budget_s", [400.0, 600.0, 1200.0])
+def test_a_slow_loop_is_left_the_time_to_confirm_what_is_found(budget_s):
+    # Steps of up to a minute: what a round takes depends on what is confirmed.
+    slow = lambda config: 200 * law(config)  # noqa: E731
+    bench = MadeUpBench(seconds=slow, load_s=0.8)
+    confirming = ConfirmingCost(start_s=5.0, measured_s=2.5)
+    optimizer = optimizer_of(confirming=confirming)
+    search(optimizer, bench, budget_s, reserved_s=20.0)
+    while check_best(optimizer, bench, budget_s):
+        pass
+    left_s = budget_s - bench.now_s
+    found = optimizer.to_confirm({BASELINE}, left_s=left_s)
+    assert found
+    step_s = np.array([slow(config) * config.batch_size for config in (BASELINE, *found)])
+    round_s = confirming.run_s(step_s, np.ones(len(step_s))).sum()
+    # What is expected of what never ran is not exactly what it takes.
+    assert round_s <= 1.1 * left_s
+    if len(found) == 2:
+        assert optimizer.to_confirm({BASELINE}, left_s=round_s / 2) == found[:1]
+
+
+def test_a_trial_is_asked_for_only_where_it_could_be_confirmed_too():
+    bench = MadeUpBench()
+    # A round takes 30 s at least: the start of two processes.
+    dear = ConfirmingCost(start_s=15.0, measured_s=2.5)
+    optimizer = optimizer_of(confirming=dear)
+    assert not search(optimizer, bench, 30.0)
+    assert [trial.config for trial in bench.trials] == [BASELINE]
+    assert not search(optimizer, bench, 45.0)
+    assert len(bench.trials) > 1
+    assert bench.now_s <= 15.0
 
 
 def test_what_never_ran_is_looked_at_before_it_is_an_answer():

@@ -209,7 +209,9 @@ def test_a_cheap_measurement_is_preferred_to_a_dear_one_that_tells_the_same():
             "start_s": np.where(np.arange(len(CONFIGS)) == dear, 9.0, 0.5),
             "block_s": BLOCKS_S,
         }
-        proposal = propose(posterior, may_run, **times, now_s=1.0, left_s=100.0, tie=0.01)
+        proposal = propose(
+            posterior, may_run, **times, now_s=1.0, left_s=np.full(len(CONFIGS), 100.0), tie=0.01
+        )
         assert proposal.index == cheap
         assert proposal.gain_per_s > 0
 
@@ -219,7 +221,8 @@ def test_nothing_is_proposed_that_takes_more_than_is_left():
 
     def proposed(left_s, may_run=ALL):
         times = {"start_s": np.ones(len(CONFIGS)), "block_s": BLOCKS_S}
-        return propose(posterior, may_run, **times, now_s=1.0, left_s=left_s, tie=0.01)
+        lefts_s = np.full(len(CONFIGS), left_s)
+        return propose(posterior, may_run, **times, now_s=1.0, left_s=lefts_s, tie=0.01)
 
     assert proposed(1.0) is None
     assert proposed(1.3).num_blocks == 1

@@ -1,5 +1,6 @@
 """Rounds of the confirmation with scripted trials."""
 
+import dataclasses
 import math
 import random
 import time
@@ -41,9 +42,11 @@ class Stage:
     Args:
         disturbed: For each configuration, the numbers of its blocks that something disturbs.
         fails_at: For each configuration, the number of the block at which it fails; 0 to settle.
+        step_s: What a step is said to take.
     """
 
-    def __init__(self, *, disturbed=None, fails_at=None):
+    def __init__(self, *, disturbed=None, fails_at=None, step_s=SETTLING.step_s):
+        self.settling = dataclasses.replace(SETTLING, step_s=step_s)
         self.events = []
         self.block_s = {}
         self.open = set()
@@ -88,7 +91,7 @@ class FakeTrial:
         assert deadline_s > 0
         if request.settle_s:
             self._fail_at(0)
-            return Sample(blocks=(), settling=SETTLING)
+            return Sample(blocks=(), settling=self._stage.settling)
         if request.mode is not BlockMode.TRAIN:
             self._stage.events.append((request.mode.value, self.config))
             self._fail_at(request.mode)
@@ -112,7 +115,16 @@ class FakeTrial:
             raise TrialFailedError(FAILURE)
 
 
-def run_round(stage, *, side_by_side=True, probed=True, keeper=None, left_s=1000.0, seed=0):
+def run_round(
+    stage,
+    *,
+    side_by_side=True,
+    probed=True,
+    probed_before=frozenset(),
+    keeper=None,
+    left_s=1000.0,
+    seed=0,
+):
     end_s = time.monotonic() + left_s
     plan = RoundPlan(
         definition=DEFINITION,
@@ -120,6 +132,7 @@ def run_round(stage, *, side_by_side=True, probed=True, keeper=None, left_s=1000
         keeper=keeper or FakeKeeper(),
         side_by_side=side_by_side,
         probed=probed,
+        probed_before=probed_before,
     )
     return measure_round(CONFIGS, stage.start, plan, random.Random(seed))
 
@@ -229,6 +242,19 @@ def test_nothing_is_probed_where_that_is_not_wanted():
     found = run_round(stage, probed=False)
     assert {what for what, _ in stage.events} == {"start", "block", "end"}
     assert all(outcome.measurement.load_units_per_s is None for outcome in found.values())
+
+
+@pytest.mark.parametrize(("step_s", "num_probed"), [(0.1, 3), (20.0, 2)])
+def test_halves_that_take_long_are_timed_once(step_s, num_probed):
+    stage = Stage(step_s=step_s)
+    found = run_round(stage, probed_before={CONFIGS[0]})
+    assert sorted(what for what, _ in stage.events if what in ("compute", "load")) == (
+        ["compute"] * num_probed + ["load"] * num_probed
+    )
+    is_probed = found[CONFIGS[0]].measurement.compute_units_per_s is not None
+    assert is_probed == (num_probed == 3)
+    # What the start of an epoch takes beyond a step is part of the rate in every round.
+    assert {outcome.measurement.epoch_end_s for outcome in found.values()} == {0.225}
 
 
 def test_a_round_in_which_all_fail_has_no_outcome():

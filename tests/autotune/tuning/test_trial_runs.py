@@ -12,7 +12,7 @@ from autotune.study.definition import StudyDefinition
 from autotune.trials.trial import TrialFailedError
 from autotune.tuning.trial_runs import MAX_REPEATS, Limits, Run, run_short, run_through
 
-from ..made_up import SETTLING, block_at
+from ..made_up import SETTLING, block, block_at
 
 CONFIG = ThroughputConfig(batch_size=4)
 # Half a second is two blocks; a short trial has up to six, and a confirming run eight.
@@ -84,8 +84,8 @@ class EndingTrial(FakeTrial):
         return True
 
 
-def limits(left_s=1000.0):
-    return Limits(step_s=None, first_step_deadline_s=30.0, end_s=time.monotonic() + left_s)
+def limits(left_s=1000.0, step_s=None):
+    return Limits(step_s=step_s, first_step_deadline_s=30.0, end_s=time.monotonic() + left_s)
 
 
 def short_run_of(trial, *, incumbent=0.0, keeper=None, left_s=1000.0):
@@ -107,6 +107,55 @@ def test_the_first_configuration_has_all_its_blocks():
     assert outcome.measurement.warm_up_s == SETTLING.duration_s
     assert trial.requests[0].settle_s > 0
     assert not any(request.settle_s for request in trial.requests[1:])
+
+
+class SlowTrial(FakeTrial):
+    """A step is a block, and takes that many seconds."""
+
+    def __init__(self, took_s, *, num_compiled=0):
+        super().__init__(step_s=took_s)
+        self._took_s, self._num_compiled = took_s, num_compiled
+
+    def _block(self):
+        self.num_blocks += 1
+        num_compiled = self._num_compiled if self.num_blocks == 1 else 0
+        return block(num_steps=1, duration_s=self._took_s, num_compiled=num_compiled)
+
+    @property
+    def num_settling(self):
+        return [request.settle_steps for request in self.requests if request.settle_s]
+
+
+def test_of_a_slow_loop_one_step_is_enough_to_settle():
+    trial = SlowTrial(5.0)
+    outcome = run_short(
+        trial,
+        DEFINITION,
+        num_blocks=None,
+        incumbent=0.0,
+        limits=limits(step_s=5.0),
+        keeper=FakeKeeper(),
+    )
+    assert trial.num_settling == [1]
+    # A block takes as long as all of a short trial.
+    assert outcome.measurement.num_blocks == 1
+    assert outcome.measurement.seconds_per_step == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize(("took_s", "num_compiled"), [(0.25, 0), (5.0, 1)])
+def test_where_a_loop_is_not_slow_after_all_it_settles_as_others_do(took_s, num_compiled):
+    trial = SlowTrial(took_s, num_compiled=num_compiled)
+    outcome = run_short(
+        trial,
+        DEFINITION,
+        num_blocks=1,
+        incumbent=0.0,
+        limits=limits(step_s=5.0),
+        keeper=FakeKeeper(),
+    )
+    assert trial.num_settling == [1, None]
+    # What was measured before does not count.
+    assert (outcome.measurement.num_blocks, trial.num_blocks) == (1, 2)
 
 
 def test_one_that_keeps_up_has_all_its_blocks_and_one_that_does_not_has_few():
@@ -181,7 +230,7 @@ def test_a_confirming_run_is_of_whole_optimizer_steps():
     trial = FakeTrial(config)
     outcome = run_through(trial, DEFINITION, limits=limits(), keeper=FakeKeeper())
     request = next(r for r in trial.requests if r.num_blocks and r.mode is BlockMode.TRAIN)
-    assert (request.multiple_of, request.cut_s) == (2, None)
+    assert (request.multiple_of, request.cut_s) == (2, 30.0)
     assert outcome.measurement.num_blocks == 8
 
 
