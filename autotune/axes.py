@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from autotune import allocator, collector, torch_flags, worker_start
 
 AxisValue = int | bool | str
+# What the project needs, see pyproject.toml.
+_OLDEST_TORCH = (2, 2)
 
 
 class Kind(enum.Enum):
@@ -41,6 +43,9 @@ class Axis:
         is_optional: Whether a configuration may leave it out (None).
         needs_workers: Whether it means nothing without loader workers.
         without_workers: Its value where there are none, if it needs them.
+        needs_torch: The first version of torch that knows it; None where the script may have none.
+        needs_device: Whether it means nothing without a GPU.
+        is_extended: Whether it is searched with `--axes extended`, and else only if it is named.
         caution: What another value changes besides the speed, for people; empty for nothing.
         is_widened: Whether values beyond those that were asked for are tried where the best lies
             at their upper end.
@@ -60,6 +65,9 @@ class Axis:
     is_optional: bool = False
     needs_workers: bool = False
     without_workers: AxisValue | None = None
+    needs_torch: tuple[int, int] | None = None
+    needs_device: bool = False
+    is_extended: bool = False
     caution: str = ""
     is_widened: bool = False
     is_live: bool = False
@@ -129,6 +137,7 @@ _TABLE = (
         name="pin_memory",
         kind=Kind.FLAG,
         length=1.0,
+        needs_device=True,
         is_live=True,
         default_origin="torch's default",
     ),
@@ -164,6 +173,8 @@ _TABLE = (
         label="batches in order",
         needs_workers=True,
         without_workers=True,
+        needs_torch=(2, 6),
+        is_extended=True,
         is_live=True,
         default_origin="torch's default",
         caution="batches come as workers have them ready, so that their order differs from run to "
@@ -174,6 +185,9 @@ _TABLE = (
         kind=Kind.FLAG,
         length=1.0,
         label="cuDNN's benchmark",
+        needs_torch=_OLDEST_TORCH,
+        needs_device=True,
+        is_extended=True,
         default_origin="torch's default",
         caution="cuDNN chooses its algorithms by their speed, so that the last digits of what it "
         "computes may differ from run to run",
@@ -186,14 +200,18 @@ _TABLE = (
         words=worker_start.START_METHODS,
         needs_workers=True,
         without_workers=worker_start.DEFAULT,
+        needs_torch=_OLDEST_TORCH,
+        is_extended=True,
         default_origin="Python's",
     ),
+    # Not extended: it changes what is computed, which nobody is to get without asking for it.
     Axis(
         name="matmul_precision",
         kind=Kind.WORD,
         length=1.5,
         label="precision of float32 products",
         words=torch_flags.PRECISIONS,
+        needs_torch=_OLDEST_TORCH,
         default_origin="torch's default",
         caution="products of float32 matrices have another precision: compare what is learned",
     ),

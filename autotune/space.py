@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from autotune import allocator
+from autotune import allocator, worker_start
 from autotune.axes import AXES, BY_COST, WITHOUT_WORKERS, AxisValue
 from autotune.collector import DEFAULT, FROZEN
 from autotune.config import DEFAULT_PREFETCH_FACTOR, ThroughputConfig
@@ -216,6 +216,16 @@ def default_axes(
     if allocator.is_tunable() and baseline.malloc == allocator.DEFAULT:
         axes["malloc"] = allocator.ALLOCATORS
     return axes
+
+
+def extended_axes(baseline: ThroughputConfig) -> dict[str, tuple[AxisValue, ...]]:
+    """The axes that are searched as well with `--axes extended` (docs/your_loop.md)."""
+    method = baseline.multiprocessing_context
+    return {
+        "in_order": (True, False),
+        "cudnn_benchmark": (False, True),
+        "multiprocessing_context": tuple(dict.fromkeys((method, *worker_start.worth_trying()))),
+    }
 
 
 def _combinations(

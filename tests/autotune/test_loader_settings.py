@@ -2,13 +2,16 @@
 
 import json
 import multiprocessing
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch.utils.data import DataLoader, Dataset
 
+from autotune.best_config import read_best_config
 from autotune.blocks import BlockRequest
 from autotune.config import ThroughputConfig
 from autotune.errors import ConfigError
@@ -16,7 +19,8 @@ from autotune.instrument.loader_facts import describe_loader
 from autotune.measurement import StartMode
 from autotune.torch_flags import set_otherwise
 
-from .conftest import processes_of, wait_until
+from .commands import autotune_run, trials
+from .conftest import QUICK, processes_of, wait_until
 
 FIRST_STEPS = BlockRequest(min_s=0.0, settle_s=0.001)
 PRINT_STATE = """
@@ -148,3 +152,24 @@ def test_the_settings_arrive_in_a_trial(script, start_runner, tmp_path, mode, me
         assert state_in(trial._origin.output.read_text()) == [False, method, "high", True]
     runner.close()
     assert wait_until(lambda: not processes_of(tmp_path))
+
+
+def test_a_run_searches_the_extended_axes_and_training_gets_what_it_found(script):
+    command = script(step=PRINT_STATE, length=64, item="pass")
+    axes = {"batch_size": [4], "num_workers": [1], "prefetch_factor": [2], "num_threads": [1]}
+    data = {**QUICK, "command": list(command), "axes": {**axes, "gc": ["default"]}}
+    Path("quick.yaml").write_text(yaml.safe_dump({**data, "num_candidates": 1}))
+    done = autotune_run("--study", "quick.yaml", "--axes", "extended")
+    assert done.returncode == 0, done.stderr
+    assert "cudnn_benchmark is left out: the baseline used no GPU" in done.stdout
+    frame = trials()
+    with_workers = frame[(frame["num_workers"] > 0) & (frame["state"] == "complete")]
+    assert set(with_workers["in_order"]) == {True, False}
+    assert len(set(with_workers["multiprocessing_context"])) == 2
+    assert set(frame["matmul_precision"]) == {"default"}
+
+    chosen = read_best_config(Path("best_config.yaml")).config
+    trained = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    in_order, method, _, benchmark = state_in(trained)
+    assert (in_order, method or "default") == (chosen.in_order, chosen.multiprocessing_context)
+    assert not benchmark

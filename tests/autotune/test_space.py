@@ -1,8 +1,9 @@
 import pytest
 
+from autotune.axes import AXES
 from autotune.config import ThroughputConfig
 from autotune.errors import BadInputError
-from autotune.space import Space, default_axes, preference
+from autotune.space import Space, default_axes, extended_axes, preference
 
 BASELINE = ThroughputConfig(batch_size=2, num_threads=2)
 
@@ -33,6 +34,14 @@ def test_what_needs_workers_is_combined_with_these_alone():
     spawned = space.changed(BASELINE, num_workers=1, multiprocessing_context="spawn")
     assert preference(BASELINE, spawned)[0] == 1
     assert preference(spawned, BASELINE)[0] == 2
+
+
+def test_extended_axes_hold_the_baselines_own_values():
+    assert list(extended_axes(BASELINE)) == [a.name for a in AXES.values() if a.is_extended]
+    own = {"num_workers": 1, "in_order": False, "multiprocessing_context": "spawn"}
+    baseline = ThroughputConfig(batch_size=2, cudnn_benchmark=True, **own)
+    assert baseline in Space(axes=extended_axes(baseline)).configurations(baseline)
+    assert "default" not in extended_axes(baseline)["multiprocessing_context"]
 
 
 def test_order_and_repeats_of_values_do_not_matter():
