@@ -21,6 +21,7 @@ from autotune.files import check_writable, make_folder
 from autotune.report.progress import say
 from autotune.settings_files import file_of_kind
 from autotune.study.definition import (
+    AxisSet,
     SamplerName,
     StudyDefinition,
     default_study_file,
@@ -83,6 +84,12 @@ _DEFINING_OPTIONS = (
         callback=_axis,
         metavar="NAME=VALUES",
         help="Values of one axis: --axis batch_size=2,4,8. Repeatable.",
+    ),
+    click.option(
+        "--axes",
+        "axis_set",
+        type=click.Choice([name.value for name in AxisSet]),
+        help="extended: search settings as well that help some loops only.",
     ),
     click.option(
         "--patch",

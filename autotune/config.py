@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import json
 import os
 import sys
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from autotune import allocator
-from autotune.axes import AXES, Kind
+from autotune import allocator, torch_flags, worker_start
+from autotune.axes import AXES, WITHOUT_WORKERS, Kind
 from autotune.collector import DEFAULT, CollectorInit, WorkerInit, apply_collector
 from autotune.errors import ConfigError
 
@@ -45,6 +47,14 @@ class ThroughputConfig:
             its sight, "raised" lets it start less often (see docs/collector.md).
         malloc: The C library's memory allocator: "default" leaves it as it is, "kept" has freed
             memory stay with the process (see docs/allocator.md).
+        in_order: Whether batches come in the sampler's order; False lets one that a worker has
+            ready overtake another's that is late. Without workers they always do.
+        multiprocessing_context: How workers are started: "fork", "forkserver" or "spawn";
+            "default" leaves it as the script or Python has it.
+        cudnn_benchmark: Whether cuDNN tries its algorithms and keeps the fastest; False leaves it
+            as the script has it.
+        matmul_precision: Of products of float32 matrices: "highest", "high" or "medium", which
+            changes what is computed; "default" leaves it as the script has it.
         num_ranks: Processes that train together, on all machines. `load_config` sets it.
         ranks_per_node: Those of them on one machine; `load_config` sets it, too.
 
@@ -65,6 +75,10 @@ class ThroughputConfig:
     num_interop_threads: int | None = None
     gc: str = DEFAULT
     malloc: str = allocator.DEFAULT
+    in_order: bool = True
+    multiprocessing_context: str = worker_start.DEFAULT
+    cudnn_benchmark: bool = False
+    matmul_precision: str = torch_flags.DEFAULT
     num_ranks: int = 1
     ranks_per_node: int = 1
 
@@ -75,11 +89,8 @@ class ThroughputConfig:
         _check_integer("gradient_accumulation_steps", self.gradient_accumulation_steps, 1)
         _check_flag("persistent_workers", self.persistent_workers, optional=True)
         if self.num_workers == 0:
-            if self.prefetch_factor is not None:
-                raise ConfigError(
-                    f"prefetch_factor must be null when num_workers is 0, not "
-                    f"{self.prefetch_factor}: without workers nothing is prefetched"
-                )
+            for name, value in WITHOUT_WORKERS.items():
+                _check_without_workers(name, getattr(self, name), value)
             if self.persistent_workers:
                 raise ConfigError("persistent_workers must be false when num_workers is 0")
         elif self.prefetch_factor is None:
@@ -104,8 +115,7 @@ class ThroughputConfig:
         accumulation = f" (accumulation {steps})" if steps > 1 else ""
         parts = [f"ranks {self.num_ranks}"] if self.num_ranks > 1 else []
         parts.append(f"batch {self.batch_size}{accumulation}")
-        prefetch = f" (prefetch {self.prefetch_factor})" if self.num_workers else ""
-        parts.append(f"workers {self.num_workers}{prefetch}")
+        parts.append(f"workers {self.num_workers}{self._workers_summary}")
         if self.num_threads is not None:
             parts.append(f"threads {self.num_threads}")
         if self.num_interop_threads is not None:
@@ -116,7 +126,22 @@ class ThroughputConfig:
             parts.append(f"gc {self.gc}")
         if self.malloc != allocator.DEFAULT:
             parts.append(f"malloc {self.malloc}")
+        if self.cudnn_benchmark:
+            parts.append("cuDNN benchmark")
+        if self.matmul_precision != torch_flags.DEFAULT:
+            parts.append(f"matmul {self.matmul_precision}")
         return ", ".join(parts)
+
+    @property
+    def _workers_summary(self) -> str:
+        if not self.num_workers:
+            return ""
+        parts = [f"prefetch {self.prefetch_factor}"]
+        if self.multiprocessing_context != worker_start.DEFAULT:
+            parts.append(self.multiprocessing_context)
+        if not self.in_order:
+            parts.append("any order")
+        return f" ({', '.join(parts)})"
 
     def with_effective_batch_size(self, effective_batch_size: int) -> ThroughputConfig:
         """The same settings with accumulation that makes up `effective_batch_size` samples.
@@ -137,6 +162,11 @@ class ThroughputConfig:
             )
         return dataclasses.replace(self, gradient_accumulation_steps=steps)
 
+    def without_workers(self) -> ThroughputConfig:
+        """The same settings without loader workers, and without what needs some."""
+        settings: dict[str, Any] = {"num_workers": 0, "persistent_workers": None, **WITHOUT_WORKERS}
+        return dataclasses.replace(self, **settings)
+
     def dataloader_kwargs(self, worker_init_fn: WorkerInit | None = None) -> dict[str, Any]:
         """Keyword arguments for `torch.utils.data.DataLoader`, legal in every combination.
 
@@ -146,6 +176,9 @@ class ThroughputConfig:
 
         Args:
             worker_init_fn: A function of your own that each worker calls with its number first.
+
+        Raises:
+            ConfigError: The DataLoader of this torch does not know `in_order`, which is False.
         """
         kwargs: dict[str, Any] = {
             "batch_size": self.batch_size,
@@ -156,11 +189,26 @@ class ThroughputConfig:
         if self.num_workers:
             kwargs["prefetch_factor"] = self.prefetch_factor
             kwargs["persistent_workers"] = self.persistent_workers
+            kwargs |= self.worker_options()
         if self.num_workers and self.gc != DEFAULT:
             kwargs["worker_init_fn"] = CollectorInit(self.gc, worker_init_fn)
         elif worker_init_fn is not None:
             kwargs["worker_init_fn"] = worker_init_fn
         return kwargs
+
+    def worker_options(self) -> dict[str, Any]:
+        """How a DataLoader is to start and read its workers, as far as that is not torch's default.
+
+        Raises:
+            ConfigError: See `dataloader_kwargs`.
+        """
+        options: dict[str, Any] = {}
+        if not self.in_order:
+            _check_torch_knows_in_order()
+            options["in_order"] = False
+        if self.multiprocessing_context != worker_start.DEFAULT:
+            options["multiprocessing_context"] = self.multiprocessing_context
+        return options
 
     def dataloader(self, dataset: Dataset[Any], **kwargs: Any) -> DataLoader[Any]:  # noqa: ANN401
         """A DataLoader over `dataset` with these settings.
@@ -172,7 +220,7 @@ class ThroughputConfig:
                 gives batches itself, replaces the batch size of these settings.
 
         Raises:
-            ConfigError: An argument is one that these settings decide.
+            ConfigError: An argument is one that these settings decide; or see `dataloader_kwargs`.
         """
         from torch.utils.data import DataLoader
 
@@ -195,9 +243,9 @@ class ThroughputConfig:
         return found
 
     def apply_to_process(self) -> None:
-        """Set up this process: the threads of torch, BLAS and OpenMP, and the garbage collector.
+        """Set up this process: threads, memory allocator, switches of torch and garbage collector.
 
-        Thread counts that are None stay as they are, as does the collector with `gc` "default".
+        What is None or "default" stays as it is, as does cuDNN's benchmark where it is False.
         What is imported later or started from here finds the number of threads in the environment.
         `load_config` calls this, so that a measured trial and the training that follows it run
         alike.
@@ -217,6 +265,9 @@ class ThroughputConfig:
         allocator.apply_allocator(self.malloc)
         if self.num_interop_threads is not None:
             self._apply_interop_threads(self.num_interop_threads)
+        torch_flags.apply_torch_flags(
+            matmul_precision=self.matmul_precision, cudnn_benchmark=self.cudnn_benchmark
+        )
         # Last, so that what was imported above is frozen, too.
         apply_collector(self.gc)
 
@@ -249,6 +300,24 @@ def _check_axis_value(name: str, value: object) -> None:
         _check_flag(name, value, optional=axis.is_optional)
     elif value not in axis.words:
         raise ConfigError(f"{name} must be one of {', '.join(axis.words)}, not {value!r}")
+
+
+def _check_without_workers(name: str, value: object, expected: object) -> None:
+    if value != expected:
+        raise ConfigError(
+            f"{name} must be {json.dumps(expected)} when num_workers is 0, not "
+            f"{json.dumps(value)}: it has no effect without workers"
+        )
+
+
+def _check_torch_knows_in_order() -> None:
+    import torch
+
+    if "in_order" not in inspect.signature(torch.utils.data.DataLoader.__init__).parameters:
+        raise ConfigError(
+            f"in_order must be true with torch {torch.__version__}, not false: only the DataLoader "
+            "of torch 2.6 and later knows it"
+        )
 
 
 def _check_flag(name: str, value: object, *, optional: bool) -> None:

@@ -12,10 +12,14 @@ def needs_as_much(
 ) -> bool:
     """Whether `config` needs at least as much of what another one ran out of.
 
-    The memory of a GPU depends on the batch alone, everything else on what the loader holds, too.
+    The memory of a GPU depends on the batch, and on what cuDNN tries its algorithms in; everything
+    else on what the loader holds, too.
     """
     if cause.is_of_device:
-        return config.batch_size >= exhausted.batch_size
+        return (
+            config.batch_size >= exhausted.batch_size
+            and config.cudnn_benchmark >= exhausted.cudnn_benchmark
+        )
     return is_heavier(config, exhausted)
 
 
@@ -25,6 +29,10 @@ def is_heavier(config: ThroughputConfig, other: ThroughputConfig) -> bool:
         config.batch_size >= other.batch_size
         and config.num_workers >= other.num_workers
         and config.num_prefetched >= other.num_prefetched
+        # Workers share memory with the process that they are forked from, and only with that.
+        and (
+            not other.num_workers or config.multiprocessing_context == other.multiprocessing_context
+        )
         # What keeps its memory may take more than what gives it back.
         and other.malloc in (allocator.DEFAULT, config.malloc)
     )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from autotune import allocator
-from autotune.axes import AXES, BY_COST, AxisValue
+from autotune import allocator, worker_start
+from autotune.axes import AXES, BY_COST, WITHOUT_WORKERS, AxisValue
 from autotune.collector import DEFAULT, FROZEN
 from autotune.config import DEFAULT_PREFETCH_FACTOR, ThroughputConfig
 from autotune.errors import BadInputError, ConfigError
@@ -54,26 +54,27 @@ class Space:
         Where there are several ranks, batch sizes of which these have too many are left out, and
         more threads of all together than one rank may have by itself.
         """
-        names = [name for name in self.axes if name != "prefetch_factor"]
+        of_workers: dict[str, tuple[AxisValue | None, ...]] = {"prefetch_factor": (None,)}
+        others: dict[str, tuple[AxisValue | None, ...]] = {}
+        for name, values in self.axes.items():
+            (of_workers if name in WITHOUT_WORKERS else others)[name] = values
         found: dict[ThroughputConfig, None] = {}
-        for values in itertools.product(*(self.axes[name] for name in names)):
-            settings: dict[str, Any] = dict(zip(names, values, strict=True))
-            for prefetch_factor in self.axes.get("prefetch_factor", (None,)):
-                if self._fits(baseline, **settings):
-                    config = self.changed(baseline, **settings, prefetch_factor=prefetch_factor)
-                    found[config] = None
+        for settings in _combinations(others):
+            if self._fits(baseline, **settings):
+                for more in _combinations(of_workers):
+                    found[self.changed(baseline, **settings, **more)] = None
         return tuple(found)
 
     def changed(self, config: ThroughputConfig, **settings: Any) -> ThroughputConfig:  # noqa: ANN401
         """A configuration with other values of some settings, and whatever follows from them.
 
-        Without workers nothing is prefetched; the effective batch size is kept, and the threads of
-        all ranks on a machine.
+        Without workers, settings that need some are as they are then; the effective batch size is
+        kept, and the threads of all ranks on a machine.
         """
         num_workers = settings.get("num_workers", config.num_workers)
         dependent: dict[str, Any] = {"persistent_workers": None}
         if not num_workers:
-            dependent["prefetch_factor"] = None
+            dependent |= WITHOUT_WORKERS
         per_node = settings.get("ranks_per_node", config.ranks_per_node)
         if per_node != config.ranks_per_node:
             # On each machine, and all of them together have as many threads as before.
@@ -145,14 +146,12 @@ def preference(config: ThroughputConfig, baseline: ThroughputConfig) -> tuple[in
     A setting that brings nothing stays as it is: fewer settings changed from the baseline's come
     first. Then counts what they take of the machine, the cheapest first.
     """
-    num_changed = sum(
-        getattr(config, name) != getattr(baseline, name)
-        for name in AXES
-        if name != "prefetch_factor"
-    )
     # Workers are enough to have something prefetched; another depth is one more change.
-    usual = baseline.prefetch_factor or DEFAULT_PREFETCH_FACTOR
-    num_changed += config.num_workers > 0 and config.prefetch_factor != usual
+    num_changed = sum(
+        value_of(config, name) != value_of(baseline, name)
+        for name in AXES
+        if config.num_workers or name not in WITHOUT_WORKERS
+    )
     return (num_changed, *(axis.place(getattr(config, axis.name)) for axis in BY_COST))
 
 
@@ -168,7 +167,7 @@ def check_axis(name: str, values: Iterable[object]) -> None:
     if not values:
         raise BadInputError(f"axis {name}: needs at least one value")
     for value in values:
-        settings = {"batch_size": 1, "num_workers": int(name == "prefetch_factor"), name: value}
+        settings = {"batch_size": 1, "num_workers": int(name in WITHOUT_WORKERS), name: value}
         try:
             if value is None:
                 raise ConfigError(f"{name} must have a value, not null")
@@ -217,6 +216,23 @@ def default_axes(
     if allocator.is_tunable() and baseline.malloc == allocator.DEFAULT:
         axes["malloc"] = allocator.ALLOCATORS
     return axes
+
+
+def extended_axes(baseline: ThroughputConfig) -> dict[str, tuple[AxisValue, ...]]:
+    """The axes that are searched as well with `--axes extended` (docs/your_loop.md)."""
+    method = baseline.multiprocessing_context
+    return {
+        "in_order": (True, False),
+        "cudnn_benchmark": (False, True),
+        "multiprocessing_context": tuple(dict.fromkeys((method, *worker_start.worth_trying()))),
+    }
+
+
+def _combinations(
+    axes: Mapping[str, tuple[AxisValue | None, ...]],
+) -> Iterator[dict[str, Any]]:
+    for values in itertools.product(*axes.values()):
+        yield dict(zip(axes, values, strict=True))
 
 
 def _thinned(divisors: list[int]) -> set[int]:

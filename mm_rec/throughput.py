@@ -87,7 +87,7 @@ def _override(
         # What the file says about its workers does not hold for another number of them.
         changes["persistent_workers"] = None
         if not overrides["num_workers"]:
-            changes.setdefault("prefetch_factor", None)
+            tuned = tuned.without_workers()
     batch_size = changes.get("batch_size", tuned.batch_size)
     if effective % batch_size:
         raise ConfigError(

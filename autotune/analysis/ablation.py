@@ -6,7 +6,7 @@ import dataclasses
 import enum
 
 from autotune.analysis.estimates import Estimates
-from autotune.axes import AxisValue
+from autotune.axes import WITHOUT_WORKERS, AxisValue
 from autotune.config import ThroughputConfig
 from autotune.intervals import INDIFFERENCE, Ratio
 from autotune.space import Space, value_of
@@ -125,8 +125,8 @@ def find_changes(
     changes = []
     for setting in space.axes:
         before, after = value_of(baseline, setting), value_of(best, setting)
-        prefetch = setting == "prefetch_factor"
-        movable = bool(baseline.num_workers) or not prefetch
+        needs_workers = setting in WITHOUT_WORKERS
+        movable = bool(baseline.num_workers) or not needs_workers
         if before == after and movable:
             others = {
                 value: space.changed(baseline, **{setting: value})
@@ -144,7 +144,7 @@ def find_changes(
             after = max(run or known, key=lambda value: estimates.units_per_s(known[value]))
         alone = space.changed(baseline, **{setting: after}) if movable else None
         without = None
-        if value_of(best, setting) != before and (best.num_workers or not prefetch):
+        if value_of(best, setting) != before and (best.num_workers or not needs_workers):
             without = space.changed(best, **{setting: before})
         if alone is not None or without is not None:
             changes.append(

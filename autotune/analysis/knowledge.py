@@ -88,7 +88,7 @@ class Knowledge:
         Without workers the loop waits for loading and then computes. Workers can hide the waiting
         and nothing else: rate ≤ 1 / compute time.
         """
-        return self.without_workers.get(_without_workers(config), math.inf)
+        return self.without_workers.get(config.without_workers(), math.inf)
 
     def rules_out(self, config: ThroughputConfig) -> bool:
         """Whether `config` needs no trial.
@@ -106,7 +106,7 @@ class Knowledge:
         if bound == math.inf:
             return False
         # Both from one trial, so that what disturbed it cancels.
-        gain = bound / self.measured[_without_workers(config)]
+        gain = bound / self.measured[config.without_workers()]
         return gain < 1 + INDIFFERENCE or bound * _BOUND_SLACK < self.incumbent
 
     def candidates(
@@ -125,7 +125,3 @@ class Knowledge:
         close = [config for config, rate in others.items() if rate >= _CANDIDATE_SHARE * top]
         close.sort(key=lambda config: (-others[config], preference(config, baseline)))
         return tuple(close[:number])
-
-
-def _without_workers(config: ThroughputConfig) -> ThroughputConfig:
-    return dataclasses.replace(config, num_workers=0, prefetch_factor=None, persistent_workers=None)

@@ -10,6 +10,7 @@ from typing import Any
 
 from autotune.config import ThroughputConfig
 from autotune.instrument.prepared_loader import batch_sizes
+from autotune.worker_start import start_method_of
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +53,8 @@ def describe_loader(loader: Any, config: ThroughputConfig) -> LoaderFacts:  # no
     num_workers = getattr(loader, "num_workers", config.num_workers)
     if is_torch and num_workers != config.num_workers:
         fixed["num_workers"] = f"the loader was made with num_workers={num_workers}"
-    elif is_torch and num_workers and loader.prefetch_factor != config.prefetch_factor:
-        fixed["prefetch_factor"] = f"the loader was made with {loader.prefetch_factor}"
+    elif is_torch and num_workers:
+        fixed |= _fixed_of_workers(loader, config)
     if is_torch and bool(loader.pin_memory) != config.pin_memory:
         fixed["pin_memory"] = f"the loader was made with pin_memory={loader.pin_memory}"
     return LoaderFacts(
@@ -62,6 +63,20 @@ def describe_loader(loader: Any, config: ThroughputConfig) -> LoaderFacts:  # no
         samples_per_epoch=samples_per_epoch(loader),
         fixed=fixed,
     )
+
+
+def _fixed_of_workers(loader: Any, config: ThroughputConfig) -> dict[str, str]:  # noqa: ANN401
+    """What a DataLoader with workers does not take from the configuration, with the reason."""
+    own = {
+        "prefetch_factor": loader.prefetch_factor,
+        "in_order": getattr(loader, "in_order", True),
+        "multiprocessing_context": start_method_of(loader),
+    }
+    return {
+        name: f"the loader was made with {name}={value}"
+        for name, value in own.items()
+        if value != getattr(config, name)
+    }
 
 
 def is_iterable_dataset(dataset: object) -> bool:

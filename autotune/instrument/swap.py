@@ -8,6 +8,7 @@ from typing import Any
 
 from autotune.config import ThroughputConfig
 from autotune.instrument.loader_facts import LoaderFacts, is_dataloader
+from autotune.worker_start import start_method_of
 
 
 def is_swappable(loader: object, facts: LoaderFacts) -> bool:
@@ -36,6 +37,26 @@ def swap_settings(loader: Any, config: ThroughputConfig) -> None:  # noqa: ANN40
     if not config.num_workers:
         # There is nobody to wait for, and torch refuses it.
         loader.timeout = 0
+    set_worker_options(loader, config)
+
+
+def set_worker_options(loader: Any, config: ThroughputConfig) -> None:  # noqa: ANN401
+    """Have a DataLoader start its next workers, and read them, as `config` says.
+
+    Args:
+        loader: Of torch, with as many workers as `config` has.
+        config: The settings.
+
+    Raises:
+        ConfigError: See `ThroughputConfig.dataloader_kwargs`.
+    """
+    options = config.worker_options()
+    if config.in_order != getattr(loader, "in_order", True):
+        loader.in_order = config.in_order
+    method = options.get("multiprocessing_context", start_method_of(loader))
+    # Where that is as it was, it may be a context of the script's own.
+    if method != start_method_of(loader):
+        loader.multiprocessing_context = method
 
 
 def forget_peak_memory() -> None:

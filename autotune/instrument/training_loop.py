@@ -21,6 +21,7 @@ from autotune.instrument.stand_in import Pass
 from autotune.instrument.swap import is_swappable
 from autotune.instrument.timed_loop import LoopEndedError, TimedLoop
 from autotune.measurement import FailureCause
+from autotune.torch_flags import set_otherwise
 
 _DISPATCHED = (
     "one rank reads the batches of all (Accelerate's dispatch_batches), so that step and loader "
@@ -204,12 +205,17 @@ class TrainingLoop:
 
     def _describe(self) -> LoopFacts:
         """What the coordinator should know; ends the trial where it is not worth measuring."""
-        source, facts = self._loop.source, self._facts
-        fixed = dict(facts.fixed)
+        source, facts, config = self._loop.source, self._facts, self._trial.config
+        fixed = {
+            **facts.fixed,
+            **set_otherwise(
+                matmul_precision=config.matmul_precision, cudnn_benchmark=config.cudnn_benchmark
+            ),
+        }
         if source.num_samples is None:
             self._counter.learn(source.peek())
             own = self._counter.own_batch_size
-            if own is not None and own != self._trial.config.batch_size:
+            if own is not None and own != config.batch_size:
                 fixed["batch_size"] = f"the loader makes batches of {own} samples by itself"
             if not self._counter.knows and self._units is None:
                 self._trial.end(
@@ -218,7 +224,7 @@ class TrainingLoop:
                     "that counts them, such as units=samples with "
                     "`def samples(batch): return ...`",
                 )
-        if self._trial.config.num_workers and self._starts_no_workers():
+        if config.num_workers and self._starts_no_workers():
             fixed |= dict.fromkeys(
                 ("num_workers", "prefetch_factor"), "the loader starts no workers"
             )

@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Any
 from autotune.collector import DEFAULT
 from autotune.config import ThroughputConfig
 from autotune.errors import ConfigError
+from autotune.worker_start import start_method_of
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
 
 # What a loader keeps of its arguments under their names; some only newer versions of torch know.
-_KEPT = ("collate_fn", "worker_init_fn", "generator", "pin_memory_device", "in_order")
-_KEPT_WITH_WORKERS = ("multiprocessing_context", "timeout")
-_SETTINGS = ("batch_size", "num_workers", "prefetch_factor", "persistent_workers", "pin_memory")
+_KEPT = ("collate_fn", "worker_init_fn", "generator", "pin_memory_device")
+_SETTINGS = (
+    *("batch_size", "num_workers", "prefetch_factor", "persistent_workers", "pin_memory"),
+    *("in_order", "multiprocessing_context"),
+)
 
 
 def settings_of(loader: DataLoader[Any]) -> ThroughputConfig:
@@ -40,6 +43,8 @@ def settings_of(loader: DataLoader[Any]) -> ThroughputConfig:
         prefetch_factor=loader.prefetch_factor if loader.num_workers else None,
         persistent_workers=loader.persistent_workers,
         pin_memory=bool(loader.pin_memory),
+        in_order=not loader.num_workers or getattr(loader, "in_order", True),
+        multiprocessing_context=start_method_of(loader),
     )
 
 
@@ -58,7 +63,8 @@ def rebuilt(loader: DataLoader[Any], config: ThroughputConfig) -> DataLoader[Any
         return loader
     kept = {name: getattr(loader, name) for name in _KEPT if hasattr(loader, name)}
     if config.num_workers:
-        kept |= {name: getattr(loader, name) for name in _KEPT_WITH_WORKERS}
+        kept["timeout"] = loader.timeout
+        kept["multiprocessing_context"] = loader.multiprocessing_context
     if not kept.get("pin_memory_device"):
         kept.pop("pin_memory_device", None)
     arguments = config.dataloader_kwargs(kept.pop("worker_init_fn", None))
@@ -73,7 +79,7 @@ def rebuilt(loader: DataLoader[Any], config: ThroughputConfig) -> DataLoader[Any
     if "batch_sampler" not in batching and not isinstance(loader.dataset, IterableDataset):
         batching["sampler"] = loader.sampler
     try:
-        return type(loader)(loader.dataset, **arguments, **batching, **kept)
+        return type(loader)(loader.dataset, **{**batching, **kept, **arguments})
     except TypeError as error:
         raise ConfigError(
             f"{type(loader).__name__} cannot be made again with the arguments of a DataLoader "

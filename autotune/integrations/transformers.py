@@ -12,8 +12,12 @@ import autotune
 from autotune.collector import DEFAULT, CollectorInit
 from autotune.config import ThroughputConfig
 from autotune.errors import ConfigError
+from autotune.instrument.loader_facts import is_dataloader
 from autotune.instrument.ranks import find_place
+from autotune.instrument.swap import set_worker_options
+from autotune.worker_start import DEFAULT as PYTHONS_OWN
 
+_CONTEXT = "dataloader_multiprocessing_context"
 # Callbacks of these classes train; all others that come with transformers report, save and stop.
 _KEPT = ("TrainerCallback", "DefaultFlowCallback", "ExportableState")
 
@@ -57,7 +61,7 @@ def tune(
 
     def get_train_dataloader() -> Any:  # noqa: ANN401
         loader = make_loader()
-        _set_up_collector(loader, config)
+        _set_up_workers(loader, config)
         if not autotune.is_trial():
             return loader
         return autotune.steps(loader, units=tokens if _reads_tokens(trainer.model) else None)
@@ -98,6 +102,9 @@ def _settings_of(trainer: Any) -> ThroughputConfig:  # noqa: ANN401
         prefetch_factor=arguments.dataloader_prefetch_factor if workers else None,
         persistent_workers=bool(workers and arguments.dataloader_persistent_workers),
         pin_memory=arguments.dataloader_pin_memory,
+        # These two only newer versions have.
+        in_order=not workers or getattr(arguments, "dataloader_in_order", True),
+        multiprocessing_context=(workers and getattr(arguments, _CONTEXT, None)) or PYTHONS_OWN,
     )
 
 
@@ -111,6 +118,9 @@ def _set(trainer: Any, config: ThroughputConfig) -> None:  # noqa: ANN401
     arguments.dataloader_prefetch_factor = config.prefetch_factor
     arguments.dataloader_persistent_workers = bool(config.persistent_workers)
     arguments.dataloader_pin_memory = config.pin_memory
+    if hasattr(arguments, _CONTEXT) and not config.num_workers:
+        # torch refuses one where there is nothing to start.
+        setattr(arguments, _CONTEXT, None)
 
 
 def _only_train(trainer: Any) -> None:  # noqa: ANN401
@@ -157,12 +167,18 @@ def _is_from_transformers(kind: type) -> bool:
     )
 
 
-def _set_up_collector(loader: Any, config: ThroughputConfig) -> None:  # noqa: ANN401
-    """What `ThroughputConfig.dataloader` does for workers whose loader the trainer makes."""
+def _set_up_workers(loader: Any, config: ThroughputConfig) -> None:  # noqa: ANN401
+    """What `ThroughputConfig.dataloader` does for workers whose loader the trainer makes.
+
+    The order is not among the trainer's arguments then: these hold for evaluation and prediction,
+    too, whose results are to stay in the order of their data.
+    """
     # A prepared loader hands the work to one that it keeps.
     made = getattr(loader, "base_dataloader", loader)
     if config.num_workers and config.gc != DEFAULT and hasattr(made, "worker_init_fn"):
         made.worker_init_fn = CollectorInit(config.gc, made.worker_init_fn)
+    if is_dataloader(made):
+        set_worker_options(made, config)
 
 
 def _reads_tokens(model: Any) -> bool:  # noqa: ANN401

@@ -10,7 +10,7 @@ from typing import Protocol
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
-from autotune.axes import AXES, AxisValue, Kind
+from autotune.axes import AXES, WITHOUT_WORKERS, AxisValue, Kind
 from autotune.config import ThroughputConfig
 from autotune.study.definition import SamplerName
 
@@ -90,14 +90,14 @@ class SamplerProposer:
         for _ in range(_MAX_REPEATS):
             trial = self._study.ask()
             ranks = {
-                name: self._suggest(trial, name) for name in self._axes if name != "prefetch_factor"
+                name: self._suggest(trial, name)
+                for name in self._axes
+                if name not in WITHOUT_WORKERS
             }
-            # Without workers there is nothing to prefetch.
             workers = self._axes.get("num_workers")
-            if "prefetch_factor" in self._axes and (
-                workers is None or workers[ranks["num_workers"]] != 0
-            ):
-                ranks["prefetch_factor"] = self._suggest(trial, "prefetch_factor")
+            if workers is None or workers[ranks["num_workers"]] != 0:
+                needing = [name for name in self._axes if name in WITHOUT_WORKERS]
+                ranks |= {name: self._suggest(trial, name) for name in needing}
             chosen = by_ranks.get(frozenset(ranks.items()))
             if chosen is not None:
                 self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -142,7 +142,7 @@ class SamplerProposer:
         ranks = []
         for name, values in self._axes.items():
             value = settings[name]
-            if value is None:
+            if value is None or (name in WITHOUT_WORKERS and not config.num_workers):
                 continue
             if value not in values:
                 return None

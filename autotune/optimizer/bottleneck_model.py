@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from autotune.axes import AXES, Kind
+from autotune.axes import AXES
 from autotune.config import ThroughputConfig
 
 Array = NDArray[np.float64]
@@ -182,8 +182,8 @@ class _Coefficients:
 
 
 def _words(config: ThroughputConfig) -> tuple[str, ...]:
-    """Those settings that are words: each is a loop of its own."""
-    return tuple(getattr(config, name) for name, axis in AXES.items() if axis.kind is Kind.WORD)
+    """Those settings of the step that are words: each is a loop of its own."""
+    return tuple(getattr(config, name) for name, axis in AXES.items() if axis.splits_costs)
 
 
 def _sizes(configs: Sequence[ThroughputConfig]) -> tuple[Array, Array]:

@@ -10,6 +10,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.trial import FrozenTrial, TrialState
 
+from autotune.axes import WITHOUT_WORKERS
 from autotune.config import ThroughputConfig
 from autotune.measurement import Failure, FailureCause
 from autotune.optimizer.adaptive import AdaptiveOptimizer, Reading, ShortTrial
@@ -99,7 +100,7 @@ class AdaptiveSampler(optuna.samplers.BaseSampler):
     def _key(self, settings: dict[str, Any]) -> tuple[object, ...]:
         used = dict(settings)
         if not used.get("num_workers", self._baseline.num_workers):
-            used["prefetch_factor"] = None
+            used |= WITHOUT_WORKERS
         return tuple(used.get(name) for name in self._space.axes)
 
 

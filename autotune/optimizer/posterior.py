@@ -81,8 +81,8 @@ class Hyperparameters:
     Attributes:
         step: Of the bottleneck model's error, shared by similar batch sizes and threads.
         batch: Of what changes suddenly from one batch size to the next, whatever the rest.
-        words: Of what another word brings, or costs, whatever the rest: of the garbage collector or
-            the memory allocator.
+        words: Of what another word brings, or costs, whatever the rest: of the garbage collector,
+            the memory allocator or the precision of products.
         workers: Of its error about workers, shared by similar settings that have some.
         own: Of what is peculiar to one configuration.
         process: Of what is peculiar to one process.
@@ -114,8 +114,8 @@ class Kernel:
     Attributes:
         step: By what the step depends on.
         batch: By the batch size alone, and less smoothly.
-        words: Of those settings that are words, the share that both have in common; what all
-            configurations have in common does not count, and is their level.
+        words: Of those settings of the step that are words, the share that both have in common;
+            what all configurations have in common does not count, and is their level.
         workers: By everything, among those that have workers; 0 for the others.
         same: 1 for a configuration with itself, else 0.
         has_workers: Which configurations have workers, [N].
@@ -387,10 +387,10 @@ def _coordinates(configs: Sequence[ThroughputConfig], *, needs_workers: bool) ->
 
 
 def _words_in_common(configs: Sequence[ThroughputConfig]) -> Array:
-    """For all pairs, of those settings that are words and not the same for all, [N, N]."""
+    """For all pairs, of the words of the step that are not the same for all, [N, N]."""
     found = []
     for name, axis in AXES.items():
-        if axis.kind is Kind.WORD:
+        if axis.splits_costs:
             values = np.array([getattr(config, name) for config in configs])
             same = values[:, None] == values
             if not same.all():

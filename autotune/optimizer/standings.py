@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence, Set
 import numpy as np
 from numpy.typing import NDArray
 
-from autotune.axes import AXES, Kind
+from autotune.axes import AXES, WITHOUT_WORKERS, Kind
 from autotune.config import ThroughputConfig
 from autotune.intervals import INDIFFERENCE, TWO_SIDED_95
 from autotune.optimizer.acquisition import probabilities_near_best
@@ -109,12 +109,14 @@ class Expectations:
         return None if nearest in (0, own) else self.configs[nearest]
 
     def _with_first_words(self, chosen: int, may_run: NDArray[np.bool_]) -> int:
-        """The same settings with the first configuration's collector and allocator.
+        """The same settings with the first configuration's words, such as its collector.
 
         Each where that is no loss.
         """
         place = chosen
         for name in (name for name, axis in AXES.items() if axis.kind is Kind.WORD):
+            if name in WITHOUT_WORKERS and not self.configs[place].num_workers:
+                continue
             value = getattr(self.configs[0], name)
             config = dataclasses.replace(self.configs[place], **{name: value})
             twin = self.configs.index(config) if config in self.configs else place

@@ -149,5 +149,5 @@ def _remark(effect: Effect) -> str:
         elif effect.with_others.high < effect.alone.low and -apart > _INTERACTION:
             parts.append("helps less with the other changes")
     elif change.alone is None:
-        parts.append("nothing is prefetched without workers")
+        parts.append("has no effect without workers")
     return "; ".join(parts)

@@ -11,6 +11,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from autotune.analysis.ablation import Effect
+from autotune.axes import WITHOUT_WORKERS
 from autotune.config import ThroughputConfig
 from autotune.measurement import Measurement, figure
 from autotune.report.diagnosis import label, shown
@@ -271,13 +272,15 @@ def axis_shares(view: StudyView) -> pd.Series[float] | None:
 
 
 def _workers_first(changed: Sequence[Effect]) -> list[Effect]:
-    """By what they bring, but nothing is prefetched before there are workers."""
+    """By what they bring, but what needs workers comes after these."""
     ordered = sorted(changed, key=lambda effect: -effect.brings)
-    places = {effect.change.setting: place for place, effect in enumerate(ordered)}
-    workers, prefetch = places.get("num_workers"), places.get("prefetch_factor")
-    if workers is not None and prefetch is not None and prefetch < workers:
-        ordered.insert(workers, ordered.pop(prefetch))
-    return ordered
+    places = [effect.change.setting for effect in ordered]
+    if "num_workers" not in places:
+        return ordered
+    end = places.index("num_workers") + 1
+    # Sorting is stable, and False comes first.
+    first = sorted(ordered[:end], key=lambda effect: effect.change.setting in WITHOUT_WORKERS)
+    return [*first, *ordered[end:]]
 
 
 def _brief(rate: float) -> str:

@@ -11,7 +11,7 @@ from autotune.analysis.alternatives import by_batch_size
 from autotune.analysis.loading import collector_share
 from autotune.analysis.result import Result, UnconfirmedGain
 from autotune.axes import AXES, AxisValue
-from autotune.best_config import Performance
+from autotune.best_config import BestConfig, Performance
 from autotune.collector import DEFAULT
 from autotune.config import ThroughputConfig
 from autotune.measurement import figure
@@ -321,6 +321,17 @@ def _noise(result: Result) -> list[str]:
     ]
 
 
+def cautions(best: BestConfig) -> list[str]:
+    """What the chosen settings change besides the speed."""
+    known = (best.baseline.config, ThroughputConfig(batch_size=1))
+    return [
+        f"note: {name} {_value(value)}: {axis.caution}"
+        for name, axis in AXES.items()
+        if axis.caution
+        and (value := getattr(best.config, name)) not in [getattr(one, name) for one in known]
+    ]
+
+
 def warnings(result: Result) -> list[str]:
     """What a person must know before relying on the figures."""
     lines = []
@@ -342,6 +353,7 @@ def warnings(result: Result) -> list[str]:
             f"note: an optimizer step now uses {after:,} samples instead of {before:,}: check the "
             f"learning rate, or {remedy}"
         )
+    lines += cautions(best)
     for difference in result.fork_differences:
         lines.append(
             f"note: {difference.config.summary} ran at {figure(difference.forked)} forked and at "

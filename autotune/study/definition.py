@@ -44,6 +44,13 @@ class SamplerName(enum.StrEnum):
     GP = "gp"
 
 
+class AxisSet(enum.StrEnum):
+    """Which axes are searched beside those that are named."""
+
+    DEFAULT = "default"
+    EXTENDED = "extended"
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StudyDefinition:
     """One study: the command, the space, and how long to measure.
@@ -52,6 +59,8 @@ class StudyDefinition:
         name: Name of the study in its storage.
         command: Program and arguments of the training loop.
         axes: Values for some axes; the others come from the machine (see `space.default_axes`).
+        axis_set: Whether settings that help some loops only are searched as well (see
+            `space.extended_axes`).
         sampler: How the next configuration is chosen.
         budget_s: Wall seconds for everything, confirmation included.
         training: How long the whole training is, where that is known: hours are told, and the
@@ -80,6 +89,7 @@ class StudyDefinition:
     name: _Name
     command: tuple[str, ...]
     axes: dict[str, tuple[AxisValue, ...]] = dataclasses.field(default_factory=dict)
+    axis_set: AxisSet = AxisSet.DEFAULT
     sampler: SamplerName = SamplerName.AUTO
     budget_s: _Seconds = 3600.0
     training: TrainingLength | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from autotune.allocator import KEPT, is_set_outside
@@ -15,8 +16,14 @@ from autotune.config import ThroughputConfig
 from autotune.ipc.introductions import Introduction
 from autotune.measurement import Measurement, fullest_device
 from autotune.optimizer.trial_cost import LONGEST_UPDATE_S, TrialCost
-from autotune.space import Space, default_axes
-from autotune.study.definition import MOST_CANDIDATES, MOST_ROUNDS, SamplerName, StudyDefinition
+from autotune.space import Space, default_axes, extended_axes
+from autotune.study.definition import (
+    MOST_CANDIDATES,
+    MOST_ROUNDS,
+    AxisSet,
+    SamplerName,
+    StudyDefinition,
+)
 from autotune.system.machine import this_machine
 from autotune.torchrun import with_ranks_per_node
 from autotune.tuning.trial_runs import settling_s
@@ -33,6 +40,9 @@ _LEAST_LOADING = 0.05
 _LEAST_FAULTS = 0.02
 # Beside a GPU, no more threads are tried, but for the baseline's own number.
 _MOST_THREADS_BESIDE_DEVICE = 8
+# The search holds what it expects of any two configurations, and looks at all of it before each
+# trial: 3 s and 1 GB with so many.
+_MOST_CONFIGURATIONS = 2500
 # What the adaptive search tries: two where structure decides, and many times that where many are
 # alike (measured: benchmarks/search.py); on a machine that is not quiet, each for longer.
 _FEWEST_TRIALS, _MOST_TRIALS = 2, 50
@@ -100,10 +110,15 @@ def make_plan(
         baseline=baseline,
         effective_batch_size=effective,
     )
+    if definition.axis_set is AxisSet.EXTENDED:
+        axes |= extended_axes(baseline)
     facts = facts or LoopFacts()
     if definition.patch and not definition.patch_batch_size:
         facts = dataclasses.replace(facts, fixed={**facts.fixed, "batch_size": _KEPT_BY_PATCH})
     axes, notes = _within(facts, {**axes, **definition.axes}, baseline, named=definition.axes)
+    obstacles = _obstacles(axes, baseline, introduction.versions.get("torch"))
+    axes = {name: values for name, values in axes.items() if name not in obstacles}
+    notes += tuple(f"{name} is left out: {reason}" for name, reason in obstacles.items())
     fewest_ranks = baseline.num_ranks * fewest_here // baseline.ranks_per_node
     space = Space(axes=axes, effective_batch_size=effective, fewest_ranks=fewest_ranks)
     return Plan(
@@ -153,13 +168,42 @@ def _within(
     return {name: values for name, values in allowed.items() if values}, tuple(notes)
 
 
+def _obstacles(
+    axes: Mapping[str, tuple[AxisValue, ...]], baseline: ThroughputConfig, torch: str | None
+) -> dict[str, str]:
+    """The axes that mean nothing to this script, with the reason.
+
+    Args:
+        axes: All that would be searched otherwise.
+        baseline: What the script has otherwise.
+        torch: The version of torch that the script had loaded at `load_config`, if it had any.
+    """
+    has_workers = any(axes.get("num_workers", (baseline.num_workers,)))
+    found = {}
+    for axis in map(AXES.__getitem__, axes):
+        if axis.needs_torch is None:
+            continue
+        if torch is None or _numbers(torch) < axis.needs_torch:
+            wanted = ".".join(map(str, axis.needs_torch))
+            has = "had not loaded it at load_config" if torch is None else f"uses {torch}"
+            found[axis.name] = f"it needs torch {wanted} or later, and the script {has}"
+        elif axis.needs_workers and not has_workers:
+            found[axis.name] = "no loader workers are tried"
+    return found
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
+
+
 def with_fitting_axes(plan: Plan, definition: StudyDefinition, baseline: Sequence[Sample]) -> Plan:
     """The plan with those axes that matter by what the baseline showed.
 
     The garbage collector matters where loading takes CPU time, the memory allocator where the loop
     takes much memory anew all the time, and page-locked memory where batches go to a GPU. There the
     step's computing is not done by threads: a few serve what is left for them.
-    An axis that the user named stays.
+    What needs a GPU is left out where the baseline used none, and extended axes where they make the
+    space too large. An axis that the user named stays.
 
     Args:
         plan: What is to be searched.
@@ -180,8 +224,30 @@ def with_fitting_axes(plan: Plan, definition: StudyDefinition, baseline: Sequenc
             if int(n) <= _MOST_THREADS_BESIDE_DEVICE or n == plan.baseline.num_threads
         )
         axes = {name: values for name, values in axes.items() if values}
+    else:
+        unfit = [name for name in axes if AXES[name].needs_device and name not in definition.axes]
+        for name in unfit:
+            del axes[name]
+            plan = _noted(plan, f"{name} is left out: the baseline used no GPU")
     axes |= {name: plan.space.axes[name] for name in definition.axes if name in plan.space.axes}
-    return plan if axes == plan.space.axes else _with_axes(plan, axes)
+    if axes != plan.space.axes:
+        plan = _with_axes(plan, axes)
+    return _bounded(plan, named=definition.axes)
+
+
+def _bounded(plan: Plan, *, named: Collection[str]) -> Plan:
+    """The plan without those extended axes that make its space too large."""
+    extended = [name for name, axis in AXES.items() if axis.is_extended and name not in named]
+    for name in reversed(extended):
+        number = len(plan.configurations)
+        if number > _MOST_CONFIGURATIONS and name in plan.space.axes:
+            axes = {other: v for other, v in plan.space.axes.items() if other != name}
+            plan = _noted(
+                _with_axes(plan, axes),
+                f"{name} is left out: with it there would be {number:,} configurations, and the "
+                f"search can hold {_MOST_CONFIGURATIONS:,}",
+            )
+    return plan
 
 
 def widen(
@@ -227,6 +293,10 @@ def widen(
     if axes == plan.space.axes:
         return None
     return _with_axes(plan, axes)
+
+
+def _noted(plan: Plan, note: str) -> Plan:
+    return dataclasses.replace(plan, notes=(*plan.notes, note))
 
 
 def _with_axes(plan: Plan, axes: Mapping[str, tuple[AxisValue, ...]]) -> Plan:

@@ -287,7 +287,10 @@ class Tuner:
             for record in self._store.records()
             if record.phase is Phase.BASELINE and record.measurement is not None
         )
-        plan = with_fitting_axes(plan, self._definition, first.samples)
+        fitting = with_fitting_axes(plan, self._definition, first.samples)
+        for line in fitting.notes[len(plan.notes) :]:
+            self._observer.note(line)
+        plan = fitting
         self._first_axes = plan.space.axes
         self._set_space(plan)
         return plan

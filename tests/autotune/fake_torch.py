@@ -26,6 +26,7 @@ torch = module(
     "torch",
     __version__="fake",
     Tensor=Tensor,
+    backends=types.SimpleNamespace(cudnn=types.SimpleNamespace(benchmark=False)),
     cuda=module("torch.cuda", is_initialized=lambda: False),
     get_num_threads=lambda: 1,
     is_grad_enabled=lambda: True,

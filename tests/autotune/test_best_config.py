@@ -93,6 +93,13 @@ def test_what_is_written_is_read_again(path, best):
     assert found.expected.samples_per_s == pytest.approx(20.1235)
 
 
+def test_a_file_from_before_a_setting_was_there_is_read(path, best):
+    for name in ("in_order", "multiprocessing_context", "cudnn_benchmark", "matmul_precision"):
+        change(path, f"config.{name}", KeyError)
+        change(path, f"baseline.config.{name}", KeyError)
+    assert read_best_config(path).config == best.config
+
+
 def test_the_file_has_the_documented_keys_and_comments(path):
     data = yaml.safe_load(path.read_text())
     assert list(data) == [
@@ -116,6 +123,10 @@ def test_the_file_has_the_documented_keys_and_comments(path):
         "num_interop_threads",
         "gc",
         "malloc",
+        "in_order",
+        "multiprocessing_context",
+        "cudnn_benchmark",
+        "matmul_precision",
         "num_ranks",
         "ranks_per_node",
     ]

@@ -31,6 +31,21 @@ def test_settings_are_completed_as_the_dataloader_would():
         ({"persistent_workers": True}, "persistent_workers must be false"),
         ({"pin_memory": 1}, "pin_memory must be true or false"),
         ({"pin_memory": None}, "pin_memory"),
+        ({"in_order": False}, "in_order must be true when num_workers is 0, not false"),
+        ({"num_workers": 1, "in_order": 0}, "in_order must be true or false, not 0"),
+        (
+            {"multiprocessing_context": "spawn"},
+            'multiprocessing_context must be "default" when num_workers is 0, not "spawn"',
+        ),
+        (
+            {"num_workers": 1, "multiprocessing_context": "thread"},
+            "multiprocessing_context must be one of default, fork, forkserver, spawn, not 'thread'",
+        ),
+        ({"cudnn_benchmark": None}, "cudnn_benchmark must be true or false, not None"),
+        (
+            {"matmul_precision": "low"},
+            "matmul_precision must be one of default, highest, high, medium, not 'low'",
+        ),
     ],
 )
 def test_a_broken_rule_names_setting_rule_and_value(settings, message):
@@ -121,6 +136,13 @@ def test_settings_survive_a_round_trip_as_plain_values():
     config = ThroughputConfig(batch_size=4, num_workers=2, num_threads=3)
     assert ThroughputConfig(**config.to_dict()) == config
     assert config.summary == "batch 4, workers 2 (prefetch 2), threads 3"
+    all_else = {"in_order": False, "multiprocessing_context": "spawn", "cudnn_benchmark": True}
+    config = dataclasses.replace(config, **all_else, matmul_precision="high")
+    assert ThroughputConfig(**config.to_dict()) == config
+    assert config.summary == (
+        "batch 4, workers 2 (prefetch 2, spawn, any order), threads 3, cuDNN benchmark, matmul high"
+    )
+    config = dataclasses.replace(config, in_order=True, multiprocessing_context="default")
     assert (
         dataclasses.replace(
             config, num_workers=0, prefetch_factor=None, persistent_workers=None

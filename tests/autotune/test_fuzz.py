@@ -100,6 +100,10 @@ AXES = st.fixed_dictionaries(
         "prefetch_factor": st.lists(st.integers(1, 8), min_size=1, max_size=3),
         "num_threads": st.lists(st.integers(1, 8), min_size=1, max_size=3),
         "pin_memory": st.lists(st.booleans(), min_size=1, max_size=2),
+        "in_order": st.lists(st.booleans(), min_size=1, max_size=2),
+        "multiprocessing_context": st.lists(
+            st.sampled_from(["default", "fork", "spawn"]), min_size=1, max_size=2
+        ),
     },
 )
 

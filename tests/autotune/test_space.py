@@ -1,8 +1,9 @@
 import pytest
 
+from autotune.axes import AXES
 from autotune.config import ThroughputConfig
 from autotune.errors import BadInputError
-from autotune.space import Space, default_axes
+from autotune.space import Space, default_axes, extended_axes, preference
 
 BASELINE = ThroughputConfig(batch_size=2, num_threads=2)
 
@@ -13,6 +14,34 @@ def test_every_legal_combination_is_there_once():
     assert len(configs) == len(set(configs)) == (1 + 2 * 2) * 2
     assert all(config.prefetch_factor is None for config in configs if config.num_workers == 0)
     assert all(config.batch_size == 2 for config in configs)
+
+
+def test_what_needs_workers_is_combined_with_these_alone():
+    axes = {
+        "num_workers": (0, 1),
+        "in_order": (False, True),
+        "multiprocessing_context": ("default", "spawn"),
+    }
+    space = Space(axes=axes)
+    configs = space.configurations(BASELINE)
+    assert len(configs) == 1 + 4
+    assert {(c.in_order, c.multiprocessing_context) for c in configs if not c.num_workers} == {
+        (True, "default")
+    }
+    changed = space.changed(configs[-1], num_workers=0)
+    assert changed == BASELINE
+    # That they follow from there being no workers is no change of theirs.
+    spawned = space.changed(BASELINE, num_workers=1, multiprocessing_context="spawn")
+    assert preference(BASELINE, spawned)[0] == 1
+    assert preference(spawned, BASELINE)[0] == 2
+
+
+def test_extended_axes_hold_the_baselines_own_values():
+    assert list(extended_axes(BASELINE)) == [a.name for a in AXES.values() if a.is_extended]
+    own = {"num_workers": 1, "in_order": False, "multiprocessing_context": "spawn"}
+    baseline = ThroughputConfig(batch_size=2, cudnn_benchmark=True, **own)
+    assert baseline in Space(axes=extended_axes(baseline)).configurations(baseline)
+    assert "default" not in extended_axes(baseline)["multiprocessing_context"]
 
 
 def test_order_and_repeats_of_values_do_not_matter():
@@ -60,6 +89,8 @@ def test_an_axis_that_is_missing_stays_as_in_the_baseline():
         ({"prefetch_factor": (0,)}, "axis prefetch_factor"),
         ({"pin_memory": (1,)}, "axis pin_memory"),
         ({"gc": ("default", "off")}, "axis gc: gc must be one of default, frozen, raised"),
+        ({"in_order": ("no",)}, "axis in_order: in_order must be true or false"),
+        ({"multiprocessing_context": ("thread",)}, "multiprocessing_context must be one of"),
         ({"gc": (1,)}, "axis gc: gc must be one of"),
         ({"batch_size": ("8",)}, "axis batch_size: batch_size must be a whole number"),
     ],

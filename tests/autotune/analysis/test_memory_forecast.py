@@ -136,3 +136,18 @@ def test_what_keeps_its_memory_tells_nothing_of_what_gives_it_back():
     assert not needs_as_much(returned, kept, FailureCause.OUT_OF_MEMORY)
     larger = dataclasses.replace(kept, batch_size=16)
     assert needs_as_much(larger, returned, FailureCause.OUT_OF_MEMORY)
+
+
+def test_workers_that_share_no_memory_tell_nothing_of_those_that_do():
+    forked = ThroughputConfig(batch_size=8, num_workers=2)
+    spawned = dataclasses.replace(forked, batch_size=4, multiprocessing_context="spawn")
+    assert not needs_as_much(forked, spawned, FailureCause.OUT_OF_MEMORY)
+    assert needs_as_much(forked, ThroughputConfig(batch_size=4), FailureCause.OUT_OF_MEMORY)
+
+
+def test_what_cudnn_tries_its_algorithms_in_tells_nothing_of_steps_that_try_none():
+    trying = ThroughputConfig(batch_size=4, cudnn_benchmark=True)
+    plain = ThroughputConfig(batch_size=8)
+    assert not needs_as_much(plain, trying, FailureCause.OUT_OF_DEVICE_MEMORY)
+    larger = dataclasses.replace(trying, batch_size=16)
+    assert needs_as_much(larger, plain, FailureCause.OUT_OF_DEVICE_MEMORY)

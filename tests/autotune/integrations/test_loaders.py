@@ -6,6 +6,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSa
 
 from autotune import ThroughputConfig
 from autotune.errors import ConfigError
+from autotune.instrument.swap import swap_settings
 from autotune.integrations.loaders import rebuilt, settings_of
 
 NUMBERS = TensorDataset(torch.arange(10.0))
@@ -36,6 +37,36 @@ def test_with_its_own_settings_it_is_the_loader_itself():
     loader = DataLoader(NUMBERS, batch_size=4)
     config = ThroughputConfig(batch_size=4, gradient_accumulation_steps=2)
     assert rebuilt(loader, config) is loader
+
+
+def method(loader):
+    context = loader.multiprocessing_context
+    return None if context is None else context.get_start_method()
+
+
+def test_how_workers_are_started_and_read_is_changed_where_a_setting_says_so():
+    own = {"num_workers": 2, "in_order": False, "multiprocessing_context": "spawn"}
+    loader = DataLoader(NUMBERS, batch_size=4, **own)
+    config = settings_of(loader)
+    assert (config.in_order, config.multiprocessing_context) == (False, "spawn")
+    assert rebuilt(loader, config) is loader
+    other = ThroughputConfig(batch_size=4, num_workers=1, multiprocessing_context="forkserver")
+    made = rebuilt(loader, other)
+    assert (made.in_order, method(made)) == (True, "forkserver")
+    swap_settings(loader, other)
+    assert (loader.in_order, method(loader)) == (True, "forkserver")
+    swap_settings(loader, ThroughputConfig(batch_size=4))
+    assert [batch.tolist() for [batch] in loader] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+def test_a_way_to_start_workers_of_the_scripts_own_is_kept_where_no_setting_names_another():
+    own = torch.multiprocessing.get_context("spawn")
+    loader = DataLoader(NUMBERS, batch_size=4, num_workers=2, multiprocessing_context=own)
+    plain = ThroughputConfig(batch_size=4, num_workers=1)
+    assert rebuilt(loader, plain).multiprocessing_context is own
+    swap_settings(loader, plain)
+    assert loader.multiprocessing_context is own
+    assert not rebuilt(loader, ThroughputConfig(batch_size=4)).num_workers
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -135,6 +135,21 @@ def test_a_tuned_trainer_learns_the_same(variant):
     assert tuned.state.global_step == plain.state.global_step
 
 
+def test_the_order_of_batches_is_that_of_the_training_alone():
+    settings = {"num_workers": 1, "in_order": False, "multiprocessing_context": "forkserver"}
+    write_settings(batch_size=4, **settings)
+    trainer = make()
+    tune(trainer)
+    loader = trainer.get_train_dataloader().base_dataloader
+    assert not loader.in_order
+    assert loader.multiprocessing_context.get_start_method() == "forkserver"
+    assert trainer.get_eval_dataloader().base_dataloader.in_order
+    write_settings(batch_size=4)
+    trainer = make(dataloader_num_workers=1, dataloader_multiprocessing_context="spawn")
+    tune(trainer)
+    assert trainer.get_train_dataloader().num_workers == 0
+
+
 def test_without_a_file_nothing_changes():
     trainer = make()
     arguments = dataclasses.asdict(trainer.args)

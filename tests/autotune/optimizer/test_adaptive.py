@@ -196,6 +196,23 @@ def test_settings_that_are_not_shown_to_gain_are_taken_back(seconds, batch_size)
     assert optimizer.simpler(simpler) is None
 
 
+@pytest.mark.parametrize("best", [1, 3])
+def test_how_workers_are_started_is_taken_back_as_other_words_are(best):
+    def config(workers, method="default"):
+        return ThroughputConfig(
+            batch_size=4, num_workers=workers, multiprocessing_context=method, num_threads=1
+        )
+
+    configs = [config(1, "spawn"), config(2, "spawn"), config(2, "forkserver"), config(0)]
+    workers = configs[best].num_workers
+    bench = MadeUpBench(seconds=lambda found: 0.001 * (1 + (found.num_workers != workers)))
+    optimizer = AdaptiveOptimizer(configs, configs[0], usable_cores=2, block_s=0.25)
+    for found in configs:
+        for _ in range(2):
+            optimizer.tell(ShortTrial(config=found, outcome=bench.run(found, 8)))
+    assert optimizer.standings()[0].config == configs[best]
+
+
 def test_where_the_baseline_may_be_as_fast_nothing_is_simpler_but_it():
     bench, optimizer = MadeUpBench(seconds=lambda _: 0.001), optimizer_of()
     configs = [BASELINE, ThroughputConfig(batch_size=64, num_workers=2, num_threads=1)]

@@ -48,6 +48,21 @@ def test_the_gaussian_process_proposes_what_is_there():
     assert len(measured) == 12
 
 
+def test_what_needs_workers_is_proposed_with_these_alone():
+    axes = {
+        "num_workers": (0, 1),
+        "in_order": (False, True),
+        "multiprocessing_context": ("fork", "spawn"),
+    }
+    configs = Space(axes=axes).configurations(BASELINE)
+    proposer = make_proposer(SamplerName.TPE, Space(axes=axes).axes, seed=1)
+    measured = {}
+    while len(measured) < len(configs):
+        left_over = [config for config in configs if config not in measured]
+        measured[proposer.propose(left_over, measured, unbounded)] = 1.0
+    assert len(measured) == 1 + 4
+
+
 def test_configurations_off_the_axes_do_no_harm():
     proposer = make_proposer(SamplerName.TPE, SPACE.axes, seed=1)
     odd = ThroughputConfig(batch_size=3, num_threads=7)

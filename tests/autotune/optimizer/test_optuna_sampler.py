@@ -91,6 +91,23 @@ def test_other_parameters_are_drawn():
     assert study.best_value == pytest.approx(5.0)
 
 
+def test_what_needs_workers_does_not_tell_configurations_without_any_apart():
+    axes = {"num_workers": (0, 1), "in_order": (False, True)}
+    study = optuna.create_study(
+        direction="maximize",
+        sampler=AdaptiveSampler(Space(axes=axes), BASELINE, usable_cores=2),
+    )
+    seen = set()
+
+    def rate(trial):
+        workers, in_order = (trial.suggest_categorical(name, axes[name]) for name in axes)
+        seen.add((workers, in_order or not workers))
+        raise ValueError
+
+    study.optimize(rate, n_trials=3, catch=(ValueError,))
+    assert seen == {(0, True), (1, True), (1, False)}
+
+
 def test_collectors_are_suggested_by_their_names():
     axes = {"batch_size": (4, 8), "gc": ("default", "frozen", "raised")}
     study = optuna.create_study(

@@ -136,6 +136,14 @@ def test_a_batch_size_is_there_when_the_loader_is_made():
     assert trained(execute()) == ["trained", "16", "0", "8", "32", "0", "1", "1"]
 
 
+def test_the_order_of_batches_and_torchs_switches_arrive_as_well():
+    told = "train_loader.in_order, torch.get_float32_matmul_precision(), test_loader.in_order,"
+    Path("train.py").write_text(SCRIPT.replace("num_steps,\n", f"{told}\n", 1))
+    settings = {"num_workers": 1, "in_order": False, "matmul_precision": "high"}
+    write_file(ThroughputConfig(batch_size=4, num_threads=1, **settings))
+    assert trained(execute())[:6] == ["trained", "4", "1", "False", "high", "True"]
+
+
 def test_settings_that_find_no_loader_are_told():
     write_file(ThroughputConfig(batch_size=4, num_workers=1), calls=("other.py, main: x",))
     done = execute()

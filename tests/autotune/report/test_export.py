@@ -138,6 +138,10 @@ def test_the_plots_of_optuna_work_on_a_study(trials):
         "pin_memory": False,
         "gc": "default",
         "malloc": "default",
+        "in_order": True,
+        "cudnn_benchmark": False,
+        "multiprocessing_context": "default",
+        "matmul_precision": "default",
         "ranks_per_node": 1,
     }
     plots = optuna.visualization

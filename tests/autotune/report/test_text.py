@@ -9,12 +9,13 @@ from autotune.measurement import StartMode, summarise
 from autotune.report import plots as figures
 from autotune.report.dataframe import load_study
 from autotune.report.study_view import open_view
-from autotune.report.text import changed_settings, trial_rows
+from autotune.report.text import cautions, changed_settings, trial_rows
 from autotune.study.records import Outcome, Phase
 from autotune.study.storage import storage_url
 from autotune.study.store import open_study
 
 from ..made_up import SETTLING, block, sample
+from ..test_best_config import make_best
 
 CONFIG = ThroughputConfig(batch_size=4, num_threads=1)
 
@@ -89,3 +90,17 @@ def test_the_plot_of_utilisation_tells_the_gpus_where_it_is_known(rows, tmp_path
 def test_what_changed_is_told_setting_by_setting(before, after, told):
     change = changed_settings(ThroughputConfig(**before), ThroughputConfig(**after))
     assert change == f"{told}; keep the other settings"
+
+
+def test_settings_that_change_more_than_the_speed_are_told_where_they_are_new():
+    own = {"batch_size": 4, "num_workers": 1}
+    new = ThroughputConfig(**own, in_order=False, matmul_precision="high")
+    best = dataclasses.replace(make_best(), config=new)
+    order, precision = cautions(best)
+    assert order.startswith("note: in_order false: batches come as workers have them ready")
+    assert precision.startswith("note: matmul_precision high: products of float32 matrices")
+    before = dataclasses.replace(best.baseline, config=new)
+    assert cautions(dataclasses.replace(best, baseline=before)) == []
+    # Back at what everybody has.
+    plain = dataclasses.replace(best, baseline=before, config=ThroughputConfig(**own))
+    assert cautions(plain) == []

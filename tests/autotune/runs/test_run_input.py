@@ -21,6 +21,7 @@ from ..commands import autotune_here, autotune_run
         (("--axis", "batch_size=0"), "at least 1, not 0"),
         (("--axis", "batch_size=many"), "must look like batch_size=2,4,8"),
         (("--axis", "gc=default,off"), "axis gc: gc must be one of default, frozen, raised, not"),
+        (("--axes", "all"), "'--axes': 'all' is not one of 'default', 'extended'"),
         (("--budget", "soon"), "--budget: must be a duration"),
         (("--budget", "0"), "--budget: must be a duration"),
         (("--sampler", "magic"), "magic"),

@@ -79,6 +79,10 @@ def test_optuna_sees_the_settings_and_the_objective(store, url):
         "pin_memory": True,
         "gc": "default",
         "malloc": "default",
+        "in_order": True,
+        "cudnn_benchmark": False,
+        "multiprocessing_context": "default",
+        "matmul_precision": "default",
         "ranks_per_node": 1,
     }
     assert "prefetch_factor" not in without.params

@@ -7,7 +7,7 @@ import pytest
 from autotune.blocks import LoopFacts
 from autotune.config import ThroughputConfig
 from autotune.space import Space
-from autotune.study.definition import SamplerName, StudyDefinition
+from autotune.study.definition import AxisSet, SamplerName, StudyDefinition
 from autotune.trials.runner import Introduction
 from autotune.tuning.plan import Plan, estimate, make_plan, widen, with_fitting_axes
 
@@ -80,7 +80,14 @@ def test_an_axis_ends_at_the_samples_of_an_epoch_and_at_what_failures_ruled_out(
     assert ruled_out is None
 
 
-def planned(facts=None, default=BASELINE, effective_batch_size=None, **axes):
+def planned(
+    facts=None,
+    default=BASELINE,
+    effective_batch_size=None,
+    versions=None,
+    axis_set=AxisSet.DEFAULT,
+    **axes,
+):
     """The plan for a command with these settings of its own, whose loop says so."""
     introduction = Introduction(
         pid=1,
@@ -91,9 +98,9 @@ def planned(facts=None, default=BASELINE, effective_batch_size=None, **axes):
         config_path=None,
         default_num_threads=2,
         fork_obstacle=None,
-        versions={},
+        versions=versions or {},
     )
-    definition = StudyDefinition(name="x", command=("x",), axes=axes)
+    definition = StudyDefinition(name="x", command=("x",), axes=axes, axis_set=axis_set)
     return make_plan(definition, introduction, facts)
 
 
@@ -140,6 +147,78 @@ def test_a_setting_that_is_fixed_at_its_default_or_is_no_axis_does_no_harm():
     all_fixed = dict.fromkeys(planned().space.axes, "so it is")
     [only] = planned(LoopFacts(fixed=all_fixed)).configurations
     assert only == planned().baseline
+
+
+NEW = {"versions": {"torch": "2.13.0+cpu"}}
+EXTENDED = ("in_order", "cudnn_benchmark", "multiprocessing_context")
+
+
+def test_extended_axes_are_searched_where_they_are_asked_for():
+    assert not set(EXTENDED) & set(planned(**NEW).space.axes)
+    plan = planned(axis_set=AxisSet.EXTENDED, **NEW)
+    assert set(EXTENDED) <= set(plan.space.axes)
+    assert "matmul_precision" not in plan.space.axes
+    named = planned(in_order=(False,), **NEW)
+    assert named.space.axes["in_order"] == (False,)
+    assert {c.in_order for c in named.configurations if c.num_workers} == {False}
+
+
+@pytest.mark.parametrize(
+    ("changes", "notes"),
+    [
+        (
+            {"versions": {"torch": "2.5.1"}},
+            ("in_order is left out: it needs torch 2.6 or later, and the script uses 2.5.1",),
+        ),
+        (
+            {"num_workers": (0,), **NEW},
+            (
+                "in_order is left out: no loader workers are tried",
+                "multiprocessing_context is left out: no loader workers are tried",
+            ),
+        ),
+        (
+            {"facts": LoopFacts(fixed={"in_order": "so it is"}), **NEW},
+            ("in_order stays at True: so it is",),
+        ),
+    ],
+)
+def test_an_extended_axis_that_cannot_matter_is_left_out_with_a_note(changes, notes):
+    assert planned(axis_set=AxisSet.EXTENDED, **changes).notes == notes
+
+
+def test_without_torch_there_is_no_extended_axis():
+    plan = planned(axis_set=AxisSet.EXTENDED)
+    assert plan.space.axes == planned().space.axes
+    assert plan.notes[0].endswith("the script had not loaded it at load_config")
+    assert len(plan.notes) == len(EXTENDED)
+
+
+def fitted(sample, **axes):
+    # The number of cores here is not to decide of the size of the space.
+    axes = {"num_workers": (0, 1, 2), "num_threads": (1, 2), **axes}
+    plan = planned(axis_set=AxisSet.EXTENDED, **NEW, **axes)
+    definition = StudyDefinition(name="x", command=("x",), axes=axes)
+    return with_fitting_axes(plan, definition, [sample])
+
+
+def test_what_needs_a_gpu_is_searched_where_the_baseline_used_one():
+    without = made_up.sample(IDLE)
+    plan = fitted(without)
+    assert "cudnn_benchmark" not in plan.space.axes
+    assert plan.notes == ("cudnn_benchmark is left out: the baseline used no GPU",)
+    with_gpu = dataclasses.replace(without, devices=(made_up.device(),))
+    assert fitted(with_gpu).space.axes["cudnn_benchmark"] == (False, True)
+    assert fitted(with_gpu).notes == ()
+    assert "cudnn_benchmark" in fitted(without, cudnn_benchmark=(True,)).space.axes
+
+
+def test_extended_axes_that_make_the_space_too_large_are_left_out():
+    sizes = tuple(range(1, 129))
+    plan = fitted(made_up.sample(IDLE), batch_size=sizes)
+    assert len(plan.configurations) == 128 * 2 * (1 + 2 * 2 * 2)
+    assert "in_order" in plan.space.axes
+    assert plan.notes[-1].startswith("multiprocessing_context is left out: with it there would be")
 
 
 def searched(*blocks, baseline=BASELINE, axes=None):
