@@ -261,6 +261,7 @@ def summarise(
     *,
     steps_per_epoch: int | None = None,
     samples_per_epoch: int | None = None,
+    steps_per_update: int | None = None,
     probes: Probes | None = None,
 ) -> Measurement:
     """The figures of one trial of `config`.
@@ -270,6 +271,8 @@ def summarise(
         config: What ran.
         steps_per_epoch: Length of the loader, where it has one.
         samples_per_epoch: Samples that an epoch is drawn from, where they are known.
+        steps_per_update: Micro-steps of an optimizer step, as far as was seen before; what the
+            blocks show is better, unless they were cut before they showed two.
         probes: What probing found, where it was done.
     """
     measured = [block for sample in samples for block in sample.blocks]
@@ -291,9 +294,9 @@ def summarise(
     balance = sustained_share(blocks)
     seconds_per_step = duration_s / (num_steps * balance)
     num_updates = sum(block.num_updates for block in blocks)
-    steps_per_update = (
-        num_steps / num_updates if num_updates else config.gradient_accumulation_steps
-    )
+    known = steps_per_update or config.gradient_accumulation_steps
+    is_cut = num_updates < 2 and num_steps != num_updates * known
+    per_update = known if is_cut else num_steps / num_updates
     cpu_s = sum(block.cpu_s for block in blocks)
     capacity_s = sum(block.duration_s * block.capacity_cores for block in blocks)
     settling = next((sample.settling for sample in samples if sample.settling), None)
@@ -305,7 +308,7 @@ def summarise(
         samples_per_s=num_samples * balance / duration_s,
         units_per_s=sum(block.num_units for block in blocks) * balance / duration_s,
         seconds_per_step=seconds_per_step,
-        seconds_per_optimizer_step=seconds_per_step * steps_per_update,
+        seconds_per_optimizer_step=seconds_per_step * per_update,
         data_wait_share=sum(block.lost_s for block in blocks) / elapsed_s,
         cpu_utilisation=cpu_s / capacity_s,
         cpu_s_per_sample=cpu_s / num_samples,
@@ -327,7 +330,7 @@ def summarise(
         joules_per_sample=_total(
             _per_sample(blocks, [block.energy_j for block in blocks]), gpu_joules
         ),
-        samples_per_update=steps_per_update
+        samples_per_update=per_update
         * _samples_per_step(blocks, config, steps_per_epoch, samples_per_epoch)
         if num_updates
         else None,

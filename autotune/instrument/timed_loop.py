@@ -289,8 +289,8 @@ class TimedLoop:
         buffer in its steady state.
 
         Steps in which something is compiled are not part of the time given, nor is the first one
-        of all on a device, which loads its libraries. Where one step is to be enough, the buffer is
-        left as it is.
+        of all on a device, which loads its libraries. Where one step is to be enough, what the
+        workers have ready is left as it is.
         """
         start_s = begun_s = time.monotonic()
         compiled = num_compiled()
@@ -309,11 +309,11 @@ class TimedLoop:
             if num_compiled() or self._device.is_used:
                 self._device.synchronise()
                 begun_s = time.monotonic()
+            self._tell("drain")
+            num_discarded += self.source.drain()
             if request.settle_steps == 1:
                 self._step_s, settled = time.monotonic() - start_s, True
                 return
-            self._tell("drain")
-            num_discarded += self.source.drain()
             while True:
                 block = yield from self._block(self._take, window)
                 num_steps += block.num_steps

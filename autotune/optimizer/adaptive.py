@@ -28,7 +28,7 @@ from autotune.optimizer.posterior import (
     Posterior,
     fit_hyperparameters,
 )
-from autotune.optimizer.standings import Expectations, Standing, candidates
+from autotune.optimizer.standings import Expectations, Standing, candidates, measured_gains
 from autotune.optimizer.trial_cost import ConfirmingCost, TrialCost
 
 # A second of tuning must bring more than it costs in training that goes on for so long.
@@ -54,6 +54,8 @@ _RUN_S = 2.5
 _WAITS = 0.1
 # A round of the confirmation takes up to so many times as long as expected.
 _AT_MOST = 1.1
+# What is expected to be so many standard deviations slower than the best is not missed.
+_FAR = 3.0
 # So many configurations that never ran are looked at before one is confirmed.
 MOST_CHECKS = 3
 
@@ -246,7 +248,9 @@ class AdaptiveOptimizer:
             config = self.configs[proposal.index]
             return Request(config=config, num_blocks=proposal.num_blocks)
         if best.was_measured or best.config in pending:
-            return Stop(complete=not np.any(self._may_run() & ~self._eligible(posterior, left_s)))
+            # What lies far behind is not missed, had it been left out for its time.
+            near = posterior.within_reach(self._may_run(), _FAR)
+            return Stop(complete=bool(self._eligible(posterior, left_s)[near].all()))
         # What was never measured is no answer, however good it is expected to be.
         return self._check(best, posterior, left_s - reserved_s)
 
@@ -317,9 +321,14 @@ class AdaptiveOptimizer:
             drift_freedom=min(_GUESSED_FREEDOM + len(times) / 2, _MOST_FREEDOM),
         )
 
-    def standings(self) -> list[Standing]:
-        """Configurations, the one to choose first; those that cannot run are left out."""
-        return self._rank(self._posterior())
+    def standings(self, *, left_s: float = math.inf) -> list[Standing]:
+        """Configurations, the one to choose first; those that cannot run are left out.
+
+        Args:
+            left_s: Seconds that are left: what could not be confirmed in these is left out as well.
+        """
+        posterior = self._posterior()
+        return self._rank(posterior, self._eligible(posterior, left_s))
 
     def to_confirm(
         self,
@@ -339,16 +348,24 @@ class AdaptiveOptimizer:
             left_s: Seconds that are left. What takes longer is no candidate where anything else is,
                 and there is a second only if they allow a round with both.
         """
-        posterior = self._posterior()
-        eligible, rounds_s = self._eligible(posterior, left_s), self._rounds_s(posterior)
-        found = candidates(
-            self._rank(posterior, eligible), excluded, measured_only=measured_only
-        ) or candidates(self._rank(posterior), excluded, measured_only=measured_only)
+        everything, fitting = self.standings(), self.standings(left_s=left_s)
+        # A gain that was measured is confirmed even if that takes longer than there is time.
+        is_gain = any(found.config not in excluded for found in measured_gains(fitting))
+        found = (candidates(fitting, excluded) if is_gain else ()) or (
+            candidates(measured_gains(everything), excluded)
+            or candidates(fitting, excluded, measured_only=measured_only)
+            or candidates(everything, excluded, measured_only=measured_only)
+        )
         simpler = self.simpler(found[0]) if found else None
-        if simpler is None or simpler in excluded:
+        if simpler is None or simpler in excluded or self.round_s((*found, simpler)) > left_s:
             return found
-        places = [self._places[config] for config in (*found, simpler)]
-        return found if rounds_s[places].sum() - rounds_s[0] > left_s else (*found, simpler)
+        return (*found, simpler)
+
+    def round_s(self, configs: Sequence[ThroughputConfig]) -> float:
+        """What a round of the confirmation takes with some configurations and the baseline."""
+        rounds_s = self._rounds_s(self._posterior())
+        each_s = rounds_s[[self._places[config] for config in configs]] - rounds_s[0]
+        return float(rounds_s[0] + each_s.sum())
 
     def simpler(self, config: ThroughputConfig) -> ThroughputConfig | None:
         """See `Expectations`."""

@@ -68,7 +68,8 @@ class StudyDefinition:
         max_trials: Most trials of the search; None for no limit.
         start_mode: Fork or fresh; None forks where that is safe.
         block_s: Shortest duration of a block of steps.
-        max_blocks: Blocks given to a configuration that keeps up with the best so far; AUTO decides
+        max_blocks: Blocks given to a configuration that keeps up with the best so far, or fewer
+            where these are long; AUTO decides
             by itself.
         confirm_s: Seconds of steps in each confirming run.
         confirm_rounds: Confirming runs for each candidate and for the baseline; up to twice as many

@@ -276,6 +276,7 @@ class Executor:
                 record.config
                 for record in self.store.records()
                 if record.phase is Phase.CONFIRM
+                and record.host == self.store.host
                 and record.measurement is not None
                 and record.measurement.compute_units_per_s is not None
             },

@@ -84,9 +84,10 @@ class SearchPhase:
             if not complete and optimizer.num_tried < _FEWEST and left != 0:
                 # Without a single candidate there would be nothing to confirm, whatever is kept
                 # for that.
-                optimizer = self._prepare(plan, plan.baseline, keeps_rounds=False)
+                hasty = self._prepare(plan, plan.baseline, keeps_rounds=False)
                 end_s = self._bench.now_s + executor.left_s
-                complete = search(optimizer, self._bench, end_s, max_trials=1)
+                complete = search(hasty, self._bench, end_s, max_trials=1)
+                optimizer = self._prepare(plan, plan.baseline)
             standings = optimizer.standings()
             best = standings[0].config
             rates = {found.config: found.units_per_s for found in standings}
@@ -140,9 +141,14 @@ class SearchPhase:
     def measured_gain(
         self, plan: Plan, excluded: Set[ThroughputConfig]
     ) -> tuple[ThroughputConfig, ...]:
-        """The best configuration beside those excluded that was measured as a gain, if any was."""
-        standings = self._prepare(plan, plan.baseline).standings()
+        """The best beside those excluded that was measured as a gain, if there is time for any."""
+        optimizer = self._prepare(plan, plan.baseline)
+        standings = optimizer.standings(left_s=self._executor.left_s)
         return candidates(measured_gains(standings), excluded)
+
+    def round_s(self, plan: Plan, configs: Sequence[ThroughputConfig]) -> float:
+        """What a round of the confirmation takes with some configurations and the baseline."""
+        return self._prepare(plan, plan.baseline).round_s(configs)
 
     def run_spread(self, plan: Plan, runs: Sequence[TrialRecord]) -> RunSpread | None:
         """How much runs differ, by all trials beside the confirming `runs`.

@@ -140,7 +140,8 @@ class Run:
     @property
     def probes_s(self) -> float:
         """About what timing step and loader takes, each by itself."""
-        return 2 * self.block_s
+        # Step and loader, and a step after the pause between.
+        return 3 * self.block_s
 
     @property
     def units_per_s(self) -> float:
@@ -165,8 +166,10 @@ class Run:
             self._is_hasty = False
             first = sample.blocks[0]
             if first.num_compiled or first.duration_s < SETTLE_S * first.num_steps:
+                self.samples.clear()
                 self._settle(num_steps=None)
-                sample = self._ask(request, num_blocks * max(min_s, self.block_s))
+                if not self.is_spent:
+                    return self.measure(num_blocks, min_s=min_s)
         while not sample.blocks and not self.is_spent:
             # The loop ended before there was one.
             sample = self._ask(request, num_blocks * max(min_s, self.block_s))
@@ -302,6 +305,7 @@ class Run:
                 self.trial.config,
                 steps_per_epoch=self.trial.facts.steps_per_epoch,
                 samples_per_epoch=self.trial.facts.samples_per_epoch,
+                steps_per_update=self._steps_per_update,
                 probes=self.probes,
             ),
             samples=self.samples,
@@ -340,8 +344,8 @@ class Run:
         settling = sample.settling
         if settling is not None:
             self._step_s = max(settling.step_s, 1e-6)
-            steps_per_update = settling.steps_per_update or self._steps_per_update
-            self._request = self._in_whole_steps(steps_per_update)
+            self._steps_per_update = settling.steps_per_update or self._steps_per_update
+            self._request = self._in_whole_steps(self._steps_per_update)
         return sample
 
     def _in_whole_steps(self, steps_per_update: int) -> BlockRequest:
@@ -422,7 +426,7 @@ def run_through(
     limits: Limits,
     keeper: QuietKeeper,
 ) -> Outcome:
-    """Measure longer, in whole optimizer steps, as training runs.
+    """Measure longer, in whole optimizer steps unless these are very long, as training runs.
 
     Args:
         trial: Ready, not yet asked for anything.

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence, Set
 from importlib import metadata
 from pathlib import Path
 
-from autotune.analysis.bottleneck import diagnose
+from autotune.analysis.bottleneck import Bottleneck, diagnose
 from autotune.analysis.comparison import choose_by_runs
 from autotune.analysis.interference import (
     check_before_start,
@@ -206,15 +206,16 @@ class Tuner:
             complete = search_in_order(self._executor, plan, baseline)
         candidates = self._candidates(plan, baseline, search)
         if candidates:
+            reserved_s = confirmation_s(self._definition, baseline, num_candidates=len(candidates))
+            if self._definition.sampler is SamplerName.AUTO:
+                reserved_s = max(reserved_s, search.round_s(plan, candidates))
             explain(
                 self._executor,
                 plan,
                 baseline,
                 candidates[0],
                 spent_s=time.monotonic() - self._started_s,
-                reserved_s=confirmation_s(
-                    self._definition, baseline, num_candidates=len(candidates)
-                ),
+                reserved_s=reserved_s,
             )
             # What was seen meanwhile counts, too.
             candidates = self._candidates(plan, baseline, search)
@@ -478,8 +479,8 @@ class Tuner:
             fork_differences=fork_differences(
                 choose_by_runs(runs, plan.baseline), records, (plan.baseline, best.config)
             ),
-            baseline_bottleneck=diagnose(plan.baseline, runs[plan.baseline], searched),
-            bottleneck=diagnose(best.config, runs[best.config], searched),
+            baseline_bottleneck=self._diagnose(plan.baseline, runs, searched),
+            bottleneck=self._diagnose(best.config, runs, searched),
             baseline_straggler=find_straggler(runs[plan.baseline]),
             straggler=find_straggler(runs[best.config]),
             unsteady=statistics.mean(map(spread.is_unsteady, runs[best.config])) > 0.5,
@@ -496,6 +497,22 @@ class Tuner:
             baseline_change=change_within_runs(runs[plan.baseline]),
             change=change_within_runs(runs[best.config]),
         )
+
+    def _diagnose(
+        self,
+        config: ThroughputConfig,
+        runs: Mapping[ThroughputConfig, Sequence[TrialRecord]],
+        searched: Sequence[TrialRecord],
+    ) -> Bottleneck | None:
+        """The bottleneck, by an earlier round of this machine where a slow loop was timed then."""
+        before = [
+            record
+            for record in self._store.records()
+            if record.phase is Phase.CONFIRM
+            and record.config == config
+            and record.host == self._store.host
+        ]
+        return diagnose(config, runs[config], searched) or diagnose(config, before, searched)
 
     def _widened(self, plan: Plan) -> tuple[str, ...]:
         return tuple(

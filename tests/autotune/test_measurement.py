@@ -236,3 +236,24 @@ def test_samples_of_an_update_are_those_of_whole_epochs(
         samples_per_epoch=samples_per_epoch,
     )
     assert found.samples_per_update == pytest.approx(2 * expected)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "num_updates", "known", "expected"),
+    [
+        # Cut before the end of an update, and after one in the middle.
+        (12, 0, 16, 16),
+        (12, 1, 16, 16),
+        (16, 1, 16, 16),
+        # What was seen before does not hold for good.
+        (12, 3, 2, 4),
+        (1, 0, None, 1),
+    ],
+)
+def test_an_optimizer_step_that_is_cut_has_as_many_micro_steps_as_before(
+    num_steps, num_updates, known, expected
+):
+    cut = sample(block(num_steps=num_steps, num_updates=num_updates, duration_s=30.0))
+    found = summarise([cut], PLAIN, steps_per_update=known)
+    seconds = found.seconds_per_optimizer_step / found.seconds_per_step
+    assert seconds == pytest.approx(expected)

@@ -10,7 +10,7 @@ import pytest
 
 from autotune.config import ThroughputConfig
 from autotune.measurement import Failure, FailureCause
-from autotune.optimizer.adaptive import AdaptiveOptimizer, Reading, ShortTrial
+from autotune.optimizer.adaptive import AdaptiveOptimizer, Reading, ShortTrial, Stop
 from autotune.optimizer.posterior import Hyperparameters
 from autotune.optimizer.trial_cost import ConfirmingCost
 from autotune.tuning.search_loop import check_best, search
@@ -439,6 +439,37 @@ def test_a_slow_loop_is_left_the_time_to_confirm_what_is_found(budget_s):
     assert round_s <= 1.1 * left_s
     if len(found) == 2:
         assert optimizer.to_confirm({BASELINE}, left_s=round_s / 2) == found[:1]
+
+
+def test_a_gain_that_was_measured_is_confirmed_however_long_that_takes():
+    bench = MadeUpBench(noise=0.001)
+    optimizer = optimizer_of(confirming=ConfirmingCost(start_s=5.0, measured_s=2.5))
+    search(optimizer, bench, math.inf)
+    best = optimizer.standings()[0]
+    assert best.was_measured
+    in_time, late = (optimizer.to_confirm({BASELINE}, left_s=left_s) for left_s in (1e3, 1.0))
+    assert in_time[0] == late[0] == best.config
+    assert len(late) == 1
+    assert optimizer.round_s(late) > 10.0
+
+
+def test_what_lies_far_behind_is_not_missed_for_its_time():
+    # Steps of more than one sample are hopeless, and would take longer than there is time for.
+    hopeless = lambda config: 20.0 if config.batch_size > 1 else law(config)  # noqa: E731
+    space = [ThroughputConfig(batch_size=size, num_threads=1) for size in (1, 2, 64)]
+    baseline = space[0]
+    bench = MadeUpBench(seconds=hopeless, load_s=0.0, noise=0.001)
+    optimizer = AdaptiveOptimizer(
+        space,
+        baseline,
+        usable_cores=2,
+        block_s=0.25,
+        confirming=ConfirmingCost(start_s=1.0, measured_s=2.5),
+    )
+    for config in space:
+        optimizer.tell(ShortTrial(config=config, outcome=bench.run(config, 1)))
+    asked = optimizer.ask(now_s=bench.now_s, left_s=60.0)
+    assert asked == Stop(complete=True)
 
 
 def test_a_trial_is_asked_for_only_where_it_could_be_confirmed_too():
