@@ -28,6 +28,7 @@ from autotune.errors import AutotuneError, BadInputError, InterruptedRunError
 from autotune.patch.environment import training_environment
 from autotune.report.progress import ConsoleObserver, SilentObserver, say
 from autotune.report.study_view import StudyView, open_view
+from autotune.report.text import cautions
 from autotune.requirements import Objective, Requirements
 from autotune.settings_files import settings_exist
 from autotune.study.definition import (
@@ -182,7 +183,7 @@ def apply(
     with quiet_libraries(), locked_storage(url), failing_in_one_line(url):
         done = _apply(console, definition, program, requirements, url=url, quiet=quiet)
     write_best_config(out, done.best)
-    for line in done.sentences:
+    for line in (*done.sentences, *cautions(done.best)):
         say(console, line)
     say(console, f"written to {out}")
 

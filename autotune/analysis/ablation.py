@@ -127,6 +127,9 @@ def find_changes(
         before, after = value_of(baseline, setting), value_of(best, setting)
         needs_workers = setting in WITHOUT_WORKERS
         movable = bool(baseline.num_workers) or not needs_workers
+        if needs_workers and not best.num_workers:
+            # It means nothing to the best: what another value does to the baseline is looked at.
+            after = before
         if before == after and movable:
             others = {
                 value: space.changed(baseline, **{setting: value})

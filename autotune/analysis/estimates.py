@@ -85,6 +85,9 @@ class Estimates:
         """
         if config is None or other is None or not {config, other} <= self.measured:
             return None
+        if not {config, other}.issubset(self.configs):
+            # It was run, and is no part of what was searched.
+            return None
         return self.ratio(config, other)
 
     def ratio(self, config: ThroughputConfig, other: ThroughputConfig) -> Ratio:

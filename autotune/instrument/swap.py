@@ -8,12 +8,16 @@ from typing import Any
 
 from autotune.config import ThroughputConfig
 from autotune.instrument.loader_facts import LoaderFacts, is_dataloader
+from autotune.instrument.prepared_loader import is_prepared
 from autotune.worker_start import start_method_of
 
 
 def is_swappable(loader: object, facts: LoaderFacts) -> bool:
-    """Whether a loader can be changed in place: torch's own, and one that follows its settings."""
-    return is_dataloader(loader) and not facts.fixed
+    """Whether a loader can be changed in place: torch's own, and one that follows its settings.
+
+    One that Accelerate prepared hands the work to another, which would not be changed.
+    """
+    return is_dataloader(loader) and not is_prepared(loader) and not facts.fixed
 
 
 def swap_settings(loader: Any, config: ThroughputConfig) -> None:  # noqa: ANN401
@@ -44,12 +48,14 @@ def set_worker_options(loader: Any, config: ThroughputConfig) -> None:  # noqa: 
     """Have a DataLoader start its next workers, and read them, as `config` says.
 
     Args:
-        loader: Of torch, with as many workers as `config` has.
+        loader: Of torch; one without workers is left as it is.
         config: The settings.
 
     Raises:
         ConfigError: See `ThroughputConfig.dataloader_kwargs`.
     """
+    if not loader.num_workers:
+        return
     options = config.worker_options()
     if config.in_order != getattr(loader, "in_order", True):
         loader.in_order = config.in_order

@@ -61,7 +61,7 @@ def tune(
 
     def get_train_dataloader() -> Any:  # noqa: ANN401
         loader = make_loader()
-        _set_up_workers(loader, config)
+        _set_up_workers(loader, config, default)
         if not autotune.is_trial():
             return loader
         return autotune.steps(loader, units=tokens if _reads_tokens(trainer.model) else None)
@@ -167,8 +167,15 @@ def _is_from_transformers(kind: type) -> bool:
     )
 
 
-def _set_up_workers(loader: Any, config: ThroughputConfig) -> None:  # noqa: ANN401
+def _set_up_workers(
+    loader: Any,  # noqa: ANN401
+    config: ThroughputConfig,
+    default: ThroughputConfig,
+) -> None:
     """What `ThroughputConfig.dataloader` does for workers whose loader the trainer makes.
+
+    How these are started and read stays as the loader has it, unless `config` says otherwise than
+    the trainer's arguments.
 
     The order is not among the trainer's arguments then: these hold for evaluation and prediction,
     too, whose results are to stay in the order of their data.
@@ -177,7 +184,7 @@ def _set_up_workers(loader: Any, config: ThroughputConfig) -> None:  # noqa: ANN
     made = getattr(loader, "base_dataloader", loader)
     if config.num_workers and config.gc != DEFAULT and hasattr(made, "worker_init_fn"):
         made.worker_init_fn = CollectorInit(config.gc, made.worker_init_fn)
-    if is_dataloader(made):
+    if is_dataloader(made) and config.worker_options() != default.worker_options():
         set_worker_options(made, config)
 
 

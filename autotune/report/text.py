@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from autotune.analysis.alternatives import by_batch_size
 from autotune.analysis.loading import collector_share
 from autotune.analysis.result import Result, UnconfirmedGain
-from autotune.axes import AXES, AxisValue
+from autotune.axes import AXES, WITHOUT_WORKERS, AxisValue
 from autotune.best_config import BestConfig, Performance
 from autotune.collector import DEFAULT
 from autotune.config import ThroughputConfig
@@ -61,7 +61,7 @@ def changed_settings(before: ThroughputConfig, after: ThroughputConfig) -> str:
     parts = {"batch_size": "gradient_accumulation_steps", "num_workers": "prefetch_factor"}
     changes = []
     for name in AXES:
-        if name in parts.values():
+        if name in parts.values() or (name in WITHOUT_WORKERS and not after.num_workers):
             continue
         old, new = getattr(before, name), getattr(after, name)
         detail = _detail(before, after, parts[name]) if name in parts else ""

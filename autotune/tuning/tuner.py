@@ -242,6 +242,9 @@ class Tuner:
             earlier = dict(stored.get("workload", workload))
             # Settings that there were not yet when it was stored are as they are by default.
             earlier["baseline"] = ThroughputConfig(**earlier["baseline"]).to_dict()
+            if "script_default" in stored:
+                default = ThroughputConfig(**stored["script_default"])
+                stored = {**stored, "script_default": default.to_dict()}
         for name, now in workload.items():
             before = earlier.get(name)
             if before != now:

@@ -215,3 +215,24 @@ def test_a_value_that_was_run_is_told_of_although_another_is_believed_to_be_a_li
             if c.setting == "num_workers"
         ]
         assert change.alone == other
+
+
+def test_how_workers_start_is_no_change_where_the_best_has_none():
+    methods = ("spawn", "forkserver")
+    space = Space(axes={"num_workers": (0, 2), "multiprocessing_context": methods})
+    baseline = ThroughputConfig(
+        batch_size=4, num_threads=2, num_workers=2, multiprocessing_context="spawn"
+    )
+    best = ThroughputConfig(batch_size=4, num_threads=2)
+    known = tuple(dict.fromkeys((baseline, *space.configurations(baseline), best)))
+    estimates = Estimates.of(known, [run_of(baseline), run_of(best, 1)], usable_cores=2)
+    changes = {c.setting: c for c in find_changes(space, baseline, best, estimates)}
+    start = changes["multiprocessing_context"]
+    assert (start.before, start.after, start.without) == ("spawn", "forkserver", None)
+    assert {c.alone for c in changes.values()} <= set(known)
+    # What was run without being a part of the space is told as no fact, and ends nothing.
+    plain = ThroughputConfig(batch_size=4, num_threads=2, num_workers=2)
+    more = [run_of(c, n) for n, c in enumerate((baseline, best, plain))]
+    found = Estimates.of(known, more, usable_cores=2)
+    assert found.measured_ratio(plain, baseline) is None
+    assert found.measured_ratio(best, baseline) is not None

@@ -72,6 +72,14 @@ def test_only_who_asks_for_it_gets_a_process_that_ran_before_without_a_failure(
     assert not runner.can_swap(config_of(2))
 
 
+def test_workers_that_are_started_otherwise_need_another_process(script, start_runner):
+    runner = start_runner(script(before=THREAD))
+    measured(runner, config_of(2, prefetch_factor=2, multiprocessing_context="forkserver"))
+    assert runner.can_swap(config_of(1, multiprocessing_context="forkserver"))
+    assert not runner.can_swap(config_of(0))
+    assert not runner.can_swap(config_of(2))
+
+
 def test_memory_of_an_earlier_configuration_is_not_counted(script, start_runner):
     step = "held = bytearray(2**28) if config.num_workers == 0 and taken == 3 else None"
     runner = start_runner(script(before=THREAD, step=step))
