@@ -26,7 +26,7 @@ from autotune.study.definition import (
 )
 from autotune.system.machine import this_machine
 from autotune.torchrun import with_ranks_per_node
-from autotune.tuning.trial_runs import settling_s
+from autotune.tuning.trial_runs import longest_settling_s
 
 _KEPT_BY_PATCH = "--patch leaves it alone (--patch-batch-size tunes it, too)"
 # A larger value than those tried is tried where the last step along the axis brought more than
@@ -333,7 +333,7 @@ def estimate(
 
     run_s = (
         start_up_s
-        + settling_s(baseline.seconds_per_step)
+        + longest_settling_s(baseline.seconds_per_step)
         + max(definition.confirm_s, min(LONGEST_UPDATE_S, baseline.seconds_per_optimizer_step))
     )
     adaptive = definition.sampler is SamplerName.AUTO

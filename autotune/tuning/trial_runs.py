@@ -322,7 +322,7 @@ class Run:
         limits = self._limits
         patience_s = limits.first_step_deadline_s
         if limits.step_s is not None:
-            patience_s = limits.patience_s(settling_s(limits.step_s) + limits.warm_up_s)
+            patience_s = limits.patience_s(longest_settling_s(limits.step_s) + limits.warm_up_s)
         self.samples.append(self._measure(request, patience_s))
 
     def _ask(self, request: BlockRequest, expected_s: float) -> Sample:
@@ -442,6 +442,6 @@ def run_through(
     return run.outcome()
 
 
-def settling_s(step_s: float) -> float:
-    """About what settling takes with steps that take so long."""
+def longest_settling_s(step_s: float) -> float:
+    """What settling takes at most with steps that take so long, or little more."""
     return SETTLE_S + (_FIRST_STEP + 1) * step_s
