@@ -1,7 +1,8 @@
 """Whether autotune does on a GPU what it says: `python benchmarks/gpu.py`, six minutes on one GPU.
 
-Runs whole tunings and ordinary trainings of four loops (`benchmarks/gpu_loops`): images that are
-decoded on the CPU, a language model in bfloat16, a tiny MLP, and one near the limit of the memory.
+Runs whole tunings and ordinary trainings of some loops (`benchmarks/gpu_loops`): images that are
+decoded on the CPU, a language model in bfloat16, a tiny MLP, and one near the limit of the memory;
+with more time (`--limit 900`) also a script that is not touched, Trainer, Lightning, and ranks.
 Prints a table with pass or fail and the figures. `--quick` runs the most telling rows in three
 minutes. Nothing else should run meanwhile. Needs the packages in NEEDS; uses nvidia-ml-py, Pillow
 or OpenCV where they are installed.

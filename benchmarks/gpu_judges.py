@@ -150,6 +150,46 @@ def stated_gain(stated: Speedup, trained: Sequence[float], seconds: float) -> Ve
     return judge(rule, figures, (None if kept else f"training gains {ratio:.2f}x",))
 
 
+def like_training(
+    records: Sequence[TrialRecord],
+    *,
+    fresh_reason: str | None,
+    stated: Speedup,
+    trained: Sequence[float],
+    chosen: str,
+    on_gpu: bool,
+) -> Verdict:
+    """Whether a loop that autotune does not own is tuned like any other.
+
+    Args:
+        records: All trials.
+        fresh_reason: Why they were not forked.
+        stated: The speed-up.
+        trained: The same of ordinary trainings.
+        chosen: The settings, for people.
+        on_gpu: Whether trials were to run on one.
+    """
+    measured = [r for r in records if r.measurement is not None]
+    failed = [r.failure for r in records if r.failure is not None]
+    off_gpu = [r for r in measured if r.measurement and not r.measurement.device_memory_bytes]
+    found = stated_gain(stated, trained, 0.0)
+    started = collections.Counter(str(r.start_mode) for r in measured if r.phase.is_brief)
+    names = ("stated", "low", "high", "trained", "trained_lowest", "trained_highest")
+    figures = {"searched": dict(started), "failed": len(failed), "chosen": chosen}
+    figures |= {name: found.figures[name] for name in names if stated.significant}
+    figures |= {"reason": fresh_reason} if fresh_reason else {}
+    return judge(
+        f"no trial fails, one or more of the search is measured, all use the GPU, {found.rule}",
+        figures,
+        (
+            f"failed: {failed[0].cause}: {failed[0].message}" if failed else None,
+            None if started else "nothing was searched",
+            "the GPU was not used" if on_gpu and off_gpu else None,
+            found.message if found.passed is False else None,
+        ),
+    )
+
+
 def out_of_memory(
     records: Sequence[TrialRecord],
     *,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib.util
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from autotune.config import ThroughputConfig
@@ -14,7 +15,7 @@ from autotune.system.machine import this_machine
 from benchmarks import gpu_judges
 from benchmarks.gpu_judges import Verdict
 from benchmarks.gpu_processes import RowError, gpu_memory_used_mib, has_nvml
-from benchmarks.gpu_runs import Bench, Comparison, Tuned, settings_option
+from benchmarks.gpu_runs import RANKS, Bench, Comparison, Tuned, settings_option
 
 # For runs of which only the trials matter: one brief round of confirmation.
 BRIEF: Mapping[str, int | float] = {"confirm_rounds": 1, "confirm_s": 1.0, "num_candidates": 1}
@@ -22,6 +23,8 @@ BRIEF: Mapping[str, int | float] = {"confirm_rounds": 1, "confirm_s": 1.0, "num_
 # too many. The backward pass takes a third more. No others: by two sizes that fit, autotune
 # foresees those that do not, and starts none of them.
 SHARES = {64: 0.56, 160: 1.4, 320: 2.8}
+# What the scripts need beside autotune.
+_PACKAGES = {"hf_trainer": "transformers", "lightning_fit": "lightning"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,6 +234,40 @@ def interference(bench: Bench) -> Verdict:
     )
 
 
+def precision(bench: Bench) -> Verdict:
+    """Settings that are searched on request, on a model in float32."""
+    axes = {"batch_size": [16], "num_workers": [2], "prefetch_factor": [2], "gc": ["default"]}
+    axes |= {"num_threads": [_num_threads()], "pin_memory": [True]}
+    return _like_training(
+        bench,
+        "language_model",
+        ("--float32", *_threads()),
+        budget_s=bench.lasting(60, 40),
+        axes=axes | {"matmul_precision": ["default", "high"]},
+        axis_set="extended",
+    )
+
+
+def untouched(bench: Bench) -> Verdict:
+    return _like_training(bench, "untouched", (), budget_s=bench.lasting(50, 40))
+
+
+def transformers(bench: Bench) -> Verdict:
+    return _framework(bench, "hf_trainer")
+
+
+def lightning(bench: Bench) -> Verdict:
+    return _framework(bench, "lightning_fit")
+
+
+def ranks(bench: Bench) -> Verdict:
+    return _framework(bench, RANKS)
+
+
+def nccl(bench: Bench) -> Verdict:
+    return _framework(bench, RANKS, "--backend", "nccl")
+
+
 # The most telling first: what the time does not suffice for is at the end.
 ROWS = {
     "fork_after_check": Row(title="forked after is_available()", run=fork_after_check),
@@ -255,11 +292,51 @@ ROWS = {
     "near_best": Row(
         title="chosen against the best of a grid", run=near_best, quick=False, need_s=90.0
     ),
+    "precision": Row(title="settings searched on request", run=precision, quick=False, need_s=60.0),
+    "untouched": Row(title="a script not touched", run=untouched, quick=False, need_s=60.0),
+    "transformers": Row(title="Hugging Face's Trainer", run=transformers, quick=False, need_s=60.0),
+    "lightning": Row(title="Lightning", run=lightning, quick=False, need_s=60.0),
+    "ranks": Row(title="two ranks on one GPU", run=ranks, quick=False, need_s=80.0),
+    "nccl": Row(title="NCCL with one rank", run=nccl, gpu_only=True, quick=False, need_s=80.0),
 }
 
 
 def _compare(bench: Bench, loop: str) -> Comparison:
     return bench.compare_starts(loop, confirm_s=bench.lasting(3, 2), num_rounds=1)
+
+
+def _framework(bench: Bench, loop: str, *options: str) -> Verdict:
+    """A loop with small batches, of which larger ones do as much in an update."""
+    if loop != RANKS and importlib.util.find_spec(_PACKAGES[loop]) is None:
+        rule, message = "is tuned like any other", f"{_PACKAGES[loop]} is not installed"
+        return Verdict(passed=None, rule=rule, message=message)
+    axes = {"batch_size": [4, 8, 32], "num_workers": [0, 2], "gc": ["default"]}
+    axes |= {"num_threads": [_num_threads()], "prefetch_factor": [2], "pin_memory": [False]}
+    return _like_training(bench, loop, options, budget_s=bench.lasting(60, 40), axes=axes)
+
+
+def _like_training(
+    bench: Bench, loop: str, options: Sequence[str], *, budget_s: float, **study: object
+) -> Verdict:
+    """Tune a script, train it with and without what was found, and compare."""
+    brief = {"confirm_rounds": 2, "confirm_s": 2.0, "num_candidates": 1}
+    name = "_".join([loop, *(word.strip("-") for word in options if word.isidentifier())])
+    tuned = bench.tune(name, loop, *options, budget_s=budget_s, **brief, **study)
+    settings = _settings_file(tuned)
+    order = (None, settings, settings, None)
+    found = bench.train(
+        f"{name}_trained", [(loop, options, path) for path in order], bench.lasting(3, 2)
+    )
+    rates = [training.samples_per_s for training in found]
+    result = tuned.view.result
+    return gpu_judges.like_training(
+        tuned.view.records,
+        fresh_reason=result.fresh_reason if result else None,
+        stated=tuned.best.speedup,
+        trained=[rates[1] / rates[0], rates[2] / rates[3]],
+        chosen=tuned.best.config.summary,
+        on_gpu=bench.on_gpu,
+    )
 
 
 def _images_budget_s(bench: Bench) -> float:

@@ -44,6 +44,8 @@ from benchmarks.gpu_processes import (
 LOOPS = Path(__file__).with_name("gpu_loops").resolve()
 # What the scripts have by themselves.
 BATCH_SIZES = {"images": 64, "language_model": 16, "tiny_mlp": 256}
+# The script that does not know autotune, and the one that is started by torchrun.
+UNTOUCHED, RANKS = "untouched", "ranks"
 # Just enough for a first batch.
 _FIRST_STEPS = BlockRequest(min_s=0.0, num_blocks=0, settle_s=0.001)
 # A run may be so much longer than its budget: starting up, and the answer.
@@ -172,7 +174,7 @@ class Bench:
         """How a training script is started."""
         small = () if self.on_gpu else ("--small",)
         script = str(LOOPS / f"{loop}.py")
-        return [sys.executable, script, "--device", self.device, *small, *options]
+        return [*_python_of(loop, options), script, "--device", self.device, *small, *options]
 
     def tune(self, name: str, loop: str, *options: str, budget_s: float, **study: object) -> Tuned:
         """Run autotune on a training script; a run of that name is run once only.
@@ -189,6 +191,8 @@ class Bench:
         """
         if name not in self.tuned:
             content = {"name": name, "command": self.command(loop, *options), **study}
+            if loop == UNTOUCHED:
+                content["patch"] = True
             try:
                 self.tuned[name] = self._tune(name, content, budget_s)
             except (RowError, AutotuneError) as error:
@@ -253,6 +257,8 @@ class Bench:
                 if settings is not None:
                     shutil.copy(settings, directory / "best_config.yaml")
                 command = self.command(loop, "--seconds", f"{seconds:.2f}", "--wait", *options)
+                if loop == UNTOUCHED and settings is not None:
+                    command = [sys.executable, "-m", "autotune", "exec", "--", *command]
                 log = stack.enter_context((directory / "output.txt").open("w"))
                 process = subprocess.Popen(
                     command,
@@ -375,6 +381,16 @@ class Bench:
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         return directory
+
+
+def _python_of(loop: str, options: Sequence[str]) -> list[str]:
+    """What starts a training script: Python, or torchrun."""
+    if loop != RANKS:
+        return [sys.executable]
+    # Several ranks on one GPU are more than NCCL can do.
+    num_ranks = 1 if "nccl" in options else 2
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*torchrun, "--nproc-per-node", str(num_ranks)]
 
 
 def first_batch_s(trial: Trial) -> float:

@@ -1,9 +1,9 @@
-"""Train a GPT-like language model in bfloat16."""
+"""Train a GPT-like language model in bfloat16, or in float32."""
 
 from __future__ import annotations
 
 import torch
-from loop_options import Stopwatch, choose_device, default_settings, parse_options
+from loop_options import Stopwatch, choose_device, parse_options
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
@@ -79,18 +79,19 @@ def main() -> None:
     device = choose_device(options)
     if options.cuda_first:
         model.to(device)
-    default = default_settings(options, batch_size=16)
+    default = autotune.ThroughputConfig(**{"batch_size": 16} | options.settings)
     config = autotune.load_config("best_config.yaml", default=default)
 
-    watch = Stopwatch(options, device, config)
+    watch = Stopwatch(options, device, config.num_workers, config.prefetch_factor)
     model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
     train = torch.compile(model) if options.compile else model
+    in_bfloat16 = device != "cpu" and not options.float32
     loader = config.dataloader(dataset, shuffle=True, drop_last=True)
     for _ in range(options.epochs):
         for batch in autotune.steps(loader, units=tokens):
             ids = batch.to(device, non_blocking=True)
-            with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
+            with torch.autocast(device, torch.bfloat16, enabled=in_bfloat16):
                 logits = train(ids[:, :-1])
                 loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
             optimizer.zero_grad(set_to_none=True)

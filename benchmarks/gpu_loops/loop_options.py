@@ -1,4 +1,7 @@
-"""What the training scripts of `benchmarks/gpu.py` have in common: options, and a stopwatch."""
+"""What the training scripts of `benchmarks/gpu.py` have in common: options, and a stopwatch.
+
+One of them must not have heard of autotune: nothing here imports it.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,6 @@ import time
 
 import torch
 
-import autotune
-
 # The steps before this share of the time, and at least so many steps, are warm-up.
 _WARM_UP_SHARE, _LEAST_WARM_UP_S, _WARM_UP_STEPS = 0.2, 1.0, 5
 
@@ -20,8 +21,10 @@ def parse_options(description: str | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--epochs", type=int, default=10_000)
-    parser.add_argument("--settings", default="{}", help="settings other than the default, as JSON")
+    parser.add_argument("--settings", type=json.loads, default={}, help="other settings, as JSON")
     parser.add_argument("--small", action="store_true", help="a smaller model, for a CPU")
+    parser.add_argument("--float32", action="store_true", help="compute in float32")
+    parser.add_argument("--backend", default="gloo", help="of torch.distributed")
     parser.add_argument("--compile", action="store_true", help="compile the model")
     parser.add_argument(
         "--check-first",
@@ -46,26 +49,26 @@ def choose_device(options: argparse.Namespace) -> str:
     return str(options.device)
 
 
-def default_settings(options: argparse.Namespace, **settings: int) -> autotune.ThroughputConfig:
-    """The script's own settings, with those of the command line over them."""
-    return autotune.ThroughputConfig(**settings | json.loads(options.settings))
-
-
 class Stopwatch:
     """Measures ordinary training: samples per second after a warm-up.
 
     Args:
         options: With `wait`, a line is awaited on stdin here. Without `seconds`, nothing is timed.
         device: Is waited for where the time is read, and never between.
-        config: Of the loader. What it prefetched before the first step is not timed. Batches of
-            workers come in turn and in bursts: it is measured from one turn to another.
+        num_workers: Of the loader. Batches of workers come in turn and in bursts: it is measured
+            from one turn to another.
+        prefetch_factor: Of the loader. What was prefetched before the first step is not timed.
     """
 
     def __init__(
-        self, options: argparse.Namespace, device: str, config: autotune.ThroughputConfig
+        self,
+        options: argparse.Namespace,
+        device: str,
+        num_workers: int,
+        prefetch_factor: int | None,
     ) -> None:
-        self._turn = max(1, config.num_workers)
-        self._warm_up_steps = max(_WARM_UP_STEPS, config.num_prefetched)
+        self._turn = max(1, num_workers)
+        self._warm_up_steps = max(_WARM_UP_STEPS, num_workers * (prefetch_factor or 0))
         self._seconds: float | None = options.seconds
         self._on_gpu = device.startswith("cuda")
         self._num_steps = self._num_samples = self._first_counted = 0

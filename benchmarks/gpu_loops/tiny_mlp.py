@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from loop_options import Stopwatch, choose_device, default_settings, parse_options
+from loop_options import Stopwatch, choose_device, parse_options
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import Dataset
@@ -57,10 +57,10 @@ def main() -> None:
     device = choose_device(options)
     if options.cuda_first:
         model.to(device)
-    default = default_settings(options, batch_size=256)
+    default = autotune.ThroughputConfig(**{"batch_size": 256} | options.settings)
     config = autotune.load_config("best_config.yaml", default=default)
 
-    watch = Stopwatch(options, device, config)
+    watch = Stopwatch(options, device, config.num_workers, config.prefetch_factor)
     model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     train = torch.compile(model) if options.compile else model
