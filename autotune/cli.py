@@ -61,7 +61,7 @@ EXIT_FAILED, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130
 
 def main() -> None:
     """Run the command line; never ends in a traceback for an expected error."""
-    with interruptible():
+    with quiet_libraries(), interruptible():
         try:
             code = cli(standalone_mode=False)
         except (click.exceptions.Abort, KeyboardInterrupt):
@@ -293,7 +293,7 @@ def _run(
         say(console, f"study: {where}, at most {definition.budget_s:.0f} s")
         observer = ConsoleObserver(console)
     try:
-        with quiet_libraries(), open_runner_for(definition, program) as runner, observer:
+        with open_runner_for(definition, program) as runner, observer:
             find_patch(console, definition, runner)
             tuner = Tuner(
                 definition,

@@ -22,7 +22,6 @@ from autotune.cli_definition import (
     open_runner_for,
     overrides,
     place_for_settings,
-    quiet_libraries,
 )
 from autotune.errors import AutotuneError, BadInputError, InterruptedRunError
 from autotune.patch.environment import training_environment
@@ -175,12 +174,12 @@ def apply(
             "the fastest settings of all are those that `autotune run` writes"
         )
     url = storage_url(storage or DEFAULT_STORAGE)
-    with quiet_libraries(), failing_in_one_line(url):
+    with failing_in_one_line(url):
         definition = _tuned(url, study_file, command, overrides(options))
     program = definition.runnable_command
     out = place_for_settings(out, url)
     console = Console(highlight=False)
-    with quiet_libraries(), locked_storage(url), failing_in_one_line(url):
+    with locked_storage(url), failing_in_one_line(url):
         done = _apply(console, definition, program, requirements, url=url, quiet=quiet)
     write_best_config(out, done.best)
     for line in (*done.sentences, *cautions(done.best)):
@@ -290,7 +289,6 @@ def check(
     program = definition.runnable_command
     # Nothing of this is kept: it is of other conditions than the study, perhaps.
     with (
-        quiet_libraries(),
         contextlib.closing(open_study("sqlite://", definition.name, fresh=False)) as store,
         open_runner_for(definition, program) as runner,
         observer,
