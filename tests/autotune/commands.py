@@ -99,6 +99,11 @@ while True:
 """
 
 
+# The budget of most runs, and what the last round of the confirmation takes beyond it beside load.
+# It is less than pytest gives a test.
+LONGEST_RUN_S = 150
+
+
 class Launcher:
     """The process that is forked for each command."""
 
@@ -166,12 +171,13 @@ class Command:
             self.returncode = launcher().code_of(self.pid, timeout_s)
         return self.returncode
 
-    def communicate(self, timeout=90):
-        """Wait for its end; gives what it wrote."""
+    def communicate(self, timeout=LONGEST_RUN_S):
+        """Wait for its end; gives what it wrote, which is shown where a test fails."""
         if self.poll(timeout) is None:
             raise subprocess.TimeoutExpired(self.args, timeout)
         written = [output.read_text() for output in self._outputs]
         self._directory.cleanup()
+        print("autotune", *self.args, *("\n" + text for text in written))
         return written
 
     def send_signal(self, number):
@@ -182,7 +188,7 @@ class Command:
         self.send_signal(signal.SIGKILL)
 
 
-def autotune_run(*options, command="run", timeout_s=90):
+def autotune_run(*options, command="run", timeout_s=LONGEST_RUN_S):
     """Run a command to its end, in a process of its own."""
     started = Command([command, *options])
     if started.poll(timeout_s) is None:

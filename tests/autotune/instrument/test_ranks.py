@@ -125,7 +125,7 @@ def test_a_command_that_ends_without_one_of_its_ranks_is_explained(
 @pytest.mark.long
 def test_jobs_of_several_ranks_are_confirmed_one_after_another(study, tmp_path, join):
     axes = {"batch_size": [4, 8], "num_workers": [0], "gc": ["default"]}
-    options = study(script={"before": join, "step": FIXED_STEP}, axes=axes, budget="40s")
+    options = study(script={"before": join, "step": FIXED_STEP}, axes=axes)
     command = launched(tmp_path, (sys.executable, str(tmp_path / "train it.py")), *RANKS)
     text = (tmp_path / "quick.yaml").read_text()
     head, _, tail = text.partition("command:\n")

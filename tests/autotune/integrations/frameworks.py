@@ -64,7 +64,7 @@ def run_tuning(**changes):
         "confirm_s": 0.3,
         "confirm_rounds": 1,
         "num_candidates": 1,
-        "budget": "60s",
+        "budget": "100s",
         "allow_busy": True,
         **changes,
     }

@@ -16,7 +16,7 @@ import pytest
 
 from autotune.best_config import read_best_config
 
-from ..commands import begin_process, begin_run, count_trials, trials
+from ..commands import LONGEST_RUN_S, begin_process, begin_run, count_trials, trials
 from ..conftest import wait_until
 
 LIBRARY = r"""
@@ -88,8 +88,9 @@ def test_blocks_in_which_the_machine_slept_are_measured_again(study, clocks):
     for hours in range(1, 21):
         clocks("wall", "boot", by_s=3600 * hours)
         time.sleep(0.1)
-    said, errors = run.communicate(timeout=90)
+    said, errors = run.communicate(timeout=LONGEST_RUN_S)
     assert run.returncode == 0, errors
+    print(said, errors)
     frame = trials()
     assert frame["num_disturbed"].sum() > 0
     # What is kept is of the time in which it was awake.
@@ -103,8 +104,9 @@ def test_a_wall_clock_that_is_set_changes_nothing(study, clocks):
     clocks("wall", by_s=-86400)
     assert wait_until(lambda: count_trials() >= 4)
     clocks("wall", by_s=86400)
-    said, errors = run.communicate(timeout=90)
+    said, errors = run.communicate(timeout=LONGEST_RUN_S)
     assert run.returncode == 0, errors
+    print(said, errors)
     frame = trials()
     assert (frame["state"] == "complete").all()
     # The search was not cut short.

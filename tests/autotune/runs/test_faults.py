@@ -18,7 +18,15 @@ from autotune.config import ThroughputConfig
 from autotune.measurement import FailureCause, StartMode
 from autotune.trials.trial import TrialFailedError
 
-from ..commands import autotune_here, autotune_run, begin_process, begin_run, count_trials, trials
+from ..commands import (
+    LONGEST_RUN_S,
+    autotune_here,
+    autotune_run,
+    begin_process,
+    begin_run,
+    count_trials,
+    trials,
+)
 from ..conftest import FIXED_STEP, QUICK, processes_of, wait_until
 
 BLOCK = BlockRequest(min_s=0.05)
@@ -244,12 +252,12 @@ def test_what_the_kernel_ends_for_memory_is_told_from_other_kills(light_script, 
         preexec_fn=memory_group,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=LONGEST_RUN_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     found = trials()
-    assert set(found[found["batch_size"] == 8]["cause"]) == {"out of memory"}
+    assert set(found[found["batch_size"] == 8]["cause"]) == {"out of memory"}, done.stdout
     # One bad configuration does not stop a run.
     assert "batch_size: 4" in Path("best_config.yaml").read_text()
 
@@ -429,7 +437,7 @@ def test_an_output_directory_that_vanished_costs_the_file_and_not_the_answer(stu
     options = (*study(axes=axes), "--out", "out/best_config.yaml")
     run = begin_run(options, 2)
     Path("out").rmdir()
-    _, said = run.communicate(timeout=60)
+    _, said = run.communicate()
     assert run.returncode == 2
     assert "out/best_config.yaml: cannot be written" in said
     measured = len(trials())

@@ -19,6 +19,7 @@ from autotune.settings_files import file_of_kind
 from autotune.system.machine import this_machine
 
 from .. import postgres
+from ..commands import LONGEST_RUN_S
 from ..conftest import wait_until
 
 _CAN_RENAME = shutil.which("unshare") and os.geteuid() == 0
@@ -104,7 +105,8 @@ def trials_of(database, host=None):
 
 
 def ended_well(process):
-    output, _ = process.communicate(timeout=90)
+    output, _ = process.communicate(timeout=LONGEST_RUN_S)
+    print(output)
     assert process.returncode == 0, output
     return output
 
@@ -158,7 +160,7 @@ def test_machines_of_one_kind_find_one_answer_and_other_kinds_their_own(start, d
 def test_a_machine_that_dies_costs_one_trial(start, database):
     first = start("node1")
     second = start("node2")
-    assert wait_until(lambda: len(trials_of(database, "node2")) >= 2, 30)
+    assert wait_until(lambda: len(trials_of(database, "node2")) >= 2, 60)
     os.killpg(second.pid, signal.SIGKILL)
     second.wait()
     ended_well(first)
@@ -172,7 +174,7 @@ def test_a_machine_that_dies_costs_one_trial(start, database):
 @pytest.mark.long
 def test_a_server_that_is_restarted_is_waited_for(start, database):
     process = start("node1")
-    assert wait_until(lambda: len(trials_of(database)) >= 2, 30)
+    assert wait_until(lambda: len(trials_of(database)) >= 2, 60)
     database.restart()
     ended_well(process)
     assert all(trial.state.is_finished() for trial in trials_of(database))
