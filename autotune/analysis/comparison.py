@@ -28,6 +28,8 @@ _FEWEST_PAIRS = 4
 # equal forked trials on a 2-core virtual machine, 3 s each in blocks of 0.25 s, differed by 3 %
 # (root mean square), hence 2.1 % for one of a pair.
 _PAIRED_LOG_SD, _GUESSED_FREEDOM = 0.021, 2
+# Of runs that were measured for less than this, the spread is taken for that of independent blocks.
+_PAIRED_S = 2.5
 # At different times, what all runs share: these pairs' own rates varied by 12 % over minutes; a
 # quiet machine's do by 2 or 3 %. This is in between.
 _DRIFT_LOG_SD = 0.05
@@ -69,7 +71,8 @@ def choose_by_runs(
 
     However alike a few rounds are, they tell no more than the blocks that they come from: the
     interval of the speed-up is no narrower than the pairs of blocks allow that were measured in
-    the same turn. What the machine did at the time cancels in these, too.
+    the same turn. What the machine did at the time cancels in these, too. Where time was left for
+    a few blocks only, it is as wide as their briefness makes it.
 
     Args:
         runs: For the baseline and the candidates, the runs of the same rounds.
@@ -82,7 +85,14 @@ def choose_by_runs(
         for config, found in runs.items()
         if config != baseline
     }
-    return choose(rates, baseline, half_widths, spread)
+    has_pairs = any(half_widths.values())
+    measured_s = [
+        run.measurement.measured_s for found in runs.values() for run in found if run.measurement
+    ]
+    briefest_s = min(measured_s, default=_PAIRED_S)
+    is_brief = not has_pairs and 0 < briefest_s < _PAIRED_S
+    paired_sd = _PAIRED_LOG_SD * (math.sqrt(_PAIRED_S / briefest_s) if is_brief else 1.0)
+    return choose(rates, baseline, half_widths, spread, paired_sd=paired_sd)
 
 
 def _paired_half_width(found: Sequence[TrialRecord], others: Sequence[TrialRecord]) -> float:
@@ -111,6 +121,8 @@ def choose(
     baseline: ThroughputConfig,
     half_widths: Mapping[ThroughputConfig, float] = MappingProxyType({}),
     spread: RunSpread | None = None,
+    *,
+    paired_sd: float = _PAIRED_LOG_SD,
 ) -> Choice:
     """Choose among the confirmed configurations.
 
@@ -121,6 +133,8 @@ def choose(
         half_widths: For candidates, what half of the 95 % interval of the logarithm of their
             speed-up is at least.
         spread: As in `choose_by_runs`.
+        paired_sd: By what share a run is taken to differ from its partners in a round, where few
+            rounds tell.
     """
     logs = {config: [math.log(rate) for rate in rates] for config, rates in rates_per_s.items()}
     means = {config: sum(values) / len(values) for config, values in logs.items()}
@@ -139,6 +153,7 @@ def choose(
             best,
             baseline,
             least=half_widths.get(best, 0.0),
+            paired_sd=paired_sd,
         ),
         rates=_predict(logs, means, spread or _ANY_LOOP),
     )
@@ -208,6 +223,7 @@ def _compare(
     baseline: ThroughputConfig,
     *,
     least: float,
+    paired_sd: float,
 ) -> Ratio:
     """Interval of a ratio; Bonferroni over the candidates, since the best was picked from them.
 
@@ -215,13 +231,13 @@ def _compare(
     """
     squares = _MeanSquares.of(logs)
     variance, freedom = squares.of_rest, float(squares.rest_freedom)
-    if freedom and variance >= _PAIRED_LOG_SD**2:
+    if freedom and variance >= paired_sd**2:
         # A spread that is larger than a guess was seen, and is not talked down by it; but Student's
         # t for a single degree of freedom, 12.7, would leave a gain of a half in doubt.
         freedom = max(freedom, _GUESSED_FREEDOM)
     else:
         variance, freedom = _pool(
-            variance, freedom, prior_sd=_PAIRED_LOG_SD, prior_freedom=_GUESSED_FREEDOM
+            variance, freedom, prior_sd=paired_sd, prior_freedom=_GUESSED_FREEDOM
         )
     half_width = _half_width(
         variance * 2 / squares.num_rounds, freedom, num_comparisons=squares.num_configs - 1

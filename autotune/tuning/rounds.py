@@ -25,6 +25,8 @@ from autotune.tuning.trial_runs import MAX_REPEATS, Limits, Run
 
 # Step and loader are timed by themselves in each round where a block takes no longer.
 _SHORT_S = 1.0
+# A round that begins late is measured for so long, or a turn: its processes were dearer than that.
+_LEAST_S = 1.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +134,7 @@ class _Round:
         longest_s = max((run.block_s for run in self._runs.values()), default=confirm_s)
         self._turn_s = min(longest_s, confirm_s)
         turns_left = math.ceil(confirm_s / self._turn_s)
+        late_from = turns_left - min(turns_left, math.ceil(_LEAST_S / self._turn_s))
         repeats_left = MAX_REPEATS * turns_left
         while turns_left and self._runs:
             turn = self._turn()
@@ -147,7 +150,9 @@ class _Round:
             for config, sample in turn.items():
                 self._runs[config].samples.append(sample)
             spent = any(run.is_spent for run in self._runs.values())
-            turns_left = 0 if late or spent else turns_left - 1
+            turns_left -= 1
+            if spent or (late and turns_left <= late_from):
+                turns_left = 0
 
     def _turn(self) -> dict[ThroughputConfig, Sample]:
         order = list(self._runs)

@@ -109,7 +109,7 @@ QUICK = {
     "axes": {"batch_size": [2, 4, 8], "num_workers": [0], "gc": ["default"]},
     "block_s": 0.05,
     "max_blocks": 2,
-    "confirm_s": 0.1,
+    "confirm_s": 0.3,
     "confirm_rounds": 1,
     "start_deadline_s": 30,
     # Far more than they take, also where other processes leave them a quarter of the machine.
