@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -51,7 +52,8 @@ class Loops:
         self._first_ask_s: float | None = None
         self._first_batch_at_s: float | None = None
         self._region: LoopRegion | None = None
-        self._is_feeding = False
+        # Each thread takes batches, or takes steps, on its own.
+        self._thread = threading.local()
         self._seen_datasets: set[int] = set()
         self._left_files = LeftFiles(trial.notes, self._is_in_step)
         self._left_files.install()
@@ -100,14 +102,14 @@ class Loops:
 
     def next_batch(self, asking: Pass) -> Any:  # noqa: ANN401
         """The next batch of a pass, or END."""
-        self._is_feeding = True
+        self._thread.is_feeding = True
         try:
             return self._next_batch(asking)
         finally:
-            self._is_feeding = False
+            self._thread.is_feeding = False
 
     def _is_in_step(self) -> bool:
-        return self._first_ask_s is not None and not self._is_feeding
+        return self._first_ask_s is not None and not getattr(self._thread, "is_feeding", False)
 
     def _next_batch(self, asking: Pass) -> Any:  # noqa: ANN401
         self._watch.hook()

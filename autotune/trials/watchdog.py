@@ -76,8 +76,9 @@ def remove_left_files(notes: Path) -> list[str]:
         notes.unlink()
     removed = []
     for path in map(os.fsdecode, reversed(list(filter(None, paths)))):
+        is_directory = Path(path).is_dir() and not Path(path).is_symlink()
         with contextlib.suppress(OSError):
-            Path(path).rmdir() if Path(path).is_dir() else Path(path).unlink()
+            Path(path).rmdir() if is_directory else Path(path).unlink()
             removed.append(path)
     return removed
 
