@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from autotune.errors import BadInputError
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PatchTarget:
@@ -17,6 +19,8 @@ class PatchTarget:
         calls: The calls that made the DataLoader, innermost first: file, function and source.
             Lines that are added elsewhere in the script do not change them.
         ordinal: Which of the DataLoaders that these calls make, from 0; None for all of them.
+        num_made: How many these had made when the training began. Where a script trains again, with
+            other data, they make as many again.
         first_pass: The pass over it in which the training begins, from 0: a script may look at some
             batches before.
         has_optimizer: Whether optimizers of torch take steps in the training.
@@ -29,9 +33,14 @@ class PatchTarget:
     framework: str | None = None
     calls: tuple[str, ...] = ()
     ordinal: int | None = None
+    num_made: int = 1
     first_pass: int = 0
     has_optimizer: bool = True
     tunes_batch_size: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_made < 1:
+            raise BadInputError(f"num_made: must be at least 1, not {self.num_made}")
 
     def __str__(self) -> str:
         if self.framework is not None:

@@ -28,12 +28,15 @@ class SampleCounter:
         batch_size: Samples that a full batch should hold.
         is_certain: Whether batches hold as many even if no place shows it: torch's DataLoader
             batches them itself.
+        counts_batches: Whether the batch size of 1 stands for a batch of any size, which the
+            dataset makes: it is what the tensors agree on where they do.
     """
 
-    def __init__(self, batch_size: int, *, is_certain: bool) -> None:
+    def __init__(self, batch_size: int, *, is_certain: bool, counts_batches: bool = False) -> None:
         self.own_batch_size: int | None = None
         self._batch_size = batch_size
         self._is_certain = is_certain
+        self._counts_batches = counts_batches
         self._places: list[Place] | None = None
         self._num_learned = 0
 
@@ -48,7 +51,9 @@ class SampleCounter:
             # The first axis is where samples stand as a rule.
             self._places.sort(key=lambda place: (max(0, place[1]), len(place[0])))
             first = {length for (_, axis), length in lengths.items() if axis == 0}
-            if not self._places and not self._is_certain and len(first) == 1 and first != {1}:
+            agrees = len(first) == 1 and first != {1} and not self._is_certain
+            if agrees and (not self._places or self._counts_batches):
+                self._places = []
                 [self.own_batch_size] = first
         else:
             self._places = [p for p in self._places if lengths.get(p) == self._batch_size]

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 from autotune.blocks import LoopFacts
 from autotune.instrument import stand_in
 from autotune.instrument.fork_server import TrialProcess
-from autotune.instrument.loader_facts import describe_loader
+from autotune.instrument.loader_facts import describe_loader, is_dataloader
 from autotune.instrument.loop_region import LoopRegion
 from autotune.instrument.optimizer_watch import OptimizerWatch
 from autotune.instrument.ranks import find_place
@@ -72,6 +72,7 @@ class TrainingLoop:
         self._counter = SampleCounter(
             self._facts.batch_size or trial.config.batch_size,
             is_certain=self._facts.batch_size is not None,
+            counts_batches=trial.config.batch_size == 1 and _has_own_batches(leader.loader),
         )
         self._num_fed = 0
         self._fed_at_s = 0.0
@@ -280,6 +281,11 @@ def _kind_of_loop(trial: TrialProcess) -> type[TimedLoop]:
     from autotune.instrument.rank_loops import FollowingLoop, LeadingLoop
 
     return LeadingLoop if trial.leads else FollowingLoop
+
+
+def _has_own_batches(loader: Any) -> bool:  # noqa: ANN401
+    """Whether a DataLoader gives batches that its dataset makes."""
+    return is_dataloader(loader) and loader.batch_sampler is None
 
 
 def _unit_name(units: Any) -> str | None:  # noqa: ANN401

@@ -53,7 +53,7 @@ class PatchedLoaders:
         wrapped(*arguments, **options)
         if place_of(sys._getframe(1)).calls != self._target.calls:
             return
-        ordinal = self._num_made
+        ordinal = self._num_made % self._target.num_made
         self._num_made += 1
         if self._target.ordinal not in (None, ordinal):
             return

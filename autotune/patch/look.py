@@ -151,12 +151,13 @@ class Look:
         [made] = found
         if not made.place.calls:
             return _refused("the DataLoader is made by a library, and cannot be told from others")
-        several = self._num_made[made.place.calls] > 1
+        num_made = self._num_made[made.place.calls]
         return Answer(
             target=PatchTarget(
                 place=made.place.label,
                 calls=made.place.calls,
-                ordinal=made.ordinal if several else None,
+                ordinal=made.ordinal if num_made > 1 else None,
+                num_made=num_made,
                 first_pass=followed.ever[made],
                 has_optimizer=has_optimizer,
             )

@@ -50,6 +50,18 @@ def test_batches_that_the_loader_makes_by_itself_are_counted_as_they_come():
     assert counter.count([zeros(10, 3), zeros(10)]) == 10
 
 
+def test_batches_of_a_dataset_count_what_their_tensors_agree_on_though_an_axis_holds_one():
+    made = {"x": zeros(30, 16), "y": zeros(30, 1), "id": "chunk"}
+    counter = SampleCounter(1, is_certain=False, counts_batches=True)
+    counter.learn(made)
+    assert [counter.count(made), counter.count({"x": zeros(7, 16), "y": zeros(7, 1)})] == [30, 7]
+    # A batch of one, time first.
+    assert counted(zeros(35, 1, 4), batch_size=1) == [1]
+    unknown = SampleCounter(1, is_certain=False, counts_batches=True)
+    unknown.learn([zeros(5, 1), zeros(9, 1)])
+    assert unknown.count([zeros(5, 1), zeros(9, 1)]) == 1
+
+
 @pytest.mark.parametrize("batch", [zeros(1, 345), [zeros(3), zeros(5)], None, "text", 3])
 def test_what_cannot_be_told_is_not_guessed(batch):
     counter = SampleCounter(16, is_certain=False)

@@ -144,6 +144,34 @@ def test_the_order_of_batches_and_torchs_switches_arrive_as_well():
     assert trained(execute())[:6] == ["trained", "4", "1", "False", "high", "True"]
 
 
+FOLDS = """
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+data = TensorDataset(torch.zeros(8, 1))
+model = torch.nn.Linear(1, 1)
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+for fold in range(3):
+    loaders = {part: DataLoader(data, batch_size=4) for part in ("test", "train")}
+    for [samples] in loaders["train"]:
+        model(samples).sum().backward()
+        optimizer.step()
+    print(*(loader.num_workers for loader in loaders.values()))
+"""
+
+
+def test_a_loader_is_found_again_in_each_fold():
+    Path("train.py").write_text(FOLDS)
+    [made] = [line.strip() for line in FOLDS.splitlines() if "loaders = " in line]
+    calls = (f"train.py, <dictcomp>: {made}", f"train.py, <module>: {made}")
+    if sys.version_info >= (3, 12):
+        # A comprehension is no function of its own there.
+        calls = calls[1:]
+    config = ThroughputConfig(batch_size=4, num_workers=1, num_threads=1)
+    write_file(config, calls=calls, ordinal=1, num_made=2)
+    assert trained(execute()) == ["0", "1"] * 3
+
+
 def test_settings_that_find_no_loader_are_told():
     write_file(ThroughputConfig(batch_size=4, num_workers=1), calls=("other.py, main: x",))
     done = execute()
