@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Sequence
 
+from autotune.analysis.comparison import choose_by_runs, complete_rounds
 from autotune.analysis.estimates import Estimates
 from autotune.analysis.memory_forecast import foresee_exhaustion
 from autotune.config import ThroughputConfig
@@ -23,7 +24,8 @@ class Alternative:
 
     Attributes:
         config: The configuration.
-        ratio: Its throughput ÷ that of the chosen one, as is believed after the search.
+        ratio: Its throughput ÷ that of the chosen one: as both were confirmed side by side, or else
+            as is believed after the search.
         was_measured: Whether a trial of it ran; if not, the figure is what similar ones tell.
     """
 
@@ -105,11 +107,23 @@ def by_batch_size(explored: Explored, chosen: ThroughputConfig) -> tuple[Alterna
         found.append(
             Alternative(
                 config=config,
-                ratio=estimates.ratio(config, chosen),
+                ratio=_ratio(explored, config, chosen),
                 was_measured=config in estimates.measured,
             )
         )
     return tuple(found)
+
+
+def _ratio(explored: Explored, config: ThroughputConfig, chosen: ThroughputConfig) -> Ratio:
+    both = [
+        record
+        for record in explored.records
+        if record.phase is Phase.CONFIRM and record.config in (config, chosen)
+    ]
+    runs = {} if config == chosen else complete_rounds(both, chosen)
+    if config in runs:
+        return choose_by_runs(runs, chosen).speedup
+    return explored.estimates.ratio(config, chosen)
 
 
 def best_within(explored: Explored, requirements: Requirements) -> ThroughputConfig:

@@ -18,7 +18,7 @@ from autotune.config import ThroughputConfig
 from autotune.intervals import INDIFFERENCE, Interval, Ratio, RunSpread
 from autotune.measurement import counted_blocks
 from autotune.space import preference
-from autotune.study.records import TrialRecord
+from autotune.study.records import TrialRecord, telling_failures
 
 _CONFIDENCE = 0.95
 # Of pairs of blocks in a round, fewer tell nothing of their spread.
@@ -60,6 +60,31 @@ class Choice:
     best: ThroughputConfig
     speedup: Ratio
     rates: Mapping[ThroughputConfig, Interval]
+
+
+def complete_rounds(
+    confirmed: Sequence[TrialRecord], baseline: ThroughputConfig
+) -> dict[ThroughputConfig, list[TrialRecord]]:
+    """The confirming runs that can be compared, by configuration; empty if there are none.
+
+    A candidate that failed once is out (see `telling_failures`); a round that somebody's signal cut
+    short is left out, as is one in which the baseline failed, or before a candidate had its first.
+    """
+    telling = telling_failures(confirmed)
+    failed = {record.config for record in confirmed if record.number in telling} - {baseline}
+    # Those of two machines are never compared with each other.
+    runs: dict[ThroughputConfig, dict[tuple[str | None, int | None], TrialRecord]] = {}
+    for record in confirmed:
+        if record.failure is None and record.config not in failed:
+            runs.setdefault(record.config, {})[record.host, record.round_number] = record
+    if baseline not in runs:
+        return {}
+    counted = [
+        number for number in runs[baseline] if all(number in found for found in runs.values())
+    ]
+    return {
+        config: [found[number] for number in counted] for config, found in runs.items() if counted
+    }
 
 
 def choose_by_runs(

@@ -6,7 +6,7 @@ import itertools
 import random
 from collections.abc import Callable, Sequence, Set
 
-from autotune.analysis.comparison import choose_by_runs
+from autotune.analysis.comparison import choose_by_runs, complete_rounds
 from autotune.analysis.knowledge import Knowledge
 from autotune.config import ThroughputConfig
 from autotune.intervals import INDIFFERENCE
@@ -189,31 +189,6 @@ class Confirmation:
                     break
                 may_overrun = False
         return confirmed
-
-
-def complete_rounds(
-    confirmed: Sequence[TrialRecord], baseline: ThroughputConfig
-) -> dict[ThroughputConfig, list[TrialRecord]]:
-    """The confirming runs that can be compared, by configuration; empty if there are none.
-
-    A candidate that failed once is out (see `telling_failures`); a round that somebody's signal cut
-    short is left out, as is one in which the baseline failed, or before a candidate had its first.
-    """
-    telling = telling_failures(confirmed)
-    failed = {record.config for record in confirmed if record.number in telling} - {baseline}
-    # Those of two machines are never compared with each other.
-    runs: dict[ThroughputConfig, dict[tuple[str | None, int | None], TrialRecord]] = {}
-    for record in confirmed:
-        if record.failure is None and record.config not in failed:
-            runs.setdefault(record.config, {})[record.host, record.round_number] = record
-    if baseline not in runs:
-        return {}
-    counted = [
-        number for number in runs[baseline] if all(number in found for found in runs.values())
-    ]
-    return {
-        config: [found[number] for number in counted] for config, found in runs.items() if counted
-    }
 
 
 def confirmed_together(

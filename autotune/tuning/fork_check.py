@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from autotune.analysis.comparison import complete_rounds
 from autotune.analysis.forks import find_disagreement
 from autotune.study.records import TrialRecord
-from autotune.tuning.confirmation import complete_rounds
 from autotune.tuning.executor import Executor
 
 # Searching again in fresh processes is worth while if so many can be started.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
+from autotune.analysis.comparison import complete_rounds
 from autotune.analysis.interference import check_before_start, check_confirmed
 from autotune.best_config import WorkloadRecord
 from autotune.config import ThroughputConfig
@@ -13,7 +14,7 @@ from autotune.measurement import Failure
 from autotune.study.records import TrialRecord, telling_failures
 from autotune.trials.trial import TrialFailedError
 from autotune.tuning.baseline import measure_baseline, remember_later_epochs
-from autotune.tuning.confirmation import Confirmation, complete_rounds
+from autotune.tuning.confirmation import Confirmation
 from autotune.tuning.executor import Executor
 from autotune.tuning.plan import Plan, make_plan
 

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Sequence, Set
 
 from autotune.analysis.estimates import make_optimizer
 from autotune.analysis.result import RunnerUp
@@ -159,12 +159,16 @@ class SearchPhase:
             return None
         return self._prepare(plan, plan.baseline, without=runs).run_spread()
 
-    def rank(self, plan: Plan, chosen: ThroughputConfig) -> tuple[float, tuple[RunnerUp, ...]]:
-        """How probably a configuration is within 2 % of the fastest; and the next best ones."""
+    def rank(
+        self, plan: Plan, chosen: ThroughputConfig, confirmed: Collection[ThroughputConfig]
+    ) -> tuple[float, tuple[RunnerUp, ...]]:
+        """How probably a configuration is within 2 % of the fastest; and the next best ones.
+
+        Of those that were confirmed beside it, the confirmation tells more than the search.
+        """
         standings = self._prepare(plan, chosen).standings()
         [probability] = [found.probability for found in standings if found.config == chosen]
-        told_already = (chosen, plan.baseline)
-        others = [s for s in standings if s.config not in told_already and s.was_measured]
+        others = [s for s in standings if s.config not in confirmed and s.was_measured]
         others.sort(key=lambda found: -found.log_ratio)
         return probability, tuple(map(_runner_up, others[:_NUM_RUNNERS_UP]))
 

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from autotune.analysis.bottleneck import Bottleneck, diagnose
-from autotune.analysis.comparison import choose_by_runs
+from autotune.analysis.comparison import choose_by_runs, complete_rounds
 from autotune.analysis.interference import (
     check_before_start,
     check_confirmed,
@@ -47,7 +47,6 @@ from autotune.tuning.ablation_runs import explain
 from autotune.tuning.baseline import measure_baseline, remember_later_epochs
 from autotune.tuning.confirmation import (
     Confirmation,
-    complete_rounds,
     confirmation_s,
     confirmed_together,
 )
@@ -452,7 +451,7 @@ class Tuner:
         )
         knowledge = self._executor.knowledge(plan)
         records = self._store.records()
-        probability, runners_up = search.rank(plan, best.config)
+        probability, runners_up = search.rank(plan, best.config, runs)
         num_tried = num_measured(plan, knowledge)
         searched = [r for r in records if r.phase.is_brief]
         spread = BlockSpread.of(records)

@@ -70,6 +70,28 @@ def test_what_never_ran_is_told_from_what_did():
     assert not by_size[8].was_measured
 
 
+def test_what_was_confirmed_beside_the_chosen_one_is_told_as_it_was_confirmed():
+    other = SPACE.changed(BASELINE, batch_size=8, num_workers=4)
+    rounds = [
+        dataclasses.replace(
+            run_of(config, 100 + 2 * number + (config == other)),
+            phase=Phase.CONFIRM,
+            round_number=number,
+            host="here",
+        )
+        for number in range(3)
+        for config in (FASTEST, other)
+    ]
+    # The confirmation found both alike, whatever the search did.
+    alike = rounds[0].measurement
+    rounds = [dataclasses.replace(record, measurement=alike) for record in rounds]
+    by_size = {
+        one.config.batch_size: one for one in by_batch_size(explored(CONFIGS, *rounds), FASTEST)
+    }
+    assert by_size[8].ratio.ratio == pytest.approx(1.0)
+    assert by_size[4].ratio.ratio < 0.6
+
+
 @pytest.mark.parametrize(
     ("requirements", "batch_size", "num_workers"),
     [

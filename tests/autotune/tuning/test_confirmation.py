@@ -6,12 +6,13 @@ import types
 
 import pytest
 
+from autotune.analysis.comparison import complete_rounds
 from autotune.config import ThroughputConfig
 from autotune.measurement import Failure, FailureCause
 from autotune.study.definition import StudyDefinition
 from autotune.study.records import Phase
 from autotune.tuning import confirmation as confirmation
-from autotune.tuning.confirmation import Confirmation, complete_rounds, confirmed_together
+from autotune.tuning.confirmation import Confirmation, confirmed_together
 
 from .. import made_up
 
