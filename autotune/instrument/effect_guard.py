@@ -12,6 +12,7 @@ import atexit
 import functools
 import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -55,7 +56,8 @@ class EffectGuard:
         self._end = end
         self._exit_code: object = None
         self._pid = os.getpid()
-        self._is_checking = False
+        # By thread: what one does while another is checked counts as well.
+        self._checking = threading.local()
 
     def install(self) -> None:
         """Begin; for the rest of the process's life."""
@@ -71,15 +73,17 @@ class EffectGuard:
         os.register_at_fork(after_in_child=self._forget)
 
     def _before(self, event: str, args: tuple[Any, ...]) -> None:
-        if event not in _EVENTS or not self._pid or self._is_checking:
+        if event not in _EVENTS or not self._pid:
             return
         if event == "open" and not _writes(*args):
             return
-        self._is_checking = True
+        if getattr(self._checking, "goes_on", False):
+            return
+        self._checking.goes_on = True
         try:
             self._check(event, args)
         finally:
-            self._is_checking = False
+            self._checking.goes_on = False
 
     def _at_exit(self) -> None:
         if self._pid == os.getpid():

@@ -20,6 +20,7 @@ from autotune.instrument.effect_guard import EffectGuard
 from autotune.instrument.fork_server import TrialProcess
 from autotune.instrument.left_files import LeftFiles
 from autotune.instrument.loader_facts import is_iterable_dataset
+from autotune.instrument.loading import LoadingThreads
 from autotune.instrument.loop_region import LoopRegion, is_unwinding
 from autotune.instrument.optimizer_watch import OptimizerWatch, optimizer_exists
 from autotune.instrument.prepared_loader import begin_alone
@@ -52,8 +53,9 @@ class Loops:
         self._first_ask_s: float | None = None
         self._first_batch_at_s: float | None = None
         self._region: LoopRegion | None = None
-        # Each thread takes batches, or takes steps, on its own.
-        self._thread = threading.local()
+        self._loading = LoadingThreads()
+        # One for each loader: its passes may share an iterator, and be held by several threads.
+        self._locks: dict[int, threading.RLock] = {}
         self._seen_datasets: set[int] = set()
         self._left_files = LeftFiles(trial.notes, self._is_in_step)
         self._left_files.install()
@@ -102,19 +104,25 @@ class Loops:
 
     def next_batch(self, asking: Pass) -> Any:  # noqa: ANN401
         """The next batch of a pass, or END."""
-        self._thread.is_feeding = True
-        try:
+        lock = self._locks.setdefault(id(asking.loader), threading.RLock())
+        with self._loading, lock:
             return self._next_batch(asking)
-        finally:
-            self._thread.is_feeding = False
 
     def _is_in_step(self) -> bool:
-        return self._first_ask_s is not None and not getattr(self._thread, "is_feeding", False)
+        apart = self._watch.region
+        trainer = None if apart is None else apart.thread
+        return self._first_ask_s is not None and self._loading.is_step(trainer)
+
+    def _find_region(self) -> LoopRegion | None:
+        """The training loop, or the one that asks for batches while it is not known."""
+        return self._watch.region or (self._training.region if self._training else self._region)
 
     def _next_batch(self, asking: Pass) -> Any:  # noqa: ANN401
         self._watch.hook()
         if self._training is None:
+            assert asking.region is not None
             self._region = asking.region
+            self._watch.follow(asking.region)
             self._look_for_training(asking)
         if self._training is not None:
             return self._training.next_batch(asking)
@@ -128,8 +136,9 @@ class Loops:
         training = self._training
         if training is None or not training.give_up(gone):
             return
+        region = self._watch.region or training.region
         # The frames that gave it up are below this one and the pass's own.
-        if training.region.ends_with_its_iterator and not is_unwinding(sys._getframe(2)):
+        if region.ends_with_its_iterator and not is_unwinding(sys._getframe(2)):
             self._end()
 
     def _look_for_training(self, asking: Pass) -> None:
@@ -142,7 +151,9 @@ class Loops:
             self._turn = []
             for found in asked:
                 if not found.is_over:
-                    self._train(found, steps_per_update=found.num_asked)
+                    # Of batches that are read ahead, nobody knows which the step took.
+                    num_asked = found.num_asked if self._watch.region is None else None
+                    self._train(found, steps_per_update=num_asked)
                     return
         elif _gradients_are_on():
             self._has_optimizer = self._has_optimizer or optimizer_exists()
@@ -171,7 +182,7 @@ class Loops:
 
     def _stop_if_left(self) -> None:
         """Return if the process is inside the training, or not there yet; else stop for good."""
-        region = self._training.region if self._training else self._region
+        region = self._find_region()
         if region is None or not region.is_left:
             return
         error = sys.exc_info()[1]

@@ -7,7 +7,11 @@ import gc
 import sys
 import weakref
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import FrameType
 from typing import Any
+
+from autotune.instrument.loop_region import LoopRegion
 
 
 class OptimizerWatch:
@@ -18,10 +22,16 @@ class OptimizerWatch:
 
     Attributes:
         total: Steps so far, of all optimizers together.
+        region: The loop of the last step, where it is not the one that asks for batches: a thread
+            or a coroutine of its own may do that.
     """
 
     def __init__(self) -> None:
         self.total = 0
+        self.region: LoopRegion | None = None
+        self._asking: LoopRegion | None = None
+        self._is_found = False
+        self._own_directory = ""
         self._num_steps: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._is_hooked = False
         self.hook()
@@ -31,7 +41,13 @@ class OptimizerWatch:
         module = sys.modules.get("torch.optim.optimizer")
         if module is not None and not self._is_hooked:
             self._is_hooked = True
+            self._own_directory = str(Path(module.__file__ or "").parents[1])
             module.register_optimizer_step_post_hook(self._note)
+
+    def follow(self, asking: LoopRegion) -> None:
+        """Take note of the loop that asks for the training's batches."""
+        if asking is not self._asking:
+            self._asking, self._is_found = asking, False
 
     def counts(self) -> Mapping[Any, int]:
         """Steps so far by optimizer, for `updates_since`."""
@@ -70,6 +86,24 @@ class OptimizerWatch:
     def _note(self, optimizer: Any, *_: Any) -> None:  # noqa: ANN401
         self.total += 1
         self._num_steps[optimizer] = self._num_steps.get(optimizer, 0) + 1
+        # Once for each pass, unless the steps are taken elsewhere.
+        if not self._is_found:
+            self._find_loop(sys._getframe(1))
+
+    def _find_loop(self, frame: FrameType | None) -> None:
+        """Find out whether a step is taken in the loop that asks for batches."""
+        while frame is not None and frame.f_code.co_filename.startswith(self._own_directory):
+            frame = frame.f_back
+        asking = self._asking
+        if asking is None:
+            return
+        if asking.is_around(frame):
+            self.region, self._is_found = None, True
+            return
+        region = LoopRegion(frame, asks=False)
+        # Where a backward pass runs in a thread of torch's, so does a step in one of its hooks.
+        if region.is_known:
+            self.region = region
 
 
 # Torch's optimizers in this process; None until they were looked for.

@@ -85,6 +85,7 @@ class TimedLoop:
         source: Where its batches come from.
         followers: Sources of other loaders that feed the same step.
         first_batch_at_s: Monotonic time at which the loop got its first batch.
+        is_left: Whether the script has left it: who asks for a batch is given none any more.
 
     Args:
         trial: The line to the coordinator.
@@ -104,6 +105,7 @@ class TimedLoop:
         self.source: BatchSource
         self.followers: list[BatchSource] = []
         self.first_batch_at_s: float | None = None
+        self.is_left = False
         self._trial = trial
         self._watch = watch
         self._count = count
@@ -210,6 +212,8 @@ class TimedLoop:
             self._send(answer, life_steps=self._num_fed)
 
     def _take(self) -> Any:  # noqa: ANN401
+        if self.is_left:
+            raise LoopEndedError
         batch = self.source.take()
         if batch is END:
             raise LoopEndedError

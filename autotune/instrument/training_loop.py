@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 import traceback
 import weakref
@@ -27,6 +28,9 @@ _DISPATCHED = (
     "one rank reads the batches of all (Accelerate's dispatch_batches), so that step and loader "
     "cannot be timed by themselves"
 )
+# A pass that a thread holds, and that was not asked for during so many steps which another pass
+# fed, was left by the script: its thread waits for ever.
+_ABANDONED_STEPS = 4
 
 
 class TrainingLoop:
@@ -87,22 +91,37 @@ class TrainingLoop:
         self._loop.source = leader.source
         self._loop.first_batch_at_s = first_batch_at_s
         self._batches = self._loop.batches()
+        # Threads of the script may take batches, and another one end the loop.
+        self._lock = threading.RLock()
+        self._taker: int | None = None
+        self._steps_of_others = 0
 
     def next_batch(self, asking: Pass) -> Any:  # noqa: ANN401
         """The next batch of a pass; END where it has no more, which the training never sees."""
         leader = self._leader()
         if asking is not leader:
-            if leader is not None or not self._goes_on_with(asking):
+            goes_on = self._goes_on_with if leader is None else self._is_abandoned_for
+            if not goes_on(asking):
                 return self._feed_other(asking)
             self._move_to(asking)
         self._end_nested()
         assert asking.region is not None
         self.region = asking.region
+        self._watch.follow(asking.region)
         self._num_fed += 1
+        self._steps_of_others = 0
         asking.steps_seen = self._watch.total
-        batch = next(self._batches)
+        batch = self._take()
         self._fed_at_s = time.monotonic()
         return batch
+
+    def _take(self) -> Any:  # noqa: ANN401
+        with self._lock:
+            self._taker = threading.get_ident()
+            try:
+                return next(self._batches)
+            finally:
+                self._taker = None
 
     def give_up(self, gone: Pass) -> bool:
         """Note that a pass was given up; says whether that leaves the training without one."""
@@ -131,7 +150,12 @@ class TrainingLoop:
 
     def end(self) -> NoReturn:
         """Answer with what there is, and wait to be ended."""
-        with contextlib.suppress(LoopEndedError):
+        self._loop.is_left = True
+        if self._taker == threading.get_ident():
+            # Its loader is at work. What asked it for a batch answers.
+            raise LoopEndedError
+        # Another thread that is at it is given no batch more, and answers then.
+        with self._lock, contextlib.suppress(LoopEndedError):
             self._batches.throw(LoopEndedError())
         self._trial.end(
             FailureCause.LOOP_ENDED, "the training loop ended after its first optimizer step"
@@ -147,6 +171,18 @@ class TrainingLoop:
         moved = asking.num_asked > 0 and self._watch.total > asking.steps_seen
         asking.steps_seen = self._watch.total
         return moved
+
+    def _is_abandoned_for(self, asking: Pass) -> bool:
+        """Whether steps follow another pass's batches, where threads of the script hold both.
+
+        Nothing tells that a loop has left what a thread reads ahead for it.
+        """
+        if self._watch.region is None:
+            return False
+        if asking.num_asked and self._watch.total > asking.steps_seen:
+            self._steps_of_others += 1
+        asking.steps_seen = self._watch.total
+        return self._steps_of_others >= _ABANDONED_STEPS
 
     def _move_to(self, asking: Pass) -> None:
         """Go on with another pass. What the script did in between is not counted."""

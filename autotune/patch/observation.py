@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import wrapt
 
 from autotune.instrument.effect_guard import EffectGuard
 from autotune.instrument.left_files import LeftFiles
+from autotune.instrument.loading import LoadingThreads
 from autotune.instrument.optimizer_watch import optimizer_exists
 from autotune.ipc.channel import CHANNEL_VARIABLE, Channel, ChannelClosedError
 from autotune.patch.look import Answer, Look, Made
@@ -30,8 +32,10 @@ class Observation:
 
     def __init__(self, notes: Path) -> None:
         self._look = Look(optimizer_exists)
-        self._left_files = LeftFiles(notes, lambda: not self._is_loading)
-        self._is_loading = self._is_guarded = self._is_over = False
+        self._loading = LoadingThreads()
+        self._trainer: int | None = None
+        self._left_files = LeftFiles(notes, lambda: self._loading.is_step(self._trainer))
+        self._is_guarded = self._is_over = False
 
     def watch_loaders(self, module: Any) -> None:  # noqa: ANN401
         """Have DataLoaders tell when they are made and when they give batches."""
@@ -69,11 +73,8 @@ class Observation:
         if sys.modules["torch.utils.data"].get_worker_info() is not None:
             return wrapped()
         self._guard()
-        self._is_loading = True
-        try:
+        with self._loading:
             batch = wrapped()
-        finally:
-            self._is_loading = False
         made: Made | None = getattr(iterator, "_autotune_made", None)
         if made is not None:
             self._tell(self._look.give_batch(made))
@@ -91,6 +92,7 @@ class Observation:
         self._tell(self._look.gradient())
 
     def _step(self, *_: Any) -> None:  # noqa: ANN401
+        self._trainer = threading.get_native_id()
         self._tell(self._look.step())
 
     def _end(self) -> None:

@@ -17,6 +17,7 @@ from autotune.system.native_threads import libraries_of, name_of, task_ids
 from autotune.system.own_code import is_own_code
 
 _LATER = "start it after load_config"
+_MAIN = ("the main thread", "call load_config in it")
 # Python threads by the package of their class or function, or by their name: what to call them and
 # what to do. Seen with tensorboard 2.21 and Python 3.11.
 _PYTHON = {
@@ -104,9 +105,9 @@ def describe_threads() -> str | None:
     Such as "2 threads run when load_config is called: OpenCV x 2 (call cv2.setNumThreads(0) right
     after importing cv2)".
     """
-    main = threading.current_thread()
-    python = [thread for thread in threading.enumerate() if thread is not main]
-    known = {main.native_id, *(thread.native_id for thread in python)}
+    calling = threading.current_thread()
+    python = [thread for thread in threading.enumerate() if thread is not calling]
+    known = {calling.native_id, *(thread.native_id for thread in python)}
     libraries = libraries_of(task for task in task_ids() if task not in known)
     # The kernel lists a thread for a moment after Python has seen it end.
     there = frozenset(task_ids())
@@ -148,6 +149,8 @@ def may_load() -> bool:
 
 def _describe_python(thread: threading.Thread) -> tuple[str, str]:
     """What to call a Python thread, and what to do about it."""
+    if thread is threading.main_thread():
+        return _MAIN
     function = getattr(thread, "_target", None)
     modules = (type(thread).__module__, str(getattr(function, "__module__", "")))
     packages = {module.partition(".")[0] for module in modules}

@@ -452,16 +452,22 @@ class Runner:
     def _describe_silence(self, launch: Launch, introductions: list[Introduction]) -> Failure:
         """Why a start that ended, or took too long, has not introduced itself, or not whole."""
         exit_code, output = launch.process.poll(), launch.output
+        # An untouched script calls nothing by itself.
+        failed = (
+            "did not call autotune.load_config"
+            if self.patch_target is None
+            else "did not begin to train"
+        )
         who = missing_ranks(introductions) if introductions else "the command"
         if exit_code is None:
             self._groups.abort(launch.process.pid)
             limit_s = self._deadline_s(launch.requested_at_s) - launch.requested_at_s
-            message = f"{who} did not call autotune.load_config within {limit_s:.0f} s"
+            message = f"{who} {failed} within {limit_s:.0f} s"
             if limit_s < self.start_deadline_s:
                 message += ", the time that was left of the budget"
             return describe_hang(message, read_tail(output))
-        if exit_code == 0 and introductions:
-            message = f"the command ended, and {who} did not call autotune.load_config"
+        if exit_code == 0 and (introductions or self.patch_target is not None):
+            message = f"the command ended, and {who} {failed}"
             return Failure(
                 cause=FailureCause.NEVER_CALLED, message=message, output=read_tail(output)
             )

@@ -42,10 +42,11 @@ _TRACEBACK_DEADLINE_S = 5.0
 # While a trial runs, the machine's memory is looked at so often (0.4 ms each time, and never in a
 # block that is shorter), and is not used up to the last of so large a share of it.
 _LOOK_S = 1.0
-# What Python adds to the stacks that it prints at a signal and to lines of a traceback, and what
-# resource trackers say when they unlink what an ended trial left.
+# What Python adds to the stacks that it prints at a signal and to lines of a traceback, its own
+# frames that import a module, and what resource trackers say when they unlink what an ended trial
+# left.
 _NO_NEWS = re.compile(
-    r"Extension modules: |\s*[~^]+$"
+    r"Extension modules: |\s*[~^]+$|\s*File \"<frozen "
     r"|.*resource_tracker: There appear|  warnings\.warn\(.resource_tracker: "
 )
 _MEMORY_RESERVE = 0.03

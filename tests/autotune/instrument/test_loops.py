@@ -579,3 +579,255 @@ def test_what_a_loader_or_the_preparation_writes_stays(start):
         assert trial.measure(BLOCK, deadline_s=30).blocks
     assert Path("prepared").exists()
     assert list(Path.cwd().glob("cache-*"))
+
+
+# Of threads and coroutines: what reads ahead has a loop of its own, which the training is not.
+AHEAD = """
+import asyncio, concurrent.futures, queue, threading
+
+def note(text):
+    with open("results.csv", "a") as results:
+        results.write(text)
+
+def background(source, depth=3):
+    waiting = queue.Queue(depth)
+    def fill():
+        for x in source:
+            waiting.put(x)
+        waiting.put(None)
+    threading.Thread(target=fill, daemon=True).start()
+    while (x := waiting.get()) is not None:
+        yield x
+
+class Background(threading.Thread):
+    def __init__(self, source):
+        super().__init__(daemon=True)
+        self.queue, self.source = queue.Queue(3), source
+        self.start()
+    def run(self):
+        for x in self.source:
+            self.queue.put(x)
+        self.queue.put(None)
+    def __iter__(self):
+        return self
+    def __next__(self):
+        x = self.queue.get()
+        if x is None:
+            raise StopIteration
+        return x
+"""
+READING_AHEAD = {
+    "generator": """
+        step = 0
+        for epoch in range(100):
+            for x in background(autotune.steps(loader)):
+                train_step(x)
+                step += 1
+                if step == 60:
+                    break
+            if step == 60:
+                break
+        """,
+    "class_with_a_generator_before_it": """
+        def doubled():
+            while True:
+                for x in autotune.steps(loader):
+                    yield 2 * x
+        def train():
+            for step, x in enumerate(Background(doubled())):
+                train_step(x)
+                if step == 59:
+                    return
+        train()
+        """,
+    "left_in_each_epoch": """
+        def run_epoch():
+            for step, x in enumerate(background(autotune.steps(loader))):
+                train_step(x)
+                if step == 9:
+                    break
+        for epoch in range(8):
+            run_epoch()
+        """,
+    "stopped_in_each_epoch": """
+        for epoch in range(12):
+            stop = threading.Event()
+            waiting = queue.Queue(2)
+            def fill():
+                for x in autotune.steps(loader):
+                    if stop.is_set():
+                        break
+                    waiting.put(x)
+            thread = threading.Thread(target=fill)
+            thread.start()
+            for step in range(5):
+                train_step(waiting.get())
+            stop.set()
+            while thread.is_alive():
+                try:
+                    waiting.get(timeout=0.01)
+                except queue.Empty:
+                    pass
+        """,
+    "executor": """
+        batches = cycle(autotune.steps(loader))
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            coming = pool.submit(next, batches)
+            for step in range(60):
+                x = coming.result()
+                coming = pool.submit(next, batches)
+                train_step(x)
+        """,
+    "all_in_a_thread": """
+        def train():
+            for step, x in enumerate(background(cycle(autotune.steps(loader)))):
+                train_step(x)
+                if step == 59:
+                    break
+            note("in the thread")
+        thread = threading.Thread(target=train)
+        thread.start()
+        thread.join()
+        """,
+    "producer_coroutine": """
+        async def main():
+            waiting = asyncio.Queue(2)
+            async def produce():
+                for x in cycle(autotune.steps(loader)):
+                    await waiting.put(x)
+            task = asyncio.create_task(produce())
+            for step in range(60):
+                train_step(await waiting.get())
+            note("in the coroutine")
+        asyncio.run(main())
+        """,
+    "asked_for_in_another_thread": """
+        async def train():
+            batches = cycle(autotune.steps(loader))
+            for step in range(60):
+                train_step(await asyncio.to_thread(next, batches))
+            note("in the coroutine")
+        asyncio.run(train())
+        """,
+}
+COROUTINES = {
+    "next": """
+        async def train():
+            batches = cycle(autotune.steps(loader))
+            step = 0
+            while step < 60:
+                train_step(next(batches))
+                step += 1
+                await asyncio.sleep(0)
+            note("in the coroutine")
+        asyncio.run(train())
+        """,
+    "left_in_each_epoch": """
+        async def train():
+            for epoch in range(10):
+                for i, x in enumerate(autotune.steps(loader)):
+                    train_step(x)
+                    if i == 5:
+                        break
+                await asyncio.sleep(0)
+        asyncio.run(train())
+        """,
+    "task_that_another_awaits": """
+        async def train():
+            for step, x in enumerate(cycle(autotune.steps(loader))):
+                train_step(x)
+                await asyncio.sleep(0)
+                if step == 59:
+                    return
+        async def main():
+            await asyncio.gather(asyncio.create_task(train()), asyncio.sleep(0.01))
+            note("in the coroutine")
+        asyncio.run(main())
+        """,
+    "async_generator": """
+        async def batches():
+            while True:
+                for x in autotune.steps(loader):
+                    yield x
+                    await asyncio.sleep(0)
+        async def train():
+            step = 0
+            async for x in batches():
+                train_step(x)
+                step += 1
+                if step == 60:
+                    break
+            await asyncio.to_thread(note, "in a thread")
+        asyncio.run(train())
+        """,
+    "one_run_per_epoch": """
+        async def run_epoch():
+            for i, x in enumerate(autotune.steps(loader)):
+                train_step(x)
+                await asyncio.sleep(0)
+                if i == 5:
+                    return
+        for epoch in range(10):
+            asyncio.run(run_epoch())
+        """,
+    "scheduler_of_a_library": """
+        os.makedirs("site-packages", exist_ok=True)
+        with open("site-packages/scheduler.py", "w") as lines:
+            lines.write("def run(coroutine):\\n while True:\\n  try: coroutine.send(None)\\n")
+            lines.write("  except StopIteration: return\\n")
+        sys.path.insert(0, "site-packages")
+        import scheduler
+        @types.coroutine
+        def pause():
+            yield
+        async def train():
+            for step, x in enumerate(cycle(autotune.steps(loader))):
+                train_step(x)
+                await pause()
+                if step == 59:
+                    break
+            note("in the coroutine")
+        scheduler.run(train())
+        """,
+}
+
+
+def measured(start, lines):
+    """What is measured of a loop that ends meanwhile; nothing of what follows it may happen."""
+    results = Path("results.csv")
+    results.write_text("of an earlier training")
+    lines = f"{AHEAD}{textwrap.dedent(lines)}note('behind the loop')\n"
+    with start(lines) as trial:
+        found = visited(trial, num_blocks=8)
+    assert results.read_text() == "of an earlier training"
+    assert not Path("model.pt").exists()
+    return found
+
+
+@pytest.mark.parametrize("kind", READING_AHEAD)
+def test_a_loop_for_which_another_thread_or_coroutine_reads_is_measured(start, kind):
+    assert 200 < measured(start, READING_AHEAD[kind]).samples_per_s < 2000
+
+
+@pytest.mark.parametrize("kind", COROUTINES)
+def test_a_loop_in_a_coroutine_is_measured_and_nothing_after_it_runs(start, kind):
+    found = measured(start, COROUTINES[kind])
+    assert 200 < found.samples_per_s < 2000
+    assert found.samples_per_update == 4
+
+
+def test_what_steps_write_beside_a_thread_that_loads_replaces_nothing(start):
+    Path("last.pt").write_text("of an earlier training")
+    lines = """
+        for i, x in enumerate(background(autotune.steps(loader))):
+            train_step(x)
+            torch.save(model.state_dict(), "last.pt")
+            open(f"log-{i}", "w").close()
+        """
+    head = HEAD.replace(
+        "        return torch.full", "        time.sleep(0.002)\n        return torch.full"
+    )
+    with start(AHEAD + textwrap.dedent(lines), head=head) as trial:
+        assert trial.measure(BLOCK, deadline_s=30).blocks
+    assert Path("last.pt").read_text() == "of an earlier training"
+    assert not list(Path.cwd().glob("log-[1-9]*"))

@@ -108,3 +108,57 @@ def test_a_process_that_only_prepares_is_not_taken_for_the_training(look, tmp_pa
     (tmp_path / "prepare.py").write_text(prepare)
     launcher = ("sh", "-c", f"{sys.executable} prepare.py && {sys.executable} $0")
     assert "dataloader = torch.utils.data.DataLoader(" in look("gan", launcher).calls[0]
+
+
+THREADED = """
+import queue, threading, time
+import torch
+
+class Rows(torch.utils.data.Dataset):
+    def __len__(self):
+        return 400
+    def __getitem__(self, index):
+        time.sleep(0.005)
+        return torch.ones(3)
+
+def background(source):
+    waiting = queue.Queue(2)
+    def fill():
+        for x in source:
+            waiting.put(x)
+    threading.Thread(target=fill, daemon=True).start()
+    while True:
+        yield waiting.get()
+
+model = torch.nn.Linear(3, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for x in background(torch.utils.data.DataLoader(Rows(), batch_size=4)):
+    model(x).mean().backward()
+    optimizer.step()
+    torch.save(model.state_dict(), "last.pt")
+"""
+
+
+def test_what_steps_save_beside_a_thread_that_loads_replaces_nothing(look, tmp_path):
+    (tmp_path / "last.pt").write_text("of an earlier training")
+    assert "DataLoader(Rows()" in look(THREADED).calls[0]
+    assert (tmp_path / "last.pt").read_text() == "of an earlier training"
+
+
+def test_an_untouched_script_that_takes_long_to_begin_is_not_asked_to_call_anything(
+    tmp_path, monkeypatch, start_runner
+):
+    monkeypatch.chdir(tmp_path)
+    slow = (
+        "import pathlib\nif not pathlib.Path('seen').exists():\n    pathlib.Path('seen').touch()\n"
+    )
+    slow += "else:\n    import time\n    time.sleep(3600)\n"
+    Path("script.py").write_text(slow + THREADED)
+    runner = start_runner((sys.executable, "script.py"))
+    runner.patch(with_batch_size=False)
+    runner.start_deadline_s = 1.0
+    with pytest.raises(TrialFailedError) as caught:
+        runner.start_default()
+    message = caught.value.failure.message
+    assert message.startswith("the command did not begin to train within 1 s")
+    assert "load_config" not in message

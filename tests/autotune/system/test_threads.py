@@ -17,8 +17,11 @@ CONFIG = ThroughputConfig(batch_size=4)
 ONE = "1 thread runs when load_config is called: "
 
 
-def described(code, **environment):
-    """What is said of the threads that some code starts, in a process of its own."""
+def described(code, *, first=False, **environment):
+    """What is said of the threads that some code starts, in a process of its own.
+
+    Or the first line that the code prints.
+    """
     text = (
         f"{textwrap.dedent(code)}\n"
         "import time; time.sleep(0.1)\n"
@@ -34,7 +37,7 @@ def described(code, **environment):
         timeout=60,
         check=True,
     )
-    return ended.stdout.splitlines()[-1]
+    return ended.stdout.splitlines()[0 if first else -1]
 
 
 def test_where_no_thread_runs_there_is_nothing_to_say():
@@ -57,6 +60,16 @@ def test_a_thread_is_named_with_its_class_and_the_line_that_started_it(light_scr
     assert runner.fresh_reason == (
         f"{ONE}tick, a Ticker, started at train it.py:{line} (start it after load_config)"
     )
+
+
+def test_a_script_that_trains_in_a_thread_is_told_to_call_from_the_main_thread():
+    code = """
+        import threading
+        from autotune.system.threads import describe_threads
+        thread = threading.Thread(target=lambda: print(describe_threads()))
+        thread.start(); thread.join()
+    """
+    assert described(code, first=True) == f"{ONE}the main thread (call load_config in it)"
 
 
 def test_a_thread_that_a_library_starts_is_charged_to_the_line_that_called_it(

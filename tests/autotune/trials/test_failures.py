@@ -4,6 +4,7 @@ import pytest
 
 from autotune.measurement import FailureCause
 from autotune.trials.failures import describe_exception, describe_exit
+from autotune.trials.trial import read_tail
 
 IN_WORKER = """Caught ValueError in DataLoader worker process 0.
 Original Traceback (most recent call last):
@@ -113,3 +114,12 @@ def test_a_connection_that_another_rank_broke_is_not_the_settings_fault():
     found = describe_exception("RuntimeError", text, "", oom_killed=False)
     assert found.cause is FailureCause.KILLED
     assert found.message == "another rank of the job is gone (Connection reset by peer)"
+
+
+def test_frames_that_import_a_module_are_left_out_of_what_is_shown(tmp_path):
+    output = tmp_path / "output"
+    output.write_text(
+        '  File "<frozen importlib._bootstrap>", line 1176 in _find_and_load\n'
+        '  File "train.py", line 3 in <module>\n'
+    )
+    assert read_tail(output).strip() == 'File "train.py", line 3 in <module>'
