@@ -118,7 +118,10 @@ def _ratio(explored: Explored, config: ThroughputConfig, chosen: ThroughputConfi
     both = [
         record
         for record in explored.records
-        if record.phase is Phase.CONFIRM and record.config in (config, chosen)
+        if record.phase is Phase.CONFIRM
+        and record.config in (config, chosen)
+        # Others may be at it just now.
+        and (record.measurement or record.failure)
     ]
     runs = {} if config == chosen else complete_rounds(both, chosen)
     if config in runs:

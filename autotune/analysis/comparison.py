@@ -28,8 +28,9 @@ _FEWEST_PAIRS = 4
 # equal forked trials on a 2-core virtual machine, 3 s each in blocks of 0.25 s, differed by 3 %
 # (root mean square), hence 2.1 % for one of a pair.
 _PAIRED_LOG_SD, _GUESSED_FREEDOM = 0.021, 2
-# Of runs that were measured for less than this, the spread is taken for that of independent blocks.
-_PAIRED_S = 2.5
+# Of runs that were measured for less than this, the spread is taken for that of independent blocks;
+# what less than one of the usual length does nobody has looked at.
+_PAIRED_S, _BLOCK_S = 2.5, 0.25
 # At different times, what all runs share: these pairs' own rates varied by 12 % over minutes; a
 # quiet machine's do by 2 or 3 %. This is in between.
 _DRIFT_LOG_SD = 0.05
@@ -114,8 +115,8 @@ def choose_by_runs(
     measured_s = [
         run.measurement.measured_s for found in runs.values() for run in found if run.measurement
     ]
-    briefest_s = min(measured_s, default=_PAIRED_S)
-    is_brief = not has_pairs and 0 < briefest_s < _PAIRED_S
+    briefest_s = max(_BLOCK_S, min(measured_s, default=_PAIRED_S))
+    is_brief = not has_pairs and briefest_s < _PAIRED_S
     paired_sd = _PAIRED_LOG_SD * (math.sqrt(_PAIRED_S / briefest_s) if is_brief else 1.0)
     return choose(rates, baseline, half_widths, spread, paired_sd=paired_sd)
 

@@ -401,14 +401,14 @@ def test_a_dataset_that_cannot_be_pickled_for_workers_is_told_with_the_remedy(sc
 def test_where_the_best_fails_in_the_confirmation_the_next_best_is_confirmed(study):
     script = {
         "before": "parent = os.getpid()",
-        "step": "assert config.batch_size < 8 or os.getpid() != parent; time.sleep(0.01)",
+        "step": "assert config.batch_size < 32 or os.getpid() != parent; time.sleep(0.01)",
     }
-    axes = {"batch_size": [4, 6, 8], "num_workers": [0]}
+    axes = {"batch_size": [4, 16, 32], "num_workers": [0]}
     done = autotune_run(*study(script=script, axes=axes, sampler="auto"))
     assert done.returncode == 0, done.stderr
     confirmed = trials().query("phase == 'confirm'")
-    assert set(confirmed.query("batch_size == 8")["state"]) == {"failed"}
-    assert read_best_config(Path("best_config.yaml")).config.batch_size == 6
+    assert set(confirmed.query("batch_size == 32")["state"]) == {"failed"}
+    assert read_best_config(Path("best_config.yaml")).config.batch_size == 16
 
 
 @pytest.mark.long
